@@ -1,0 +1,162 @@
+"""A recipe: one YAML file, one run. The sections stand in the order of the run; each default stands here and nowhere else."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mosaicbert.config.errors import ConfigError
+from mosaicbert.config.model import ModelConfig
+
+VOCABULARY_MULTIPLE = 64  # matrix products of this width fill the tensor cores' tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from and how it becomes samples."""
+
+    source: str  # "installed-documentation", a Hub dataset's name, or files: a path, a folder or a glob
+    subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
+    text_column: str = "text"
+    validation_split: str | None = None  # a split of the source; None: held_out_fraction of the texts, chosen by hash
+    held_out_fraction: float = 0.01
+    min_characters: int = 1  # shorter texts are dropped
+    deduplicate: bool = False  # drop exact repetitions; costs memory, and C4 has none
+    store: str | None = None  # folder of the token store, to share it among runs; None: inside the run's folder
+    max_seq_len: int = 128  # tokens of a sample, [CLS] and [SEP] included; the rest of a text is cut off
+    mask_rate: float = 0.30
+    num_workers: int = 2  # loader processes per rank; 0 loads in the training process
+
+    def __post_init__(self) -> None:
+        if self.max_seq_len < 3:
+            raise ConfigError(
+                f"data.max_seq_len={self.max_seq_len} leaves no room for text between [CLS] and [SEP]; give 3 or more."
+            )
+        _require_fraction("data.mask_rate", self.mask_rate)
+        _require_fraction("data.held_out_fraction", self.held_out_fraction)
+        _require_at_least("data.num_workers", self.num_workers, 0)
+        _require_at_least("data.min_characters", self.min_characters, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The WordPiece tokenizer: trained on the corpus, or loaded."""
+
+    source: str  # "train", a Hub name, or a path: vocab.txt, tokenizer.json, or a folder that holds one
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Composer's DecoupledAdamW under a linear warm-up and a linear decay. The defaults are the paper's."""
+
+    peak_lr: float = 5.0e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1.0e-6
+    weight_decay: float = 1.0e-5  # decoupled: p *= 1 - weight_decay * lr / peak_lr
+    warmup_fraction: float = 0.06  # of the run's steps
+    final_lr_fraction: float = 0.02  # of peak_lr
+
+    def __post_init__(self) -> None:
+        if self.peak_lr <= 0:
+            raise ConfigError(f"optimizer.peak_lr={self.peak_lr} trains nothing; give a number above zero.")
+        for name in ("warmup_fraction", "final_lr_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)} is no fraction; give a number in [0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, in which portions, and on what the run trains."""
+
+    total_samples: int
+    global_batch_samples: int = 4096  # sequences per optimizer step, over all devices
+    micro_batch_tokens: int = 16384  # real tokens per device and forward pass, at most
+    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the processor multiplies it faster
+    checkpoint_interval_steps: int = 3500
+    num_processes: int | None = None  # None: one per GPU, or one on a machine without
+
+    def __post_init__(self) -> None:
+        for name in ("total_samples", "global_batch_samples", "micro_batch_tokens", "checkpoint_interval_steps"):
+            _require_at_least(f"train.{name}", getattr(self, name), 1)
+        if self.num_processes is not None:
+            _require_at_least("train.num_processes", self.num_processes, 1)
+            if self.num_processes > self.global_batch_samples:
+                raise ConfigError(
+                    f"train.num_processes={self.num_processes} is more than "
+                    f"train.global_batch_samples={self.global_batch_samples}; every process needs a sample per step."
+                )
+        if self.total_samples < self.global_batch_samples:
+            raise ConfigError(
+                f"train.total_samples={self.total_samples} is less than one step of "
+                f"train.global_batch_samples={self.global_batch_samples}; train longer or in smaller batches."
+            )
+
+    @property
+    def total_steps(self) -> int:
+        return self.total_samples // self.global_batch_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured on held-out text."""
+
+    interval_steps: int = 2000
+    mask_rate: float = 0.15
+    max_samples: int = 20_000
+    fill_mask: list[str] = field(default_factory=list)  # sentences with one [MASK]; filled when the run ends
+
+    def __post_init__(self) -> None:
+        _require_at_least("eval.interval_steps", self.interval_steps, 1)
+        _require_at_least("eval.max_samples", self.max_samples, 1)
+        _require_fraction("eval.mask_rate", self.mask_rate)
+        for sentence in self.fill_mask:
+            if sentence.count("[MASK]") != 1:
+                raise ConfigError(f"eval.fill_mask holds {sentence!r}; every sentence needs exactly one [MASK].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run, complete."""
+
+    run_name: str
+    seed: int = 17
+    runs_folder: str = "runs"
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if not self.run_name or Path(self.run_name).name != self.run_name:
+            raise ConfigError(f"run_name={self.run_name!r} is no folder name; leave out slashes.")
+        if self.train.micro_batch_tokens < self.data.max_seq_len:
+            raise ConfigError(
+                f"train.micro_batch_tokens={self.train.micro_batch_tokens} is smaller than one sequence of "
+                f"data.max_seq_len={self.data.max_seq_len}; give at least that many."
+            )
+        if self.model.vocab_size % VOCABULARY_MULTIPLE:
+            padded = math.ceil(self.model.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+            raise ConfigError(
+                f"model.vocab_size={self.model.vocab_size} is not a multiple of {VOCABULARY_MULTIPLE}; "
+                f"pad it to model.vocab_size={padded}, ids past the tokenizer's are never used."
+            )
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs_folder) / self.run_name
+
+    @property
+    def store_folder(self) -> Path:
+        return self.run_folder / "store" if self.data.store is None else Path(self.data.store)
+
+
+def _require_fraction(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"{name}={value} is no share; give a number between 0 and 1.")
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}={value} is too small; give {least} or more.")

@@ -1,0 +1,104 @@
+"""The parts of the encoder, in the order a token meets them. All of them take unpadded tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from mosaicbert.model.configuration import MosaicBertConfig
+from mosaicbert.ops.attention import alibi_slopes, attention
+from mosaicbert.ops.geglu import geglu
+from mosaicbert.ops.layer_norm import layer_norm
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that stays in the autocast's dtype, see `ops.layer_norm`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(input, self.weight, self.bias, self.eps)
+
+
+class Embeddings(nn.Module):
+    """LayerNorm(word + token type), then dropout. No positions: ALiBi has them."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:  # (T,) -> (T, C)
+        types = self.token_type_embeddings
+        token_types = types.weight[0] if token_type_ids is None else types(token_type_ids)
+        return self.dropout(self.norm(self.word_embeddings(input_ids) + token_types))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with symmetric ALiBi: out(attend(qkv(x))). No residual, no norm: the layer owns both."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.config = config  # its _attn_implementation may change after construction
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.slopes = alibi_slopes(config.num_attention_heads)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None) -> Tensor:
+        qkv = self.qkv(hidden).unflatten(-1, (3, len(self.slopes), -1))  # (T, 3, H, D)
+        context = attention(qkv, cu_seqlens, max_seqlen, self.slopes, self.config._attn_implementation)
+        context = context.flatten(1)  # (T, C)
+        return self.out(context if keep is None else context[keep])
+
+
+class GatedMlp(nn.Module):
+    """GEGLU feed-forward: down(gelu(gate(x)) * up(x)). No residual, no norm: the layer owns both."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor) -> Tensor:  # (T, C) -> (T, C)
+        activated = geglu(self.gate_up(hidden))  # (T, F)
+        return self.down(self.dropout(activated))
+
+
+class Layer(nn.Module):
+    """A post-norm block: x = norm(x + dropout(attention(x))); x = norm(x + mlp(x))."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = GatedMlp(config)
+        self.mlp_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None) -> Tensor:
+        attended = self.attention(hidden, cu_seqlens, max_seqlen, keep)
+        residual = hidden if keep is None else hidden[keep]
+        hidden = self.attention_norm(self.dropout(attended) + residual)
+        return self.mlp_norm(self.mlp(hidden) + hidden)
+
+
+class MlmHead(nn.Module):
+    """What stands between the encoder and the decoder: norm(gelu(dense(x)))."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden: Tensor) -> Tensor:  # (M, C) -> (M, C)
+        return self.norm(nn.functional.gelu(self.dense(hidden)))
+
+
+class Pooler(nn.Module):
+    """tanh(dense(x)) of each document's first token, [CLS]."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, first_tokens: Tensor) -> Tensor:  # (B, C) -> (B, C)
+        return torch.tanh(self.dense(first_tokens))

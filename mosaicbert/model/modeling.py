@@ -1,0 +1,344 @@
+"""The Hugging Face classes: one set for training and for use. Unpadded from the embeddings to the loss."""
+
+import re
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from mosaicbert.batch import Batch
+from mosaicbert.model.configuration import MosaicBertConfig
+from mosaicbert.model.init import init_module
+from mosaicbert.model.layers import Embeddings, Layer, MlmHead, Pooler
+from mosaicbert.model.padding import Unpadding, find_tokens, pad, unpad
+from mosaicbert.model.published import published_key_mapping
+from mosaicbert.ops.attention import ATTENTION_IMPLEMENTATIONS
+
+
+class MosaicBertPreTrainedModel(PreTrainedModel):
+    """What the classes below share: loading, initialisation, and the choice of attention."""
+
+    config_class = MosaicBertConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules: ClassVar[list[str]] = ["Layer"]
+
+    # A fine-tuning class begins with a new head, and leaves the head of pretraining behind: regular expressions.
+    _new_weights: ClassVar[str] = r"(?!)"
+    _unused_weights: ClassVar[str] = r"^(head|decoder|pooler|classifier)\."
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads one of our folders, or a published MosaicBERT's: a path or a Hub name, as in Hugging Face's classes.
+
+        Raises:
+            ValueError: a weight of the encoder is missing from the checkpoint, or the checkpoint holds one that is unknown.
+        """
+        wants_report = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("key_mapping", published_key_mapping())
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model._weight_conversions = None  # save_pretrained would undo the renaming
+        missing = sorted(key for key in report["missing_keys"] if not re.search(cls._new_weights, key))
+        unexpected = sorted(key for key in report["unexpected_keys"] if not re.search(cls._unused_weights, key))
+        if missing or unexpected:
+            raise ValueError(
+                f"{args[0] if args else kwargs}: not a checkpoint of {cls.__name__}: "
+                f"{_list_names('missing', missing)}{_list_names('unexpected', unexpected)}"
+                "load it with the class it was saved from."
+            )
+        return (model, report) if wants_report else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        init_module(module, std=self.config.initializer_range)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *_: Any, **__: Any) -> str:
+        # Ours is another ladder than Hugging Face's. Which rung works is known when the first batch shows its device.
+        if attn_implementation is None:
+            return "auto"
+        if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r} is unknown; "
+                f"choose one of {', '.join(ATTENTION_IMPLEMENTATIONS)}."
+            )
+        return attn_implementation
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+
+class MosaicBertModel(MosaicBertPreTrainedModel):
+    """The encoder without a head."""
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings.word_embeddings = value
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        token_type_ids: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Runs the encoder on unpadded tokens.
+
+        Args:
+            input_ids: (T,) int64.
+            cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T.
+            max_seqlen: tokens of the longest document.
+            token_type_ids: (T,) int64; None is all zeros.
+            keep: (K,) int64, the only tokens whose last hidden state is wanted; None is all of them. The last layer's
+                projection and feed-forward then run on these alone.
+
+        Returns:
+            The embeddings and the output of each layer, (T, C) each; the last is (K, C) if `keep` is given.
+        """
+        states = [self.embeddings(input_ids, token_type_ids)]
+        for number, layer in enumerate(self.layers, start=1):
+            kept = keep if number == len(self.layers) else None
+            states.append(layer(states[-1], cu_seqlens, max_seqlen, kept))
+        return states
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encodes padded or unpadded sequences.
+
+        Args:
+            input_ids: (B, S) int64; or (T,), unpadded, together with cu_seqlens.
+            attention_mask: (B, S), non-zero for real tokens; None means that all are.
+            token_type_ids: like input_ids; None is all zeros.
+            cu_seqlens: (B + 1,) int32, for unpadded input: where each document begins, and T at the end.
+            max_seqlen: tokens of the longest document; None takes it from cu_seqlens, which waits for the device.
+            output_hidden_states: also return the embeddings and the output of each layer.
+            return_dict: False returns a tuple.
+
+        Returns:
+            last_hidden_state (B, S, C) with zeros at padding; or (T, C) for unpadded input.
+
+        Raises:
+            ValueError: shapes do not fit together, or a row of attention_mask holds no token.
+        """
+        door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
+        states = self.encode(door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids))
+        output = BaseModelOutput(
+            last_hidden_state=door.dress(states[-1]),
+            hidden_states=door.dress_states(self.config, states, output_hidden_states),
+        )
+        return _return(self.config, output, return_dict)
+
+
+class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
+    """The encoder with the head that predicts masked tokens; the decoder's weight is the word embeddings'."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"decoder.weight": "model.embeddings.word_embeddings.weight"}
+    _unused_weights = r"^(pooler|classifier)\."
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.model = MosaicBertModel(config)
+        self.head = MlmHead(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.decoder = new_embeddings
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Logits (M, V) at the masked tokens of `batch`, and only there: the step of pretraining."""
+        states = self.model.encode(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, keep=batch.masked_indices)
+        return self.decoder(self.head(states[-1]))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> MaskedLMOutput | tuple[Any, ...]:
+        """Predicts tokens; the arguments are those of `MosaicBertModel.forward`, and labels.
+
+        Args:
+            labels: like input_ids, -100 where nothing is to be predicted.
+
+        Returns:
+            logits (B, S, V) with zeros at padding, or (T, V) for unpadded input; in training mode, where labels are
+            given, (M, V) at the labelled tokens only. loss, if labels are given: cross-entropy, mean over them.
+
+        Raises:
+            ValueError: as in `MosaicBertModel.forward`.
+        """
+        door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
+        targets = door.strip(labels)
+        keep = None
+        if targets is not None and self.training:
+            keep = (targets != -100).nonzero(as_tuple=True)[0]
+            targets = targets[keep]
+        states = self.model.encode(
+            door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids), keep
+        )
+        logits = self.decoder(self.head(states[-1]))
+        if keep is not None and output_hidden_states:
+            raise ValueError("output_hidden_states needs model.eval(): in training the last layer keeps labelled tokens.")
+        output = MaskedLMOutput(
+            loss=None if targets is None else F.cross_entropy(logits.float(), targets),
+            logits=logits if keep is not None else door.dress(logits),
+            hidden_states=door.dress_states(self.config, states, output_hidden_states),
+        )
+        return _return(self.config, output, return_dict)
+
+
+class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
+    """The encoder with a tanh pooler on [CLS] and a linear classifier."""
+
+    _new_weights = r"^(pooler|classifier)\."
+    _unused_weights = r"^(head|decoder)\."
+
+    def __init__(self, config: MosaicBertConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = MosaicBertModel(config)
+        self.pooler = Pooler(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Classifies sequences; the arguments are those of `MosaicBertModel.forward`, and labels.
+
+        Args:
+            labels: (B,) int64 classes; (B,) or (B, num_labels) numbers for regression; (B, num_labels) for
+                multi-label. config.problem_type says which; None is guessed as Hugging Face guesses it.
+
+        Returns:
+            logits (B, num_labels), and loss if labels are given.
+
+        Raises:
+            ValueError: as in `MosaicBertModel.forward`.
+        """
+        door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
+        first = door.cu_seqlens[:-1].long()
+        # Only [CLS] is read, unless the caller wants to see every token.
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = self.model.encode(
+            door.strip(input_ids),
+            door.cu_seqlens,
+            door.max_seqlen,
+            door.strip(token_type_ids),
+            keep=None if wants_states else first,
+        )
+        first_tokens = states[-1][first] if wants_states else states[-1]
+        logits = self.classifier(self.dropout(self.pooler(first_tokens)))
+        output = SequenceClassifierOutput(
+            loss=None if labels is None else _classification_loss(self.config, logits, labels),
+            logits=logits,
+            hidden_states=door.dress_states(self.config, states, output_hidden_states),
+        )
+        return _return(self.config, output, return_dict)
+
+
+class _Door:
+    """Lets padded and unpadded callers in: strips padding on the way in, puts it back on the way out."""
+
+    def __init__(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None
+    ) -> None:
+        self.unpadding: Unpadding | None = None
+        if cu_seqlens is not None:
+            if input_ids.ndim != 1 or attention_mask is not None:
+                raise ValueError(
+                    f"input_ids has shape {tuple(input_ids.shape)}; with cu_seqlens it must be (T,), without attention_mask."
+                )
+            self.cu_seqlens = cu_seqlens
+            self.max_seqlen = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+            return
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give (B, S), or (T,) and cu_seqlens.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
+                "the two must be equal."
+            )
+        self.unpadding = find_tokens(attention_mask)
+        self.cu_seqlens, self.max_seqlen = self.unpadding.cu_seqlens, self.unpadding.max_seqlen
+
+    def strip(self, padded: Any) -> Any:
+        return padded if padded is None or self.unpadding is None else unpad(padded, self.unpadding)
+
+    def dress(self, tokens: Tensor) -> Tensor:
+        return tokens if self.unpadding is None else pad(tokens, self.unpadding)
+
+    def dress_states(
+        self, config: MosaicBertConfig, states: list[Tensor], wanted: bool | None
+    ) -> tuple[Tensor, ...] | None:
+        wanted = config.output_hidden_states if wanted is None else wanted
+        return tuple(self.dress(state) for state in states) if wanted else None
+
+
+def _classification_loss(config: MosaicBertConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    problem = config.problem_type
+    if problem is None:
+        is_class = labels.dtype in (torch.int64, torch.int32)
+        problem = "single_label_classification" if is_class else "multi_label_classification"
+        problem = "regression" if config.num_labels == 1 else problem
+    if problem == "regression":
+        return F.mse_loss(logits.float().view(-1), labels.float().view(-1))
+    if problem == "single_label_classification":
+        return F.cross_entropy(logits.float(), labels.view(-1))
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+
+
+def _return(config: MosaicBertConfig, output: Any, return_dict: bool | None) -> Any:
+    return_dict = config.return_dict if return_dict is None else return_dict
+    return output if return_dict else output.to_tuple()
+
+
+def _list_names(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} weights {what} ({', '.join(names[:3])}{more}); "

@@ -1,0 +1,1 @@
+"""One file per operation: its definition, its fast versions, and the public function that chooses by device."""

@@ -1,0 +1,199 @@
+"""Bidirectional self-attention over packed documents, with ALiBi: out = softmax(q k^T / sqrt(D) - slope * |i - j|) v.
+
+ALiBi: Press et al. 2022 (arXiv:2108.12409), here symmetric as in MosaicBERT (arXiv:2312.17482). No token sees another
+document. Three rungs compute it: flash-attn on GPUs that have it, PyTorch's SDPA everywhere, and the definition.
+"""
+
+import functools
+import importlib
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# PyTorch's CPU flash kernel converts every bf16 block it multiplies; up to this length its batched products are faster.
+_SHORT_BF16_DOCUMENT = 192  # tokens; measured by scripts/bench/attention.py
+
+
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """The slope of each head: 2^(-8 h / n) for n heads if n is a power of two.
+
+    Otherwise the slopes of the next lower power of two, then every other slope of the next higher one
+    (the ALiBi authors' rule, ofirpress/attention_with_linear_biases).
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
+    between = [2.0 ** (-8.0 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)]
+    return tuple(slopes + between[: num_heads - power])
+
+
+def attention_reference(qkv: Tensor, cu_seqlens: Tensor, slopes: tuple[float, ...]) -> Tensor:
+    """The definition, in plain PyTorch, one document after the other. Shapes as in `attention`."""
+    documents = qkv.split(cu_seqlens.diff().tolist())
+    contexts: list[Tensor] = []
+    for document in documents:
+        query, key, value = document.permute(1, 2, 0, 3)  # each (H, L, D)
+        scores = query @ key.transpose(1, 2) / math.sqrt(qkv.shape[-1])
+        scores = scores + _alibi_bias(slopes, document.shape[0], qkv.dtype, qkv.device)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(qkv.dtype, torch.float32))
+        contexts.append((weights.to(qkv.dtype) @ value).transpose(0, 1))
+    return torch.cat(contexts)
+
+
+def _eager(qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
+    return attention_reference(qkv, cu_seqlens, slopes)
+
+
+def _sdpa(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
+    # Neighbours of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its
+    # real tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
+    seqlens: list[int] = cu_seqlens.diff().tolist()
+    runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
+    chunks = qkv.split([length * count for length, count in runs])
+    bias = _alibi_bias(slopes, 1 << (max_seqlen - 1).bit_length(), qkv.dtype, qkv.device)
+    contexts = [
+        _sdpa_equal_lengths(chunk.unflatten(0, (count, length)), bias[:, :length, :length])
+        for chunk, (length, count) in zip(chunks, runs, strict=True)
+    ]
+    return torch.cat(contexts)
+
+
+def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:
+    count, length, _, num_heads, head_dim = qkv.shape
+    if qkv.device.type == "cpu" and qkv.dtype != torch.float32 and length <= _SHORT_BF16_DOCUMENT:
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()  # each (B, H, L, D)
+        mask = bias  # three dimensions: PyTorch takes the batched products
+    else:
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mask = bias.expand(count, num_heads, length, length)  # four dimensions: PyTorch takes the flash kernel
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return context.transpose(1, 2).reshape(count * length, num_heads, head_dim)
+
+
+def _flash_attention_2(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
+    # By name, because exported folders carry this file and transformers demands every import that it sees in one.
+    flash_attn: Any = importlib.import_module("flash_attn")
+    return flash_attn.flash_attn_varlen_qkvpacked_func(
+        qkv, cu_seqlens, max_seqlen, alibi_slopes=_slopes_tensor(slopes, qkv.device), deterministic=True
+    )
+
+
+# The ladder, fastest rung first; `auto` takes the first that works.
+_RUNGS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...]], Tensor]] = {
+    "flash_attention_2": _flash_attention_2,
+    "sdpa": _sdpa,
+    "eager": _eager,
+}
+ATTENTION_IMPLEMENTATIONS = ("auto", *_RUNGS)
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """The rung that attention takes on a device, and why none above it."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"attention: {self.name} ({self.reason})"
+
+
+@functools.cache
+def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionChoice:
+    """Tries rungs by a forward and a backward pass on two toy documents, against the definition.
+
+    Args:
+        implementation: "auto", or the rung to take.
+        device_type: as in torch.device.
+        dtype: of queries, keys and values.
+        head_dim: D.
+
+    Raises:
+        ValueError: the implementation is unknown.
+        RuntimeError: the rung asked for does not work here.
+    """
+    if implementation not in ATTENTION_IMPLEMENTATIONS:
+        raise ValueError(
+            f"attn_implementation={implementation!r} is unknown; choose one of {', '.join(ATTENTION_IMPLEMENTATIONS)}."
+        )
+    if implementation != "auto":
+        if failure := _probe(implementation, device_type, dtype, head_dim):
+            raise RuntimeError(
+                f"attn_implementation={implementation!r} does not work here: {failure}; 'auto' takes one that does."
+            )
+        return AttentionChoice(implementation, "as asked")
+    failures: list[str] = []
+    for name in _RUNGS:
+        failure = _probe(name, device_type, dtype, head_dim)
+        if failure is None:
+            return AttentionChoice(name, "; ".join(failures) or "the fastest")
+        failures.append(f"no {name}: {failure}")
+    raise RuntimeError(f"no attention works on {device_type} in {dtype}: {'; '.join(failures)}.")
+
+
+def attention(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...], implementation: str = "auto"
+) -> Tensor:
+    """Self-attention within each document.
+
+    Args:
+        qkv: (T, 3, H, D), queries, keys and values of the documents one behind the other.
+        cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T. No document is empty.
+        max_seqlen: tokens of the longest document.
+        slopes: H positive numbers, see `alibi_slopes`.
+        implementation: "auto", or a rung by name.
+
+    Returns:
+        (T, H, D), same dtype.
+
+    Raises:
+        ValueError: the implementation is unknown.
+        RuntimeError: the rung asked for does not work here.
+    """
+    choice = choose_attention(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
+    return _RUNGS[choice.name](qkv, cu_seqlens, max_seqlen, slopes)
+
+
+def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Says what is wrong with a rung, or None."""
+    slopes = alibi_slopes(2)
+    cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32, device=device_type)
+    generator = torch.Generator().manual_seed(0)
+    toy = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
+    with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
+        results: list[tuple[Tensor, Tensor]] = []
+        try:
+            for rung, numbers in ((_RUNGS[name], dtype), (_eager, torch.float64)):
+                qkv = toy.to(device=device_type if rung is not _eager else "cpu", dtype=numbers).requires_grad_()
+                context = rung(qkv, cu_seqlens.to(qkv.device), 7, slopes)
+                (gradient,) = torch.autograd.grad(context.double().square().sum(), qkv)
+                results.append((context.detach().double().cpu(), gradient.double().cpu()))
+        except ModuleNotFoundError as error:
+            return f"{error.name} is not installed"
+        except (ImportError, RuntimeError, AssertionError, TypeError, ValueError) as error:
+            return str(error).strip().split("\n")[0]
+    tolerance = 64 * torch.finfo(dtype).eps  # a rung may round; it may not compute something else
+    for ours, truth in zip(*results, strict=True):
+        if not torch.allclose(ours, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max())):
+            return "its result differs from the definition's"
+    return None
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a cached tensor may serve inference first and training later
+def _alibi_bias(slopes: tuple[float, ...], length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    position = torch.arange(length, device=device)
+    distance = (position[:, None] - position[None, :]).abs()
+    exact = torch.tensor(slopes, dtype=torch.float64, device=device)[:, None, None] * distance
+    return -exact.to(dtype)  # (H, L, L)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _slopes_tensor(slopes: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(slopes, dtype=torch.float32, device=device)
