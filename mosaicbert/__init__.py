@@ -1,1 +1,33 @@
-"""x"""
+"""Pretrain a BERT fast: from a YAML recipe to a Hugging Face folder.
+
+Importing this package registers its classes with Hugging Face's Auto classes; they themselves are imported on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mosaicbert.registration import register_auto_classes
+
+if TYPE_CHECKING:
+    from mosaicbert.model.configuration import MosaicBertConfig
+    from mosaicbert.model.modeling import (
+        MosaicBertForMaskedLM,
+        MosaicBertForSequenceClassification,
+        MosaicBertModel,
+    )
+
+__version__ = "0.1.0"
+__all__ = [
+    "MosaicBertConfig",
+    "MosaicBertForMaskedLM",
+    "MosaicBertForSequenceClassification",
+    "MosaicBertModel",
+]
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'mosaicbert' has no attribute {name!r}")
+    return getattr(importlib.import_module("mosaicbert.model.modeling"), name)

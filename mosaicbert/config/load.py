@@ -26,7 +26,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path}: no such recipe; give the path of a YAML file, e.g. recipes/quickstart.yaml.")
     try:
         written = OmegaConf.load(path)
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not YAML: {_one_line(error)}") from error
     if not isinstance(written, DictConfig):
         raise ConfigError(f"{path}: holds {type(written).__name__}; a recipe is a mapping of sections.")
@@ -37,11 +37,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         asked = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"overrides {list(overrides)}: {_one_line(error)}") from error
+    recipe = OmegaConf.structured(Recipe)
     for origin, layer in ((str(path), written), ("override", asked)):
-        _refuse_unknown_keys(origin, _plain(layer))
+        for key, value in _known_entries(origin, _plain(layer)):
+            section, _, name = key.rpartition(".")
+            try:
+                recipe = OmegaConf.merge(recipe, {section: {name: value}} if section else {name: value})
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{origin}: {key}={value!r}: {_one_line(error)}") from error
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Recipe), written, asked)
-        return cast(Recipe, OmegaConf.to_object(merged))
+        return cast(Recipe, OmegaConf.to_object(recipe))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
 
@@ -71,15 +76,22 @@ def _plain(layer: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False))
 
 
-def _refuse_unknown_keys(origin: str, tree: Mapping[str, Any]) -> None:
+def _known_entries(origin: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
     known = list(_known_keys(Recipe))
-    for key, value in tree.items():
-        names = _flatten({key: value}) if isinstance(value, dict) else {key: value}
-        for name in names:
-            if name in known or any(key.startswith(f"{name}.") for key in known):
-                continue
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{origin}: unknown key {name!r}; did you mean {nearest!r}?")
+    sections = {key.split(".")[0] for key in known if "." in key}
+    for top, value in tree.items():
+        if top not in sections:
+            entries: dict[str, Any] = {str(top): value}
+        elif isinstance(value, dict):
+            entries = {f"{top}.{name}": entry for name, entry in cast(dict[str, Any], value).items()}
+        else:
+            first = next(key for key in known if key.startswith(f"{top}."))
+            raise ConfigError(f"{origin}: {top}={value!r} is no section; give its keys, e.g. {first}, or leave it out.")
+        for key, entry in entries.items():
+            if key not in known:
+                nearest = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.0)[0]
+                raise ConfigError(f"{origin}: unknown key {key!r}; did you mean {nearest!r}?")
+            yield key, entry
 
 
 def _known_keys(schema: Any, prefix: str = "") -> Iterator[str]:

@@ -11,7 +11,8 @@ class ModelConfig:
     """Shape of the encoder, in Hugging Face's words. The defaults are MosaicBERT-Base (arXiv:2312.17482).
 
     Raises:
-        ConfigError: a size is not positive, heads do not divide the width, or a dropout is no probability.
+        ConfigError: a size is not positive, heads do not divide the width, a dropout is no probability, or the padding
+            token is none of the vocabulary.
     """
 
     architecture: Literal["mosaicbert", "bert"] = "mosaicbert"  # bert: Hugging Face's own, the baseline of the paper
@@ -46,6 +47,14 @@ class ModelConfig:
                 f"model.hidden_size={self.hidden_size} is not a multiple of "
                 f"model.num_attention_heads={self.num_attention_heads}; heads share the width equally, "
                 f"e.g. model.num_attention_heads={nearest}."
+            )
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"model.{name}={getattr(self, name)} is too small; give a number above zero.")
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ConfigError(
+                f"model.pad_token_id={self.pad_token_id} is no token of model.vocab_size={self.vocab_size}; "
+                "give an id below that size."
             )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:

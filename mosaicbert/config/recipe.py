@@ -1,4 +1,4 @@
-"""A recipe: one YAML file, one run. The sections stand in the order of the run; each default stands here and nowhere else."""
+"""A recipe: one YAML file, one run. The sections stand in the order of the run; each default stands here alone."""
 
 import math
 from dataclasses import dataclass, field
@@ -57,8 +57,13 @@ class OptimizerConfig:
     final_lr_fraction: float = 0.02  # of peak_lr
 
     def __post_init__(self) -> None:
-        if self.peak_lr <= 0:
-            raise ConfigError(f"optimizer.peak_lr={self.peak_lr} trains nothing; give a number above zero.")
+        for name in ("peak_lr", "eps"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)} trains nothing; give a number above zero.")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas={self.betas} are no decay rates; give two numbers in [0, 1).")
+        if not 0.0 <= self.weight_decay < 1.0:
+            raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is no decay; give a number in [0, 1).")
         for name in ("warmup_fraction", "final_lr_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is no fraction; give a number in [0, 1].")
@@ -129,8 +134,8 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        if not self.run_name or Path(self.run_name).name != self.run_name:
-            raise ConfigError(f"run_name={self.run_name!r} is no folder name; leave out slashes.")
+        if self.run_name in ("", "..") or Path(self.run_name).name != self.run_name:
+            raise ConfigError(f"run_name={self.run_name!r} is no folder name; give one without slashes.")
         if self.train.micro_batch_tokens < self.data.max_seq_len:
             raise ConfigError(
                 f"train.micro_batch_tokens={self.train.micro_batch_tokens} is smaller than one sequence of "

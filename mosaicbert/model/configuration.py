@@ -12,8 +12,8 @@ class MosaicBertConfig(PreTrainedConfig):
     """Shape of a MosaicBERT. Its fields and their defaults are those of `mosaicbert.config.ModelConfig`.
 
     Args:
-        **kwargs: fields of ModelConfig (all but `architecture` and `attention_probs_dropout_prob`), `classifier_dropout`
-            (None: hidden_dropout_prob), and what every Hugging Face configuration takes.
+        **kwargs: fields of ModelConfig (all but `architecture` and `attention_probs_dropout_prob`),
+            `classifier_dropout` (None: hidden_dropout_prob), and what every Hugging Face configuration takes.
 
     Raises:
         ConfigError: a field's value is impossible.

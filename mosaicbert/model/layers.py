@@ -33,7 +33,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with symmetric ALiBi: out(attend(qkv(x))). No residual, no norm: the layer owns both."""
+    """Multi-head self-attention with ALiBi: out(attend(qkv(x))). No residual, no norm: the layer owns both."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()

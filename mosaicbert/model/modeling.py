@@ -26,6 +26,7 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules: ClassVar[list[str]] = ["Layer"]
+    accepts_loss_kwargs = False  # the loss is a mean over its batch; Hugging Face's Trainer then averages over batches
 
     # A fine-tuning class begins with a new head, and leaves the head of pretraining behind: regular expressions.
     _new_weights: ClassVar[str] = r"(?!)"
@@ -36,7 +37,7 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         """Loads one of our folders, or a published MosaicBERT's: a path or a Hub name, as in Hugging Face's classes.
 
         Raises:
-            ValueError: a weight of the encoder is missing from the checkpoint, or the checkpoint holds one that is unknown.
+            ValueError: the checkpoint lacks a weight of the encoder, or holds one that is unknown.
         """
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("key_mapping", published_key_mapping())
@@ -142,7 +143,9 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             ValueError: shapes do not fit together, or a row of attention_mask holds no token.
         """
         door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
-        states = self.encode(door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids))
+        states = self.encode(
+            door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids, "token_type_ids")
+        )
         output = BaseModelOutput(
             last_hidden_state=door.dress(states[-1]),
             hidden_states=door.dress_states(self.config, states, output_hidden_states),
@@ -199,17 +202,19 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
             ValueError: as in `MosaicBertModel.forward`.
         """
         door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
-        targets = door.strip(labels)
+        targets = door.strip(labels, "labels")
         keep = None
         if targets is not None and self.training:
+            if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+                raise ValueError(
+                    "output_hidden_states needs model.eval(): in training the last layer keeps labelled tokens."
+                )
             keep = (targets != -100).nonzero(as_tuple=True)[0]
             targets = targets[keep]
         states = self.model.encode(
-            door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids), keep
+            door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids, "token_type_ids"), keep
         )
         logits = self.decoder(self.head(states[-1]))
-        if keep is not None and output_hidden_states:
-            raise ValueError("output_hidden_states needs model.eval(): in training the last layer keeps labelled tokens.")
         output = MaskedLMOutput(
             loss=None if targets is None else F.cross_entropy(logits.float(), targets),
             logits=logits if keep is not None else door.dress(logits),
@@ -266,7 +271,7 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
             door.strip(input_ids),
             door.cu_seqlens,
             door.max_seqlen,
-            door.strip(token_type_ids),
+            door.strip(token_type_ids, "token_type_ids"),
             keep=None if wants_states else first,
         )
         first_tokens = states[-1][first] if wants_states else states[-1]
@@ -286,10 +291,11 @@ class _Door:
         self, input_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None
     ) -> None:
         self.unpadding: Unpadding | None = None
+        self.shape = input_ids.shape
         if cu_seqlens is not None:
             if input_ids.ndim != 1 or attention_mask is not None:
                 raise ValueError(
-                    f"input_ids has shape {tuple(input_ids.shape)}; with cu_seqlens it must be (T,), without attention_mask."
+                    f"input_ids has shape {tuple(input_ids.shape)}; with cu_seqlens give (T,) and no attention_mask."
                 )
             self.cu_seqlens = cu_seqlens
             self.max_seqlen = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
@@ -306,7 +312,11 @@ class _Door:
         self.unpadding = find_tokens(attention_mask)
         self.cu_seqlens, self.max_seqlen = self.unpadding.cu_seqlens, self.unpadding.max_seqlen
 
-    def strip(self, padded: Any) -> Any:
+    def strip(self, padded: Any, name: str = "input_ids") -> Any:
+        if padded is not None and padded.shape != self.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(padded.shape)}, input_ids {tuple(self.shape)}; the two must be equal."
+            )
         return padded if padded is None or self.unpadding is None else unpad(padded, self.unpadding)
 
     def dress(self, tokens: Tensor) -> Tensor:
@@ -328,7 +338,7 @@ def _classification_loss(config: MosaicBertConfig, logits: Tensor, labels: Tenso
     if problem == "regression":
         return F.mse_loss(logits.float().view(-1), labels.float().view(-1))
     if problem == "single_label_classification":
-        return F.cross_entropy(logits.float(), labels.view(-1))
+        return F.cross_entropy(logits.float(), labels.view(-1).long())
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 

@@ -162,10 +162,10 @@ def attention(
 def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Says what is wrong with a rung, or None."""
     slopes = alibi_slopes(2)
-    cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32, device=device_type)
-    generator = torch.Generator().manual_seed(0)
-    toy = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
     with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
+        cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32, device=device_type)
+        generator = torch.Generator().manual_seed(0)
+        toy = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
         results: list[tuple[Tensor, Tensor]] = []
         try:
             for rung, numbers in ((_RUNGS[name], dtype), (_eager, torch.float64)):

@@ -1,0 +1,1 @@
+"""Text to batches: source -> tokenizer -> token store -> sample order -> masks -> Batch."""

@@ -1,0 +1,70 @@
+"""Text that every Python environment holds: the documentation of its standard library and installed packages.
+
+The quickstart trains on it, so it needs no network: some forty thousand docstrings, package descriptions and
+documentation files, mostly plain English.
+"""
+
+import ast
+import email.parser
+import inspect
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+_SUFFIXES = frozenset({".py", ".md", ".rst", ".txt"})
+_LEFT_OUT = frozenset({"site-packages", "test", "tests", "__pycache__"})
+_LEAST_LETTERS = 0.6  # of a text's characters: below it stand tables of numbers
+_FILES_PER_TASK = 200
+
+
+def read_installed_documentation() -> Iterator[str]:
+    """Yields every docstring, package description and documentation file of this Python environment.
+
+    The order is that of the sorted paths, so one environment always yields the same texts in the same order.
+    """
+    files = sorted(_list_files())
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for texts in pool.map(_read_file, files, chunksize=_FILES_PER_TASK):
+            yield from texts
+
+
+def _list_files() -> set[Path]:
+    installed = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    found: set[Path] = set()
+    for root in (Path(sysconfig.get_path("stdlib")), *installed):
+        for folder, subfolders, names in os.walk(root):
+            # Below the standard library lie the packages of the base interpreter, which are not this environment's.
+            subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
+            found.update(Path(folder, name) for name in names if name == "METADATA" or Path(name).suffix in _SUFFIXES)
+    return found
+
+
+def _read_file(path: Path) -> list[str]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError):
+        return []  # not text of ours to judge: packages ship test files in broken encodings on purpose
+    if path.suffix == ".py":
+        texts = _docstrings(content)
+    elif path.name == "METADATA":
+        texts = [str(email.parser.Parser().parsestr(content).get_payload())]
+    else:
+        texts = [content]
+    return [text for text in texts if sum(map(str.isalpha, text)) >= _LEAST_LETTERS * len(text)]
+
+
+def _docstrings(source: str) -> list[str]:
+    if '"""' not in source and "'''" not in source:
+        return []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the parsed files' own invalid escapes
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return []  # templates and Python 2 files that packages carry along
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = (ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented))
+    return [inspect.cleandoc(text) for text in found if text]

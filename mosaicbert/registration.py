@@ -1,0 +1,66 @@
+"""Makes Hugging Face's Auto classes know ours, as soon as both are imported and no sooner.
+
+`import mosaicbert` alone takes milliseconds, so that a command's --help does too. Whoever imports transformers' Auto
+classes, before or after, finds `mosaicbert` among the model types.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+
+def _register_configuration(module: Any) -> None:
+    from mosaicbert.model.configuration import MosaicBertConfig
+
+    module.AutoConfig.register(MosaicBertConfig.model_type, MosaicBertConfig)
+
+
+def _register_models(module: Any) -> None:
+    from mosaicbert.model import modeling
+
+    config = modeling.MosaicBertConfig
+    module.AutoModel.register(config, modeling.MosaicBertModel)
+    module.AutoModelForMaskedLM.register(config, modeling.MosaicBertForMaskedLM)
+    module.AutoModelForSequenceClassification.register(config, modeling.MosaicBertForSequenceClassification)
+
+
+_REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _register_configuration,
+    "transformers.models.auto.modeling_auto": _register_models,
+}
+
+
+class _RegisteringFinder(importlib.abc.MetaPathFinder):
+    """Runs a module's registration right after the module's own code."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        register = _REGISTRATIONS.get(fullname)
+        if register is None:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            register(module)
+
+        spec.loader.exec_module = execute_and_register  # pyright: ignore[reportAttributeAccessIssue]
+        return spec
+
+
+def register_auto_classes() -> None:
+    """Registers with those Auto modules that are imported already, and arranges it for the others."""
+    waiting = [name for name in _REGISTRATIONS if name not in sys.modules]
+    for name, register in _REGISTRATIONS.items():
+        if name not in waiting:
+            register(sys.modules[name])
+    if waiting:
+        sys.meta_path.insert(0, _RegisteringFinder())

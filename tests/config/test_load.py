@@ -1,0 +1,233 @@
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaicbert.config import (
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    TokenizerConfig,
+    TrainConfig,
+)
+from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
+
+RECIPE = """
+run_name: test
+data:
+  source: text.jsonl
+tokenizer:
+  source: train
+train:
+  total_samples: 8192
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def load_error(path, overrides=()):
+    with pytest.raises(ConfigError) as raised:
+        load_recipe(path, overrides)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_what_is_written_is_loaded_and_the_rest_is_default(recipe_file):
+    assert load_recipe(recipe_file) == Recipe(
+        run_name="test",
+        data=DataConfig(source="text.jsonl"),
+        tokenizer=TokenizerConfig(source="train"),
+        train=TrainConfig(total_samples=8192),
+    )
+
+
+def test_override_wins_over_the_file(recipe_file):
+    recipe = load_recipe(recipe_file, ["train.total_samples=4096", "optimizer.betas=[0.8,0.9]", "data.subset=en"])
+    assert (recipe.train.total_samples, recipe.optimizer.betas, recipe.data.subset) == (4096, (0.8, 0.9), "en")
+
+
+def test_a_large_number_may_be_grouped_by_underscores(recipe_file):
+    assert load_recipe(recipe_file, ["train.total_samples=286_720_000"]).train.total_samples == 286_720_000
+
+
+def test_an_optional_value_may_be_null(recipe_file):
+    assert load_recipe(recipe_file, ["train.num_processes=4", "data.store=null"]).data.store is None
+
+
+# Interpolation and ??? are OmegaConf's own words, so no recipe that was loaded holds them.
+texts = st.text(min_size=1, max_size=20).filter(lambda text: "$" not in text and text != "???")
+names = texts.filter(lambda text: Path(text).name == text and text != ".." and "\0" not in text)
+shares = st.floats(1e-9, 1.0, exclude_max=True)
+
+
+@st.composite
+def recipes(draw):
+    heads = draw(st.integers(1, 20))
+    length = draw(st.integers(3, 8192))
+    samples = draw(st.integers(1, 10**9))
+    return Recipe(
+        run_name=draw(names),
+        seed=draw(st.integers(0, 2**32)),
+        data=DataConfig(
+            source=draw(texts),
+            subset=draw(st.none() | texts),
+            store=draw(st.none() | texts),
+            deduplicate=draw(st.booleans()),
+            max_seq_len=length,
+            mask_rate=draw(shares),
+        ),
+        tokenizer=TokenizerConfig(source=draw(texts)),
+        model=ModelConfig(
+            hidden_size=heads * draw(st.integers(1, 128)),
+            num_attention_heads=heads,
+            vocab_size=64 * draw(st.integers(1, 1000)),
+            hidden_dropout_prob=draw(st.floats(0.0, 0.999)),
+        ),
+        optimizer=OptimizerConfig(
+            peak_lr=draw(st.floats(1e-12, 1.0)),
+            betas=(draw(st.floats(0.0, 0.9999)), draw(st.floats(0.0, 0.9999))),
+        ),
+        train=TrainConfig(
+            total_samples=samples,
+            global_batch_samples=draw(st.integers(1, samples)),
+            micro_batch_tokens=length + draw(st.integers(0, 10**6)),
+            precision=draw(st.sampled_from(["bf16", "fp32", "auto"])),
+        ),
+        eval=EvalConfig(fill_mask=[f"{text} [MASK]" for text in draw(st.lists(texts, max_size=3))]),
+    )
+
+
+@settings(max_examples=15)
+@given(recipe=recipes())
+def test_a_saved_recipe_is_loaded_back_equal(recipe):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        save_recipe(recipe, path)
+        assert load_recipe(path) == recipe
+
+
+@settings(max_examples=15)
+@given(recipe=recipes())
+def test_numbers_given_as_overrides_make_the_recipe_that_holds_them(recipe):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(RECIPE)
+        differences = recipe_differences(load_recipe(path), recipe)
+        numbers = {key: new for key, (_, new) in differences.items() if isinstance(new, (int, float))}
+        overridden = load_recipe(path, [f"{key}={value!r}" for key, value in numbers.items()])
+        assert numbers.keys().isdisjoint(recipe_differences(overridden, recipe))
+
+
+def test_equal_recipes_have_no_differences(recipe_file):
+    assert recipe_differences(load_recipe(recipe_file), load_recipe(recipe_file)) == {}
+
+
+def test_differences_name_each_key_with_its_old_and_new_value(recipe_file):
+    old, new = load_recipe(recipe_file), load_recipe(recipe_file, ["optimizer.peak_lr=1e-3", "run_name=other"])
+    assert recipe_differences(old, new) == {"run_name": ("test", "other"), "optimizer.peak_lr": (5e-4, 1e-3)}
+
+
+@pytest.mark.parametrize(
+    "addition, named",
+    [
+        ("model:\n  hiden_size: 768", ["unknown key 'model.hiden_size'", "did you mean 'model.hidden_size'"]),
+        ("modle:\n  hidden_size: 768", ["unknown key 'modle'", "did you mean 'model'"]),
+        ("modle: {}", ["unknown key 'modle'", "did you mean 'model'"]),
+        ("sead: 3", ["unknown key 'sead'", "did you mean 'seed'"]),
+        ("3: seed", ["unknown key '3'"]),
+        ("model:\n  hidden_size:\n    width: 768", ["model.hidden_size={'width': 768}"]),
+        ("model:\n  hidden_size: wide", ["model.hidden_size='wide'", "Integer"]),
+        ("model:\n  hidden_size: 768.5", ["model.hidden_size=768.5", "Integer"]),
+        ("model:\n  architecture: gpt", ["model.architecture='gpt'", "mosaicbert"]),
+        ("optimizer:\n  betas: [0.9]", ["optimizer.betas=[0.9]", "2"]),
+        ("eval:\n  fill_mask: '[MASK]'", ["eval.fill_mask='[MASK]'", "list"]),
+        ("model: 3", ["model=3", "give its keys", "model.architecture"]),
+        ("model:", ["model=None", "give its keys", "leave it out"]),
+        ("model: [768]", ["model=[768]", "give its keys"]),
+        ("model:\n  num_attention_heads: 7", ["model.num_attention_heads=7", "e.g. model.num_attention_heads=6"]),
+        ("model:\n  vocab_size: 30522", ["model.vocab_size=30522", "model.vocab_size=30528"]),
+        ("seed: ${sead}", ["seed", "'sead' not found"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, named):
+    recipe_file.write_text(f"{RECIPE}\n{addition}\n")
+    message = load_error(recipe_file)
+    assert all(words in message for words in named), message
+
+
+@pytest.mark.parametrize(
+    "override, named",
+    [
+        ("train.total_sample=1", ["override", "unknown key 'train.total_sample'", "'train.total_samples'"]),
+        ("train.total_samples", ["'train.total_samples'", "section.key=value"]),
+        ("=3", ["override", "unknown key ''"]),
+        ("train.precision=fp8", ["override", "train.precision='fp8'", "bf16"]),
+        ("train.total_samples=null", ["override", "train.total_samples=None"]),
+        ("train.micro_batch_tokens=100", ["train.micro_batch_tokens=100", "data.max_seq_len=128"]),
+        ("data.deduplicate=perhaps", ["override", "data.deduplicate='perhaps'", "bool"]),
+        ("seed=true", ["override", "seed=True", "Integer"]),
+        ("model=base", ["override", "model='base'", "give its keys"]),
+        ("run_name=[a", ["run_name=[a"]),
+        ("run_name=${", ["run_name=${"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused_override_names_what_is_wrong_in_one_line(recipe_file, override, named):
+    message = load_error(recipe_file, [override])
+    assert all(words in message for words in named), message
+
+
+@pytest.mark.parametrize("key", ["run_name", "data", "tokenizer", "train"])
+def test_missing_key_is_named(recipe_file, key):
+    recipe_file.write_text(re.sub(rf"^{key}:.*\n( .*\n)?", "", RECIPE, flags=re.MULTILINE))
+    assert load_error(recipe_file) == f"{recipe_file}: key {key!r} is missing; a recipe must give it."
+
+
+def test_missing_key_of_a_section_is_named(recipe_file):
+    recipe_file.write_text(RECIPE.replace("source: text.jsonl", "max_seq_len: 128"))
+    assert load_error(recipe_file) == f"{recipe_file}: key 'data.source' is missing; a recipe must give it."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"run_name: [",
+        b"run_name:\n\t- x",
+        b"a: *b",
+        RECIPE.encode() + b"run_name: again\n",
+        b"\xff\xfe\xff",
+        b"null: 1",
+    ],
+    ids=["open-bracket", "tab", "undefined-alias", "repeated-key", "not-text", "key-without-name"],
+)
+def test_broken_yaml_names_the_file(recipe_file, content):
+    recipe_file.write_bytes(content)
+    assert load_error(recipe_file).startswith(f"{recipe_file}: not YAML: ")
+
+
+def test_a_list_is_no_recipe(recipe_file):
+    recipe_file.write_text("- run_name: test\n")
+    assert "a recipe is a mapping of sections" in load_error(recipe_file)
+
+
+def test_missing_file_is_named_with_an_example(tmp_path):
+    message = load_error(tmp_path / "absent.yaml")
+    assert "absent.yaml: no such recipe" in message
+    assert "recipes/quickstart.yaml" in message
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    assert "no such recipe" in load_error(tmp_path)

@@ -1,0 +1,113 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from mosaicbert.config import ConfigError, DataConfig, ModelConfig, Recipe, TokenizerConfig, TrainConfig
+from mosaicbert.config.recipe import EvalConfig, OptimizerConfig
+
+RECIPE = Recipe(
+    run_name="test",
+    data=DataConfig(source="text.jsonl"),
+    tokenizer=TokenizerConfig(source="train"),
+    train=TrainConfig(total_samples=10_000),
+)
+
+IMPOSSIBLE = [
+    (ModelConfig, {"num_attention_heads": 7}, "model.num_attention_heads=7"),
+    (ModelConfig, {"hidden_size": 0}, "model.hidden_size=0"),
+    (ModelConfig, {"vocab_size": -64}, "model.vocab_size=-64"),
+    (ModelConfig, {"num_hidden_layers": 0}, "model.num_hidden_layers=0"),
+    (ModelConfig, {"hidden_dropout_prob": 1.0}, "model.hidden_dropout_prob=1.0"),
+    (ModelConfig, {"attention_probs_dropout_prob": 0.1}, "model.attention_probs_dropout_prob=0.1"),
+    (ModelConfig, {"layer_norm_eps": 0.0}, "model.layer_norm_eps=0.0"),
+    (ModelConfig, {"initializer_range": math.nan}, "model.initializer_range=nan"),
+    (ModelConfig, {"pad_token_id": 30528}, "model.pad_token_id=30528"),
+    (DataConfig, {"source": "a", "max_seq_len": 2}, "data.max_seq_len=2"),
+    (DataConfig, {"source": "a", "mask_rate": 0.0}, "data.mask_rate=0.0"),
+    (DataConfig, {"source": "a", "held_out_fraction": 1.5}, "data.held_out_fraction=1.5"),
+    (DataConfig, {"source": "a", "num_workers": -1}, "data.num_workers=-1"),
+    (DataConfig, {"source": "a", "min_characters": 0}, "data.min_characters=0"),
+    (OptimizerConfig, {"peak_lr": 0.0}, "optimizer.peak_lr=0.0"),
+    (OptimizerConfig, {"peak_lr": math.nan}, "optimizer.peak_lr=nan"),
+    (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas=(0.9, 1.0)"),
+    (OptimizerConfig, {"eps": -1e-6}, "optimizer.eps=-1e-06"),
+    (OptimizerConfig, {"weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
+    (OptimizerConfig, {"warmup_fraction": 1.1}, "optimizer.warmup_fraction=1.1"),
+    (OptimizerConfig, {"final_lr_fraction": -0.1}, "optimizer.final_lr_fraction=-0.1"),
+    (TrainConfig, {"total_samples": 4095}, "train.total_samples=4095"),
+    (TrainConfig, {"total_samples": 4096, "micro_batch_tokens": 0}, "train.micro_batch_tokens=0"),
+    (TrainConfig, {"total_samples": 4096, "num_processes": 0}, "train.num_processes=0"),
+    (TrainConfig, {"total_samples": 4096, "num_processes": 4097}, "train.num_processes=4097"),
+    (EvalConfig, {"mask_rate": 1.0}, "eval.mask_rate=1.0"),
+    (EvalConfig, {"interval_steps": 0}, "eval.interval_steps=0"),
+    (EvalConfig, {"fill_mask": ["no mask"]}, "'no mask'"),
+    (EvalConfig, {"fill_mask": ["[MASK] and [MASK]"]}, "'[MASK] and [MASK]'"),
+]
+
+
+@pytest.mark.parametrize("section, fields, named", IMPOSSIBLE, ids=[named for _, _, named in IMPOSSIBLE])
+def test_impossible_value_is_named_with_a_remedy_in_one_line(section, fields, named):
+    with pytest.raises(ConfigError) as raised:
+        section(**fields)
+    message = str(raised.value)
+    assert named in message
+    assert "; " in message, "no remedy"
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (
+            {"data": DataConfig(source="a", max_seq_len=16385)},
+            ["train.micro_batch_tokens=16384", "data.max_seq_len=16385"],
+        ),
+        ({"model": ModelConfig(vocab_size=30522)}, ["model.vocab_size=30522", "model.vocab_size=30528"]),
+        ({"run_name": "runs/one"}, ["run_name='runs/one'"]),
+        ({"run_name": ".."}, ["run_name='..'"]),
+        ({"run_name": ""}, ["run_name=''"]),
+    ],
+    ids=["budget-below-one-sequence", "vocabulary-not-padded", "slash", "parent", "empty"],
+)
+def test_sections_that_do_not_fit_together_are_named_with_a_remedy_in_one_line(change, names):
+    with pytest.raises(ConfigError) as raised:
+        replace(RECIPE, **change)
+    message = str(raised.value)
+    assert all(name in message for name in names)
+    assert "; " in message, "no remedy"
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("width, heads, suggested", [(768, 7, 6), (768, 11, 12), (1024, 1025, 1024)])
+def test_the_suggested_number_of_heads_is_the_nearest_that_works(width, heads, suggested):
+    with pytest.raises(ConfigError, match=rf"e\.g\. model\.num_attention_heads={suggested}\.$"):
+        ModelConfig(hidden_size=width, num_attention_heads=heads)
+    assert ModelConfig(hidden_size=width, num_attention_heads=suggested).head_dim * suggested == width
+
+
+def test_the_bert_baseline_may_drop_attention_weights():
+    assert ModelConfig(architecture="bert", attention_probs_dropout_prob=0.1).attention_probs_dropout_prob == 0.1
+
+
+def test_defaults_are_the_papers():
+    model, optimizer, data = RECIPE.model, RECIPE.optimizer, RECIPE.data
+    assert (model.vocab_size, model.hidden_size, model.num_hidden_layers) == (30528, 768, 12)
+    assert (model.num_attention_heads, model.intermediate_size) == (12, 3072)
+    assert (model.hidden_dropout_prob, model.layer_norm_eps) == (0.1, 1e-12)
+    assert (optimizer.peak_lr, optimizer.betas, optimizer.eps) == (5e-4, (0.9, 0.98), 1e-6)
+    assert (optimizer.weight_decay, optimizer.warmup_fraction, optimizer.final_lr_fraction) == (1e-5, 0.06, 0.02)
+    assert (data.max_seq_len, data.mask_rate, RECIPE.train.global_batch_samples) == (128, 0.30, 4096)
+
+
+def test_steps_are_the_whole_batches_of_the_samples():
+    assert TrainConfig(total_samples=10_000, global_batch_samples=4096).total_steps == 2
+
+
+def test_a_store_without_a_name_lies_in_the_run_folder():
+    assert RECIPE.store_folder == RECIPE.run_folder / "store"
+
+
+def test_a_named_store_lies_where_it_is_named():
+    named = replace(RECIPE, data=replace(RECIPE.data, store="stores/c4"))
+    assert named.store_folder.as_posix() == "stores/c4"

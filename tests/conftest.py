@@ -1,0 +1,49 @@
+"""What all tests share: where they run, and where real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: its kernels are then checked here too
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores; more threads than cores only wait for each other
+
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("house")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted: str = config.option.markexpr
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("slow") and "slow" not in wanted:
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Real data and fixtures, beside the project's folder."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no ../shared beside the project: real data and the original's outputs are not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def original_mosaicbert(shared_folder: Path) -> Path:
+    """Small random weights in the published layout, with the outputs that the original implementation gives."""
+    folder = shared_folder / "fixtures" / "original-mosaicbert"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/fixtures/original-mosaicbert: the original's outputs are not here")
+    return folder

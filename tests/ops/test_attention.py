@@ -1,0 +1,207 @@
+import importlib.util
+import math
+
+import pytest
+import torch
+
+from mosaicbert.ops.attention import (
+    _SHORT_BF16_DOCUMENT,
+    alibi_slopes,
+    attention,
+    attention_reference,
+    choose_attention,
+)
+from tests.accuracy import assert_as_accurate
+
+HEAD_DIM = 64
+FP32, BF16 = torch.float32, torch.bfloat16
+
+SEQLENS = {
+    "one-token": [1],
+    "only-single-tokens": [1, 1, 1, 1, 1],
+    "primes": [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37],
+    "one-long-among-many-short": [3] * 9 + [401] + [3] * 9 + [2] * 5,
+    "runs-of-equal-lengths": [16] * 6 + [32] * 3 + [16] * 2 + [1] * 4,
+    "both-sides-of-the-short-switch": [_SHORT_BF16_DOCUMENT - 1, _SHORT_BF16_DOCUMENT, _SHORT_BF16_DOCUMENT + 1],
+    "above-a-power-of-two": [129, 64, 128],
+}
+
+
+def cumulative(seqlens, device):
+    return torch.tensor([0, *seqlens], device=device).cumsum(0).int()
+
+
+def random_qkv(num_tokens, num_heads, device, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(num_tokens, 3, num_heads, HEAD_DIM, generator=generator, dtype=torch.float64).to(device, dtype)
+
+
+def formula(qkv, cu_seqlens, slopes):
+    """The attention of all tokens to all, in fp64, with -inf between documents: no document is cut out."""
+    query, key, value = qkv.permute(1, 2, 0, 3)  # each (H, T, D)
+    position = torch.arange(qkv.shape[0], device=qkv.device)
+    document = torch.bucketize(position, cu_seqlens[1:-1].long(), right=True)
+    distance = (position[:, None] - position[None, :]).abs()
+    bias = -torch.tensor(slopes, dtype=torch.float64, device=qkv.device)[:, None, None] * distance
+    bias = bias.masked_fill(document[:, None] != document[None, :], -math.inf)
+    weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(HEAD_DIM) + bias, dim=-1)
+    return (weights @ value).transpose(0, 1)
+
+
+def with_gradient(function, qkv, grad_context):
+    qkv = qkv.detach().requires_grad_()
+    context = function(qkv)
+    (gradient,) = torch.autograd.grad(context, qkv, grad_context.to(context.dtype))
+    return context.detach(), gradient
+
+
+def assert_rung_is_as_accurate_as_eager(rung, seqlens, num_heads, dtype, device):
+    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(num_heads)
+    rounded = random_qkv(sum(seqlens), num_heads, device, dtype)
+    grad_context = random_qkv(sum(seqlens), num_heads, device, dtype)[:, 0]
+    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes), rounded.double(), grad_context)
+    eager = with_gradient(lambda qkv: attention_reference(qkv, cu_seqlens, slopes), rounded, grad_context)
+    ours = with_gradient(lambda qkv: attention(qkv, cu_seqlens, max(seqlens), slopes, rung), rounded, grad_context)
+    for name, *values in zip(("context", "grad_qkv"), ours, eager, truth, strict=True):
+        assert_as_accurate(name, *values)
+
+
+@pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
+def test_definition_equals_the_formula(seqlens, device):
+    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(3)
+    qkv, grad_context = random_qkv(sum(seqlens), 3, device), random_qkv(sum(seqlens), 3, device)[:, 0]
+    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes), qkv, grad_context)
+    ours = with_gradient(lambda qkv: attention(qkv, cu_seqlens, max(seqlens), slopes, "eager"), qkv, grad_context)
+    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
+def test_sdpa_is_as_accurate_as_eager(seqlens, dtype, device):
+    assert_rung_is_as_accurate_as_eager("sdpa", seqlens, 3, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("num_heads", [1, 2, 5, 12, 16])
+def test_sdpa_is_as_accurate_as_eager_for_any_number_of_heads(num_heads, dtype, device):
+    assert_rung_is_as_accurate_as_eager("sdpa", [5, 40, 40, 200], num_heads, dtype, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_heads", [3, 12])
+@pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
+def test_flash_attention_2_is_as_accurate_as_eager(seqlens, num_heads, device):
+    pytest.importorskip("flash_attn", reason="flash_attn is not installed")
+    assert_rung_is_as_accurate_as_eager("flash_attention_2", seqlens, num_heads, BF16, device)
+
+
+# The values of the original implementation's get_alibi_slopes, written out.
+SQRT_HALF = 0.70710678
+SLOPES = {
+    8: [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256],
+    12: [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256, SQRT_HALF, 0.35355339, 0.17677670, 0.08838835],
+    16: [SQRT_HALF, 1 / 2, 0.35355339, 1 / 4, 0.17677670, 1 / 8, 0.08838835, 1 / 16, 0.04419417, 1 / 32, 0.02209709,
+         1 / 64, 0.01104854, 1 / 128, 0.00552427, 1 / 256],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("num_heads", SLOPES)
+def test_slopes_are_the_originals(num_heads):
+    assert alibi_slopes(num_heads) == pytest.approx(SLOPES[num_heads], abs=1e-8)
+
+
+@pytest.mark.parametrize("num_heads", range(1, 33))
+def test_every_head_has_its_own_slope_between_0_and_1(num_heads):
+    slopes = alibi_slopes(num_heads)
+    assert len(set(slopes)) == num_heads
+    assert all(0 < slope < 1 for slope in slopes)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_a_changed_document_leaves_every_other_documents_output_and_gradient_bit_identical(rung, dtype, device):
+    seqlens, changed = [30, 30, 30, 250, 7], slice(30, 60)
+    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(3)
+    before = random_qkv(sum(seqlens), 3, device, dtype)
+    after = before.clone()
+    after[changed] *= -3
+    others = torch.ones(sum(seqlens), dtype=torch.bool, device=device)
+    others[changed] = False
+
+    def results(qkv):
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 250, slopes, rung), qkv, before[:, 0])
+
+    for old, new in zip(results(before), results(after), strict=True):
+        assert torch.equal(old[others], new[others])
+        assert not torch.equal(old[changed], new[changed])
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_a_document_alone_attends_as_it_does_in_company(rung, device):
+    slopes, qkv = alibi_slopes(3), random_qkv(150, 3, device)
+    together = attention(qkv, cumulative([100, 50], device), 100, slopes, rung)
+    alone = attention(qkv[100:], cumulative([50], device), 50, slopes, rung)
+    torch.testing.assert_close(together[100:], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_mirrored_documents_have_mirrored_outputs(rung, device):
+    slopes, qkv, cu_seqlens = alibi_slopes(5), random_qkv(40, 5, device), cumulative([40], device)
+    mirrored = attention(qkv.flip(0), cu_seqlens, 40, slopes, rung).flip(0)
+    torch.testing.assert_close(mirrored, attention(qkv, cu_seqlens, 40, slopes, rung), rtol=1e-12, atol=1e-12)
+
+
+def test_attention_does_not_write_into_its_input(device):
+    qkv = random_qkv(40, 3, device)
+    before = qkv.clone()
+    attention(qkv, cumulative([40], device), 40, alibi_slopes(3))
+    assert torch.equal(qkv, before)
+
+
+def test_attention_first_called_for_inference_later_trains(device):
+    # Probes and biases are cached across calls; a tensor made in inference mode could not be saved for a gradient.
+    slopes = tuple(0.3 + slope / 2 for slope in alibi_slopes(3))  # no other test has cached these
+    cu_seqlens = cumulative([20, 9], device)
+    choose_attention.cache_clear()
+    with torch.inference_mode():
+        for_inference = attention(random_qkv(29, 3, device, FP32), cu_seqlens, 20, slopes)
+    qkv = random_qkv(29, 3, device, FP32).requires_grad_()
+    for_training = attention(qkv, cu_seqlens, 20, slopes)
+    for_training.sum().backward()
+    assert torch.equal(for_inference, for_training)
+    assert qkv.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("rung", ["auto", "sdpa", "eager"])
+def test_a_rung_is_probed_in_inference_mode_as_outside_it(rung, device):
+    choose_attention.cache_clear()
+    with torch.inference_mode():
+        inside = choose_attention(rung, device, FP32, HEAD_DIM)
+    choose_attention.cache_clear()
+    assert inside == choose_attention(rung, device, FP32, HEAD_DIM)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed here")
+def test_asking_for_a_rung_that_is_not_installed_is_an_error_that_says_so():
+    with pytest.raises(RuntimeError) as raised:
+        attention(random_qkv(4, 2, "cpu", FP32), cumulative([4], "cpu"), 4, alibi_slopes(2), "flash_attention_2")
+    assert str(raised.value) == (
+        "attn_implementation='flash_attention_2' does not work here: flash_attn is not installed; "
+        "'auto' takes one that does."
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed here")
+def test_auto_says_which_rung_it_takes_and_why_none_above():
+    choice = choose_attention("auto", "cpu", FP32, HEAD_DIM)
+    assert str(choice) == "attention: sdpa (no flash_attention_2: flash_attn is not installed)"
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_a_rung_asked_for_is_taken_as_asked(rung, device):
+    assert str(choose_attention(rung, device, FP32, HEAD_DIM)) == f"attention: {rung} (as asked)"
+
+
+def test_an_unknown_rung_is_an_error_that_lists_the_known_ones(device):
+    with pytest.raises(ValueError, match=r"'flash' is unknown; choose one of auto, flash_attention_2, sdpa, eager\."):
+        attention(random_qkv(4, 2, device), cumulative([4], device), 4, alibi_slopes(2), "flash")
