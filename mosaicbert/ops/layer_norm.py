@@ -21,12 +21,13 @@ class _HalfOnCpu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        native_backward: Any = torch.ops.aten.native_layer_norm_backward
         hidden, mean, rstd, weight, bias = ctx.saved_tensors
         affine = (weight.float(), bias.float())
         grad_hidden, grad_affine = torch.empty_like(hidden), [torch.zeros_like(tensor) for tensor in affine]
         rows = (tensor.split(_CHUNK) for tensor in (grads[0], hidden, mean, rstd, grad_hidden))
         for grad, chunk, chunk_mean, chunk_rstd, out in zip(*rows, strict=True):
-            of_hidden, *of_affine = torch.ops.aten.native_layer_norm_backward(
+            of_hidden, *of_affine = native_backward(
                 grad.float(), chunk.float(), weight.shape, chunk_mean, chunk_rstd, *affine, [True, True, True]
             )
             out.copy_(of_hidden)
@@ -54,5 +55,6 @@ def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     with torch.autocast(device, enabled=False):
         hidden = hidden.to(dtype)
         if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
-            return _HalfOnCpu.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, eps).view_as(hidden)
+            normed: Any = _HalfOnCpu.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, eps)
+            return normed.view_as(hidden)
         return F.layer_norm(hidden, weight.shape, weight.to(dtype), bias.to(dtype), eps)

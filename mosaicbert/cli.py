@@ -1,0 +1,88 @@
+"""The commands. Each parses, calls one function, prints. Work is imported inside, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mosaicbert.config import Recipe
+
+_EPILOG = "Overrides are written section.key=value, e.g. train.precision=fp32; every key of a recipe can be given."
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command. Exits with 2 and one line if the user's recipe, data or files cannot work."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser().parse_args(arguments)
+    # The libraries below report every file they open; a user who wants that sets the variable.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        from mosaicbert.config import ConfigError
+        from mosaicbert.config.load import load_recipe
+    except ModuleNotFoundError as error:
+        sys.exit(f"mosaicbert {parsed.command}: {error.name} is not installed; pip install 'mosaicbert[train]'.")
+    try:
+        recipe = load_recipe(parsed.recipe, parsed.overrides)
+        sys.exit(_COMMANDS[parsed.command][1](recipe, arguments))
+    except ConfigError as error:
+        print(f"mosaicbert {parsed.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _show(recipe: Recipe, _arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from mosaicbert.show import show
+
+    show(recipe, Console())
+    return 0
+
+
+def _prepare(recipe: Recipe, _arguments: list[str]) -> int:
+    from mosaicbert.data.prepare import prepare
+
+    record = prepare(recipe)
+    for name, split in record.splits.items():
+        print(f"{recipe.store_folder / name}: {split.samples:,} samples, {split.tokens:,} tokens")
+    print(f"left out: {record.dropped or 'nothing'}; unigram entropy {record.unigram_entropy:.3f} nats")
+    return 0
+
+
+def _pretrain(recipe: Recipe, arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from mosaicbert.train.launch import launch
+
+    return launch(recipe, arguments, Console())
+
+
+def _export(recipe: Recipe, _arguments: list[str]) -> int:
+    from mosaicbert.train.export import export_latest
+
+    print(export_latest(recipe))
+    return 0
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[Recipe, list[str]], int]]] = {
+    "show": ("say what a recipe would do: parameters, tokens, FLOPs, memory, time and cost", _show),
+    "prepare": ("turn the recipe's text into its token store", _prepare),
+    "pretrain": ("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
+    "export": ("write the Hugging Face folder of the recipe's newest checkpoint", _export),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mosaicbert", description="Pretrain a BERT: from a YAML recipe to a Hugging Face folder."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (purpose, _) in _COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=purpose, epilog=_EPILOG)
+        command.add_argument("recipe", metavar="RECIPE", help="a YAML file, e.g. recipes/quickstart.yaml")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the recipe")
+    return parser

@@ -1,0 +1,121 @@
+"""The gate of an export: the folder must give the logits of the model in memory, in processes of their own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+# Loading and running the same fp32 weights may differ by how a product is split, and by nothing else.
+TOLERANCE = 1e-4
+
+_PROBE = """
+import sys
+
+folder, inputs, outputs, mode, site = sys.argv[1:]
+if mode == "package":
+    import mosaicbert
+else:
+    sys.path.append(site)
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM
+
+model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=mode == "remote_code", dtype=torch.float32)
+with torch.no_grad():
+    save_file({"logits": model.eval()(**load_file(inputs)).logits.contiguous()}, outputs)
+"""
+
+
+class ParityError(RuntimeError):
+    """An exported folder does not give the logits of the model it was exported from."""
+
+
+def check_parity(model: PreTrainedModel, folder: Path, modes: tuple[str, ...]) -> None:
+    """Loads `folder` in fresh processes and compares logits with those of `model`, on the CPU in fp32.
+
+    Args:
+        model: what was exported, on the CPU, in evaluation mode.
+        folder: the export.
+        modes: "package" loads after `import mosaicbert`; "remote_code" loads what the folder carries, in an environment
+            that holds only torch, transformers and what these require.
+
+    Raises:
+        ParityError: loading fails, or logits differ by more than TOLERANCE.
+    """
+    inputs = _inputs(model.config.vocab_size)
+    with torch.no_grad():
+        expected: Tensor = model.float()(**inputs).logits
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Path(scratch, "inputs.safetensors")
+        save_file(inputs, given)
+        for mode in modes:
+            answer = Path(scratch, f"{mode}.safetensors")
+            _run_probe(folder, given, answer, mode, Path(scratch))
+            difference = (load_file(answer)["logits"] - expected)[inputs["attention_mask"].bool()].abs().max().item()
+            if not difference <= TOLERANCE:  # NaN is no parity either
+                raise ParityError(
+                    f"{folder}: logits differ by {difference:.3g} from those of the trained model when loaded "
+                    f"by {mode}; nothing was written."
+                )
+
+
+def _inputs(vocab_size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(0, vocab_size, (3, 24), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 17:] = 0
+    attention_mask[2, 5:] = 0
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def _run_probe(folder: Path, inputs: Path, outputs: Path, mode: str, scratch: Path) -> None:
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(scratch / "modules"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment.pop(name, None)
+    isolation: list[str] = []
+    site = scratch / "site"
+    if mode == "remote_code":
+        isolation = ["-I", "-S"]  # nothing installed is seen but what `site` links to
+        _link_requirements(site, ("torch", "transformers"))
+    else:
+        environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+    command = [sys.executable, *isolation, "-c", _PROBE, str(folder.resolve()), str(inputs), str(outputs), mode, str(site)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        last = finished.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise ParityError(f"{folder}: cannot be loaded by {mode}: {last[0]}; nothing was written.")
+
+
+def _link_requirements(site: Path, packages: tuple[str, ...]) -> None:
+    """Fills `site` with links to packages and all they require: an environment that holds nothing else."""
+    site.mkdir()
+    needed: set[str] = set()
+    waiting = list(packages)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in needed:
+            continue
+        needed.add(name)
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # a requirement of another platform
+        requirements = [Requirement(text) for text in distribution.requires or []]
+        waiting += [need.name for need in requirements if need.marker is None or need.marker.evaluate({"extra": ""})]
+        for entry in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            link = site / entry
+            if not link.exists():
+                link.symlink_to(distribution.locate_file(entry))

@@ -1,0 +1,1 @@
+"""Recipe to trained model. The only home of Composer."""

@@ -1,0 +1,78 @@
+"""What Composer sees: a ComposerModel that predicts masked tokens, and a DataSpec that counts them."""
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer import ComposerModel, DataSpec
+from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+from transformers import PreTrainedModel
+
+from mosaicbert.batch import Batch
+from mosaicbert.model.modeling import MosaicBertForMaskedLM
+
+
+class MaskedLmTrainee(ComposerModel):
+    """A model with a masked-language-modelling head, as Composer trains it: Batch in, logits (M, V) out.
+
+    Args:
+        model: ours, or a padded one of Hugging Face.
+        cpu_autocast: dtype of matrix products on the CPU, where Composer itself offers only fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel, cpu_autocast: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.cpu_autocast = cpu_autocast
+
+    def forward(self, batch: Batch) -> Tensor:
+        with self._precision(batch):
+            if isinstance(self.model, MosaicBertForMaskedLM):
+                return self.model.predict(batch)
+            return _predict_padded(self.model, batch)
+
+    def loss(self, outputs: Tensor, batch: Batch, *_: Any, **__: Any) -> Tensor:
+        # Mean over this micro-batch. Composer weighs it by its masked tokens among those of the global batch.
+        return F.cross_entropy(outputs.float(), batch.labels, reduction="sum") / max(1, batch.num_masked)
+
+    def eval_forward(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
+        return self.forward(batch) if outputs is None else outputs
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        return {} if is_train else {"loss": LanguageCrossEntropy(), "accuracy": MaskedAccuracy()}
+
+    def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
+        if batch.num_masked:
+            metric.update(outputs.float(), batch.labels)
+
+    def _precision(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
+        if batch.input_ids.is_cuda or self.cpu_autocast == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", self.cpu_autocast)
+
+
+def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
+    padded = batch.padded(model.config.pad_token_id)
+    logits = model(padded["input_ids"], attention_mask=padded["attention_mask"]).logits  # (B, S, V)
+    return logits[padded["attention_mask"].bool()][batch.masked_indices]
+
+
+def data_spec(loader: DataLoader[list[Batch]]) -> DataSpec:
+    """Tells Composer that an item is a list of micro-batches, and how many samples, tokens and masks are in it."""
+    return DataSpec(
+        loader,
+        split_batch=lambda micro_batches, _size: micro_batches,
+        get_num_samples_in_batch=lambda item: sum(batch.num_sequences for batch in _micro_batches(item)),
+        get_num_tokens_in_batch=lambda item: {
+            "total": sum(batch.num_tokens for batch in _micro_batches(item)),
+            "loss_generating": sum(batch.num_masked for batch in _micro_batches(item)),
+        },
+    )
+
+
+def _micro_batches(item: Batch | list[Batch]) -> list[Batch]:
+    return [item] if isinstance(item, Batch) else item

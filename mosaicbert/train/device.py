@@ -1,0 +1,78 @@
+"""The device that a process trains on: its precision, its peak, and how many there are."""
+
+import os
+import time
+
+import torch
+
+from mosaicbert.accounting import ACCELERATORS
+from mosaicbert.config import ConfigError, Recipe
+
+
+def count_processes(recipe: Recipe) -> int:
+    """How many processes a run starts on this machine: one per GPU, or what the recipe says."""
+    if recipe.train.num_processes is not None:
+        available = torch.cuda.device_count()
+        if available and recipe.train.num_processes > available:
+            raise ConfigError(
+                f"train.num_processes={recipe.train.num_processes}, but this machine has {available} GPUs; "
+                "give at most as many."
+            )
+        return recipe.train.num_processes
+    return max(1, torch.cuda.device_count())
+
+
+def choose_precision(recipe: Recipe) -> tuple[torch.dtype, str]:
+    """The dtype of matrix products, and why.
+
+    Raises:
+        ConfigError: bf16 is asked for on a GPU that cannot do it.
+    """
+    asked = recipe.train.precision
+    if asked == "fp32":
+        return torch.float32, "as the recipe says"
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "as the recipe says" if asked == "bf16" else "the GPU has bf16"
+        if asked == "bf16":
+            name = torch.cuda.get_device_name()
+            raise ConfigError(f"train.precision=bf16, but {name} has no bf16; set train.precision=fp32.")
+        return torch.float32, "the GPU has no bf16"
+    if asked == "bf16":
+        return torch.bfloat16, "as the recipe says"
+    # Without matrix units (AMX), processors multiply bf16 no faster than fp32.
+    if torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "this processor has AMX"
+    return torch.float32, "this processor has no AMX, so bf16 would not be faster"
+
+
+def peak_flops(dtype: torch.dtype) -> tuple[float, str]:
+    """What one process' device can reach at most, in FLOP/s, and where the number comes from.
+
+    GPUs: the dense bf16 peak of the data sheet, whatever the dtype. CPUs: a large matrix product, measured now.
+    """
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+        for accelerator in ACCELERATORS:
+            if accelerator.name in name:
+                return accelerator.peak_flops, f"data sheet of {accelerator.name}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _measure_matmul(device, dtype), "measured, a 1024 x 1024 x 1024 matrix product"
+
+
+def _measure_matmul(device: str, dtype: torch.dtype) -> float:
+    size = 1024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        product = left @ right
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def limit_cpu_threads(local_world_size: int) -> None:
+    """Gives each process its share of the cores; threads of several processes on one core only wait for each other."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // local_world_size))

@@ -1,0 +1,141 @@
+"""What a run says while it runs: metrics.jsonl, and one live line with progress, loss, speed and time left."""
+
+import json
+import math
+from collections import deque
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from mosaicbert.accounting import training_flops
+from mosaicbert.config import Recipe
+
+_WINDOW_STEPS = 20  # speed is averaged over so many steps
+_LINES_WITHOUT_TERMINAL = 20
+
+
+class SeededSteps(Callback):
+    """Makes the noise of dropout a function of (seed, step, rank), so that a resumed run draws what it would have."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        torch.manual_seed(hash((self.seed, state.timestamp.batch.value, dist.get_global_rank())) % 2**63)
+
+
+class Monitor(Callback):
+    """Writes one JSON line per step and per evaluation, and keeps the console up to date. Only rank 0 writes.
+
+    Args:
+        recipe: of the run.
+        path: of metrics.jsonl.
+        peak_flops: of one process' device, FLOP/s.
+        console: to print to.
+    """
+
+    def __init__(self, recipe: Recipe, path: Path, peak_flops: float, console: Console) -> None:
+        self.recipe = recipe
+        self.path = path
+        self.peak_flops = peak_flops
+        self.console = console
+        self.steps = recipe.train.total_steps
+        self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
+        self._step_flops = 0.0
+        self._tokens_before = 0
+        self._eval_loss = math.nan
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[measures]}"),
+            console=console,
+            disable=not (console.is_terminal and dist.get_global_rank() == 0),
+        )
+        self._task = self._progress.add_task("pretraining", total=self.steps, measures="")
+
+    def fit_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._tokens_before = state.timestamp.token.value
+        if dist.get_global_rank() == 0:
+            self._forget_after(state.timestamp.batch.value)
+            self._progress.start()
+
+    def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        # This rank's share is as good as any other's: steps are dealt out evenly.
+        tokens = sum(batch.num_tokens for batch in state.batch)
+        squares = sum(int(batch.cu_seqlens.diff().long().square().sum()) for batch in state.batch)
+        masked = sum(batch.num_masked for batch in state.batch)
+        self._step_flops = training_flops(self.recipe.model, tokens=tokens, squared_lengths=squares, masked=masked)
+
+    def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        now = state.timestamp
+        seconds = now.batch_wct.total_seconds() if now.batch_wct else math.nan
+        self._recent.append((seconds, now.token.value - self._tokens_before, self._step_flops))
+        self._tokens_before = now.token.value
+        window, tokens, flops = (sum(column) for column in zip(*self._recent, strict=True))
+        record = {
+            "step": now.batch.value,
+            "samples": now.sample.value,
+            "tokens": now.token.value,
+            "seconds": round(now.total_wct.total_seconds() if now.total_wct else math.nan, 3),
+            "loss": float(state.total_loss_dict["loss/train/total"]),
+            "lr": state.schedulers[0].get_last_lr()[0],
+            "tokens_per_second": round(tokens / window, 1),
+            "mfu": round(flops / window / self.peak_flops, 4),
+        }
+        self._write(record)
+        self._show(record, seconds_left=window / len(self._recent) * (self.steps - record["step"]))
+
+    def eval_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        values = {name: float(metric.compute()) for name, metric in state.eval_metrics["eval"].items()}
+        self._eval_loss = values["loss"]
+        self._write(
+            {
+                "step": state.timestamp.batch.value,
+                "tokens": state.timestamp.token.value,
+                "seconds": round(state.timestamp.total_wct.total_seconds() if state.timestamp.total_wct else 0.0, 3),
+                "eval_loss": values["loss"],
+                "eval_accuracy": values["accuracy"],
+            }
+        )
+
+    def fit_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._progress.stop()
+
+    def close(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._progress.stop()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if dist.get_global_rank() == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _forget_after(self, step: int) -> None:
+        """Drops what an interrupted run wrote after the checkpoint that this one continues from."""
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def _show(self, record: dict[str, Any], seconds_left: float) -> None:
+        if dist.get_global_rank() != 0:
+            return
+        evaluated = "" if math.isnan(self._eval_loss) else f", held-out {self._eval_loss:.3f}"
+        measures = (
+            f"loss {record['loss']:.3f}{evaluated}  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"MFU {record['mfu']:.0%}  {timedelta(seconds=round(seconds_left))} left"
+        )
+        self._progress.update(self._task, completed=record["step"], measures=measures)
+        every = max(1, self.steps // _LINES_WITHOUT_TERMINAL)
+        if not self.console.is_terminal and (record["step"] % every == 0 or record["step"] in (1, self.steps)):
+            self.console.print(f"step {record['step']}/{self.steps}  {measures}", highlight=False)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

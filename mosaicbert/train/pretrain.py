@@ -1,0 +1,180 @@
+"""Recipe to trained model: the order of a run."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.optim import DecoupledAdamW, LinearWithWarmupScheduler
+from composer.utils import dist
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from mosaicbert.accounting import count_parameters
+from mosaicbert.config import Recipe
+from mosaicbert.data.loader import build_eval_loader, build_loader
+from mosaicbert.data.prepare import check_store, prepare
+from mosaicbert.data.store import StoreRecord, open_tokenizer
+from mosaicbert.export.folder import export_folder
+from mosaicbert.export.prompts import fill_masks
+from mosaicbert.model.build import build_model
+from mosaicbert.ops.attention import choose_attention
+from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
+from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops
+from mosaicbert.train.figure import draw_loss
+from mosaicbert.train.monitor import Monitor, SeededSteps, read_metrics
+from mosaicbert.train.run import RunFolder, check_run, open_run
+
+
+def pretrain(recipe: Recipe, console: Console) -> RunFolder:
+    """Trains `recipe` to its last step and exports it; continues a run that was cut off. One call per process.
+
+    Raises:
+        ConfigError: the run folder belongs to another recipe, or data, tokenizer or device do not fit; nothing is started.
+    """
+    run = check_run(recipe)
+    precision, why = choose_precision(recipe)
+    if run.result.exists():
+        _say(console, f"{run.path}: this run is finished.")
+        _report(recipe, run, console)
+        return run
+    record = prepare(recipe) if dist.get_world_size() == 1 else check_store(recipe)
+    if dist.get_world_size() > 1 and not torch.cuda.is_available():
+        limit_cpu_threads(dist.get_local_world_size())
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
+    if dist.get_global_rank() == 0:
+        open_run(recipe)
+    dist.barrier()
+
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe.model)
+    peak, peak_source = peak_flops(precision)
+    _introduce(recipe, record, console, f"precision: {str(precision).removeprefix('torch.')} ({why})")
+    _say(console, _describe_attention(recipe, precision))
+    _say(console, f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
+    trainer = build_trainer(recipe, run, model, precision, peak, console)
+    if trainer.state.timestamp.batch.value < recipe.train.total_steps:
+        trainer.fit()
+    else:
+        trainer.eval()  # cut off between the last checkpoint and the end
+    trainer.close()
+    if dist.get_global_rank() == 0:
+        _finish(recipe, run, model, record, console)
+    dist.barrier()
+    return run
+
+
+def build_trainer(
+    recipe: Recipe, run: RunFolder, model: PreTrainedModel, precision: torch.dtype, peak: float, console: Console
+) -> Trainer:
+    """Composer's trainer for `recipe`, at the newest checkpoint of `run` if it has one."""
+    rank, world_size = dist.get_global_rank(), dist.get_world_size()
+    optimizer = DecoupledAdamW(
+        model.parameters(),
+        lr=recipe.optimizer.peak_lr,
+        betas=recipe.optimizer.betas,
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    scheduler = LinearWithWarmupScheduler(
+        t_warmup=f"{round(recipe.optimizer.warmup_fraction * recipe.train.total_steps)}ba",
+        alpha_f=recipe.optimizer.final_lr_fraction,
+    )
+    latest = run.latest_checkpoint()
+    if latest is not None:
+        _say(console, f"continuing from {latest}")
+    with warnings.catch_warnings():
+        # Composer warns that the loss is not averaged over samples, which is what we ask it for.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        return Trainer(
+            model=MaskedLmTrainee(model, cpu_autocast=precision),
+            train_dataloader=data_spec(build_loader(recipe, rank, world_size)),
+            eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size)),
+            eval_interval=f"{recipe.eval.interval_steps}ba",
+            max_duration=f"{recipe.train.total_steps}ba",
+            optimizers=optimizer,
+            schedulers=scheduler,
+            step_schedulers_every_batch=True,
+            callbacks=[SeededSteps(recipe.seed), Monitor(recipe, run.metrics, peak, console)],
+            run_name=recipe.run_name,
+            progress_bar=False,
+            load_path=None if latest is None else str(latest),
+            save_folder=str(run.checkpoints),
+            save_filename="step-{batch}-rank{rank}.pt",
+            save_interval=f"{recipe.train.checkpoint_interval_steps}ba",
+            save_overwrite=True,  # a step that is trained again after a crash is the same step
+            device="gpu" if torch.cuda.is_available() else "cpu",
+            precision="amp_bf16" if torch.cuda.is_available() and precision == torch.bfloat16 else "fp32",
+            device_train_microbatch_size=1,  # of no effect: the loader has cut the micro-batches
+            accumulate_train_batch_on_tokens=True,
+            seed=recipe.seed,
+        )
+
+
+def _finish(recipe: Recipe, run: RunFolder, model: PreTrainedModel, record: StoreRecord, console: Console) -> None:
+    metrics = read_metrics(run.metrics)
+    draw_loss(metrics, unigram_entropy=record.unigram_entropy, title=recipe.run_name, path=run.figure)
+    evaluation = next(line for line in reversed(metrics) if "eval_loss" in line)
+    training = next(line for line in reversed(metrics) if "loss" in line)
+    result = {
+        "steps": training["step"],
+        "samples": training["samples"],
+        "tokens": training["tokens"],
+        "training_seconds": training["seconds"],
+        "tokens_per_second": round(training["tokens"] / training["seconds"], 1),
+        "train_loss": training["loss"],
+        "eval_loss": evaluation["eval_loss"],
+        "eval_accuracy": evaluation["eval_accuracy"],
+        "unigram_entropy": record.unigram_entropy,
+    }
+    tokenizer = open_tokenizer(recipe.store_folder, record)
+    _say(console, "exporting, and comparing with the weights in memory ...")
+    export_folder(model.cpu().eval(), tokenizer, recipe, result, run.hugging_face)
+    run.result.write_text(json.dumps(result, indent=2) + "\n")
+    _report(recipe, run, console)
+
+
+def _report(recipe: Recipe, run: RunFolder, console: Console) -> None:
+    if dist.get_global_rank() != 0:
+        return
+    result: dict[str, Any] = json.loads(run.result.read_text())
+    lines = {
+        "held-out loss": f"{result['eval_loss']:.3f} nats, {result['eval_accuracy']:.1%} of masked tokens right",
+        "unigram entropy": f"{result['unigram_entropy']:.3f} nats, the loss of a model that knows only word frequencies",
+        "trained": f"{result['tokens']:,} tokens in {result['training_seconds']:.0f} s",
+        "loss against time": str(run.figure),
+        "Hugging Face folder": str(run.hugging_face),
+    }
+    for name, value in lines.items():
+        _say(console, f"{name + ':':21}{value}")
+    if recipe.eval.fill_mask:
+        for sentence, guesses in fill_masks(run.hugging_face, recipe.eval.fill_mask):
+            words = ", ".join(f"{word} {share:.0%}" for word, share in guesses)
+            _say(console, f"  {sentence}\n      {words}")
+
+
+def _introduce(recipe: Recipe, record: StoreRecord, console: Console, precision: str) -> None:
+    train = record.splits["train"]
+    epochs = recipe.train.total_steps * recipe.train.global_batch_samples / train.samples
+    _say(console, f"run: {recipe.run_folder}  {recipe.model.architecture}, {count_parameters(recipe.model):,} parameters")
+    _say(
+        console,
+        f"data: {train.samples:,} samples of {train.tokens:,} tokens, {epochs:.2f} epochs "
+        f"in {recipe.train.total_steps:,} steps, {dist.get_world_size()} process(es)",
+    )
+    _say(console, precision)
+
+
+def _describe_attention(recipe: Recipe, precision: torch.dtype) -> str:
+    if recipe.model.architecture == "bert":
+        return "attention: Hugging Face's, padded"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_attention("auto", device, precision, recipe.model.head_dim))
+
+
+def _say(console: Console, line: str) -> None:
+    if dist.get_global_rank() == 0:
+        console.print(line, highlight=False, soft_wrap=True)

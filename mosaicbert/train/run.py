@@ -1,0 +1,111 @@
+"""The run folder: what a run was asked, where it ran, what it measured. It explains itself to someone who was not there."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
+
+# Keys that move work about without changing what is computed: a run may be continued with other values.
+_FREE_KEYS = frozenset({"train.num_processes", "data.num_workers", "runs_folder"})
+_PACKAGES = ("mosaicbert", "torch", "transformers", "mosaicml", "datasets", "tokenizers", "numpy", "omegaconf")
+
+
+class RunFolder:
+    """`runs/<run_name>/` and the files in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.figure = path / "loss.png"
+        self.checkpoints = path / "checkpoints"
+        self.hugging_face = path / "hf"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        link = self.checkpoints / "latest-rank0.pt"
+        return link.resolve() if link.exists() else None
+
+
+def check_run(recipe: Recipe) -> RunFolder:
+    """Finds the run folder of `recipe` and refuses one that belongs to another recipe. Writes nothing.
+
+    Raises:
+        ConfigError: the folder's recipe differs, in keys that the message names.
+    """
+    run = RunFolder(recipe.run_folder)
+    if not run.recipe.exists():
+        return run
+    before = load_recipe(run.recipe)
+    differences = {key: pair for key, pair in recipe_differences(before, recipe).items() if key not in _FREE_KEYS}
+    if differences:
+        changes = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in differences.items())
+        raise ConfigError(
+            f"{run.path}: holds a run of another recipe, which differs in {changes}; choose another run_name=, "
+            "or delete the folder."
+        )
+    return run
+
+
+def open_run(recipe: Recipe) -> RunFolder:
+    """Makes the run folder and writes the resolved recipe and the environment, unless they are there.
+
+    Raises:
+        ConfigError: as `check_run`.
+    """
+    run = check_run(recipe)
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not run.recipe.exists():
+        partial = run.recipe.with_suffix(".partial")
+        save_recipe(recipe, partial)
+        partial.rename(run.recipe)
+    if not run.environment.exists():
+        run.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n")
+    return run
+
+
+def describe_environment() -> dict[str, Any]:
+    """Commit, hardware and versions."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES if _is_installed(name)},
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": gpus,
+    }
+
+
+def _is_installed(name: str) -> bool:
+    return any(True for _ in metadata.distributions(name=name))
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this package runs from, with -dirty if files differ; None for an installed wheel."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

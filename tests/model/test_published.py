@@ -1,0 +1,52 @@
+import re
+
+import pytest
+import torch
+
+from mosaicbert.model.configuration import MosaicBertConfig
+from mosaicbert.model.modeling import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
+from mosaicbert.model.published import _NAMES, published_key_mapping, to_published
+
+HEADS = {"masked_lm": MosaicBertForMaskedLM, "sequence_classification": MosaicBertForSequenceClassification}
+
+
+def renamed_by_mapping(name):
+    hits = [(pattern, ours) for pattern, ours in published_key_mapping().items() if re.search(pattern, name)]
+    assert len(hits) <= 1, f"{name} has {len(hits)} names"
+    return re.sub(*hits[0], name) if hits else name
+
+
+def test_every_published_name_has_one_of_ours_and_back():
+    published, ours = zip(*_NAMES, strict=True)
+    assert len(set(published)) == len(set(ours)) == len(_NAMES)
+
+
+@pytest.mark.parametrize("model_class", HEADS.values(), ids=HEADS.keys())
+def test_every_weight_of_a_model_has_a_published_name_that_maps_back_to_it(model_class):
+    config = MosaicBertConfig(
+        vocab_size=64, hidden_size=8, num_hidden_layers=12, num_attention_heads=2, intermediate_size=8
+    )
+    with torch.device("meta"):
+        state = model_class(config).state_dict()
+    published = to_published(state)
+    assert len(published) == len(state)
+    assert [renamed_by_mapping(name) for name in published] == list(state)
+
+
+def test_a_layer_with_two_digits_keeps_its_number():
+    weight = torch.ones(1)
+    assert to_published({"model.layers.11.mlp.down.bias": weight}) == {"bert.encoder.layer.11.mlp.wo.bias": weight}
+
+
+def test_a_weight_without_a_published_name_is_an_error():
+    with pytest.raises(KeyError, match=r"model\.layers\.\{\}\.adapter"):
+        to_published({"model.layers.0.adapter.weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize("folder, model_class", HEADS.items(), ids=HEADS.keys())
+def test_a_published_checkpoint_comes_back_key_for_key_and_tensor_for_tensor(folder, model_class, original_mosaicbert):
+    published = torch.load(original_mosaicbert / folder / "pytorch_model.bin", weights_only=True)
+    returned = to_published(model_class.from_pretrained(original_mosaicbert / folder).state_dict())
+    assert returned.keys() == published.keys()
+    for name, tensor in published.items():
+        assert torch.equal(returned[name], tensor), name
