@@ -1,6 +1,6 @@
 """Pretrain a BERT fast: from a YAML recipe to a Hugging Face folder.
 
-Importing this package registers its classes with Hugging Face's Auto classes; they themselves are imported on first use.
+Importing this package registers its classes with Hugging Face's Auto classes; they are imported on first use.
 """
 
 import importlib

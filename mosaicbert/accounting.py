@@ -55,9 +55,7 @@ def training_flops(model: ModelConfig, *, tokens: float, squared_lengths: float,
     matrices_per_mlp = 3 if model.architecture == "mosaicbert" else 2
     per_layer = 4 * width * width + matrices_per_mlp * width * model.intermediate_size
     head = width * width + model.vocab_size * width
-    multiply_adds = (
-        model.num_hidden_layers * (per_layer * tokens + 2 * width * squared_lengths) + head * masked
-    )
+    multiply_adds = model.num_hidden_layers * (per_layer * tokens + 2 * width * squared_lengths) + head * masked
     return 6.0 * multiply_adds
 
 
@@ -95,7 +93,7 @@ def _memory(recipe: Recipe) -> float:
     model, tokens = recipe.model, recipe.train.micro_batch_tokens
     number_bytes = 4 if recipe.train.precision == "fp32" else 2
     optimizer = 16 * count_parameters(model)  # fp32: weights, gradients, two moments
-    # What the backward pass needs of each layer: input, q, k, v, context, two norms' inputs; gate, up, product, dropout.
+    # What the backward pass needs of each layer: input, q, k, v, context, norms' inputs; gate, up, product, dropout.
     per_layer = 9 * model.hidden_size + 4 * model.intermediate_size
     activations = number_bytes * tokens * per_layer * model.num_hidden_layers
     logits = (number_bytes + 8) * tokens * recipe.data.mask_rate * model.vocab_size  # and fp32 logits and gradient

@@ -62,9 +62,9 @@ def _pretrain(recipe: Recipe, arguments: list[str]) -> int:
 
 
 def _export(recipe: Recipe, _arguments: list[str]) -> int:
-    from mosaicbert.train.export import export_latest
+    from mosaicbert.train.result import export_latest
 
-    print(export_latest(recipe))
+    print(export_latest(recipe).hugging_face)
     return 0
 
 

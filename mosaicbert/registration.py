@@ -6,7 +6,6 @@ classes, before or after, finds `mosaicbert` among the model types.
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType

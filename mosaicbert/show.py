@@ -18,8 +18,8 @@ def show(recipe: Recipe, console: Console) -> None:
         "run": f"{recipe.run_name}, into {recipe.run_folder}",
         "model": f"{model.architecture}, {expected.parameters:,} parameters: {model.num_hidden_layers} layers of "
         f"{model.hidden_size}, {model.num_attention_heads} heads of {model.head_dim}, vocabulary {model.vocab_size:,}",
-        "data": f"{data.source}{'' if data.subset is None else f' ({data.subset})'}, up to {data.max_seq_len} tokens per "
-        f"sample, {data.mask_rate:.0%} masked; token store {recipe.store_folder}",
+        "data": f"{data.source}{'' if data.subset is None else f' ({data.subset})'}, up to {data.max_seq_len} tokens "
+        f"per sample, {data.mask_rate:.0%} masked; token store {recipe.store_folder}",
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
         "training": f"{expected.samples:,} samples in {expected.steps:,} steps of {train.global_batch_samples:,}; "
         f"at most {expected.tokens:,} tokens",
@@ -43,7 +43,7 @@ def show(recipe: Recipe, console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"At {_ASSUMED_MFU:.0%} of the bf16 peak, every sample full; prices are assumptions, see mosaicbert/accounting.py.",
+        f"At {_ASSUMED_MFU:.0%} of the bf16 peak, every sample full. Prices are assumptions: mosaicbert/accounting.py.",
         highlight=False,
         soft_wrap=True,
     )

@@ -22,8 +22,6 @@ class BatchMaker:
     Attributes:
         store: the split to read.
         vocabulary: of the store's tokenizer.
-        cls_id: what every sequence begins with.
-        sep_id: what every sequence ends with.
         seed: of the run.
         mask_rate: share of the ordinary tokens that is masked.
         micro_batch_tokens: tokens of a micro-batch, at most.
@@ -33,8 +31,6 @@ class BatchMaker:
 
     store: TokenStore
     vocabulary: Vocabulary
-    cls_id: int
-    sep_id: int
     seed: int
     mask_rate: float
     micro_batch_tokens: int
@@ -54,7 +50,7 @@ class BatchMaker:
     def _make_one(
         self, epochs: NDArray[np.int64], samples: NDArray[np.int64], documents: list[NDArray[np.int64]]
     ) -> Batch:
-        cls, sep = np.array([self.cls_id]), np.array([self.sep_id])
+        cls, sep = np.array([self.vocabulary.cls_id]), np.array([self.vocabulary.sep_id])
         input_ids = np.concatenate([piece for ids in documents for piece in (cls, ids, sep)]).astype(np.int64)
         seqlens = np.array([len(ids) for ids in documents], dtype=np.int64) + 2
         counters = token_counters(self.seed, epochs, samples, seqlens)

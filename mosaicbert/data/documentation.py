@@ -26,9 +26,12 @@ def read_installed_documentation() -> Iterator[str]:
     The order is that of the sorted paths, so one environment always yields the same texts in the same order.
     """
     files = sorted(_list_files())
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+    pool = ProcessPoolExecutor(max_workers=os.cpu_count())
+    try:
         for texts in pool.map(_read_file, files, chunksize=_FILES_PER_TASK):
             yield from texts
+    finally:
+        pool.shutdown(cancel_futures=True)  # a reader may stop early
 
 
 def _list_files() -> set[Path]:

@@ -30,4 +30,4 @@ def key_of(*parts: int | Words) -> Words:
 
 def uniform(words: Words) -> NDArray[np.float64]:
     """Numbers in [0, 1) from the upper 53 bits of each word."""
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

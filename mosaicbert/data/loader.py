@@ -13,9 +13,7 @@ from mosaicbert.data.tokenizer import vocabulary_of
 def build_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[list[Batch]]:
     """The training steps of one rank: an item is a step, as a list of micro-batches."""
     maker = _build_maker(recipe, TRAIN, recipe.data.mask_rate, rank, world_size)
-    steps = TrainSteps(
-        maker, samples_per_step=recipe.train.global_batch_samples, num_steps=recipe.train.total_steps
-    )
+    steps = TrainSteps(maker, samples_per_step=recipe.train.global_batch_samples, num_steps=recipe.train.total_steps)
     return DataLoader(steps, batch_size=None, num_workers=recipe.data.num_workers)
 
 
@@ -37,8 +35,6 @@ def _build_maker(recipe: Recipe, split: str, mask_rate: float, rank: int, world_
     return BatchMaker(
         store=open_store(recipe, split),
         vocabulary=vocabulary_of(tokenizer),
-        cls_id=tokenizer.token_to_id("[CLS]"),
-        sep_id=tokenizer.token_to_id("[SEP]"),
         seed=recipe.seed,
         mask_rate=mask_rate,
         micro_batch_tokens=recipe.train.micro_batch_tokens,

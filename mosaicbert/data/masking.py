@@ -1,4 +1,4 @@
-"""Which tokens are masked, as a function of (seed, epoch, sample, position): no worker, rank or resume can change it."""
+"""Which tokens are masked: a function of (seed, epoch, sample, position) that no worker, rank or resume can change."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,15 @@ class Vocabulary:
     """What masking must know of a tokenizer.
 
     Attributes:
+        cls_id: the id of [CLS], which begins every sequence.
+        sep_id: the id of [SEP], which ends it.
         mask_id: the id of [MASK].
         ordinary_ids: (N,) ids of the tokenizer's entries that are not special: what may be masked, and drawn.
         is_special: (entries,) bool, True for [PAD], [UNK], [CLS], [SEP] and [MASK].
     """
 
+    cls_id: int
+    sep_id: int
     mask_id: int
     ordinary_ids: NDArray[np.int64]
     is_special: NDArray[np.bool_]

@@ -61,9 +61,9 @@ def check_store(recipe: Recipe) -> StoreRecord:
                 "point data.store at another folder, or delete this one."
             )
     tokenizer = open_tokenizer(folder, record)
-    if Path(recipe.tokenizer.source).exists() and hash_tokenizer(load_tokenizer(recipe.tokenizer.source)) != hash_tokenizer(
-        tokenizer
-    ):
+    if Path(recipe.tokenizer.source).exists() and hash_tokenizer(
+        load_tokenizer(recipe.tokenizer.source)
+    ) != hash_tokenizer(tokenizer):
         raise ConfigError(
             f"{folder}: was prepared with another tokenizer than tokenizer.source={recipe.tokenizer.source}; "
             "point data.store at another folder, or delete this one."
@@ -150,9 +150,7 @@ def _label_splits(data: DataConfig, dropped: Counter[str]) -> Iterator[tuple[str
         yield split, text
 
 
-def _make_tokenizer(
-    recipe: Recipe, texts: Iterator[tuple[str, str]]
-) -> tuple[Tokenizer, Iterator[tuple[str, str]]]:
+def _make_tokenizer(recipe: Recipe, texts: Iterator[tuple[str, str]]) -> tuple[Tokenizer, Iterator[tuple[str, str]]]:
     if recipe.tokenizer.source != "train":
         return load_tokenizer(recipe.tokenizer.source), texts
     first: list[tuple[str, str]] = []

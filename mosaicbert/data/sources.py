@@ -84,11 +84,14 @@ def _kind(file: str) -> str | None:
 
 def _stream(data: DataConfig, **arguments: Any) -> Iterator[str]:
     import datasets
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     place = f"data.source={data.source}"
     try:
         rows = datasets.load_dataset(**arguments, streaming=True)
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+    except StopIteration as error:  # what `datasets` says of an empty file
+        raise ConfigError(f"{place}: holds no document.") from error
+    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
         raise ConfigError(f"{place}: cannot be opened: {_first_line(error)}") from error
     number = 0
     try:
@@ -100,7 +103,7 @@ def _stream(data: DataConfig, **arguments: Any) -> Iterator[str]:
                     "set data.text_column."
                 )
             yield text
-    except (datasets.exceptions.DatasetGenerationError, ConnectionError, OSError, ValueError) as error:
+    except (DatasetGenerationError, ConnectionError, OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{place}: cannot be read after document {number}: {_first_line(error)}") from error

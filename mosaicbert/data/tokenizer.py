@@ -1,6 +1,7 @@
 """The WordPiece tokenizer: trained on the corpus, or loaded from a file or the Hub."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,21 +13,35 @@ from mosaicbert.data.masking import Vocabulary
 
 # BERT's special tokens; a trained tokenizer gives them the first ids, in this order.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Letters beyond the most frequent thousand, or rarer than one in a million, become [UNK]: each takes two entries.
+_ALPHABET_LETTERS = 1000
+_RAREST_LETTER = 1e-6
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Trains a lower-casing WordPiece tokenizer with BERT's normalisation and special tokens.
 
+    The same texts in the same order always give the same tokenizer.
+
     Args:
-        texts: the corpus, or a part of it.
+        texts: the corpus, or a part of it; held in memory.
         vocab_size: entries at most, special tokens included.
     """
+    texts = list(texts)
     tokenizer = _bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
+    alphabet = _alphabet(tokenizer, texts)
+    # The trainer numbers what it does not know yet in the order of a hash table that differs from process to process,
+    # and breaks ties by these numbers. So it is told every letter beforehand, as a special token where it follows one.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _with_template(tokenizer)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return _with_template(_bert_tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -66,12 +81,27 @@ def hash_tokenizer(tokenizer: Tokenizer) -> str:
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """The ids that masking needs."""
-    specials = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    specials = {token: number for token, number in ids.items() if number is not None}  # load_tokenizer saw them all
     is_special = np.zeros(tokenizer.get_vocab_size(), dtype=np.bool_)
-    is_special[specials] = True
+    is_special[list(specials.values())] = True
     return Vocabulary(
-        mask_id=tokenizer.token_to_id("[MASK]"), ordinary_ids=(~is_special).nonzero()[0], is_special=is_special
+        cls_id=specials["[CLS]"],
+        sep_id=specials["[SEP]"],
+        mask_id=specials["[MASK]"],
+        ordinary_ids=(~is_special).nonzero()[0],
+        is_special=is_special,
     )
+
+
+def _alphabet(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """The most frequent letters of normalised texts, in the order of their code points."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(tokenizer.normalizer.normalize_str(text))  # pyright: ignore[reportOptionalMemberAccess]
+    least = _RAREST_LETTER * counts.total()
+    letters = [letter for letter, count in counts.items() if count >= least and not letter.isspace()]
+    return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:_ALPHABET_LETTERS])
 
 
 def _bert_tokenizer(model: models.Model) -> Tokenizer:

@@ -32,8 +32,8 @@ by masked language modelling on `{recipe.data.source}`, {recipe.data.max_seq_len
 | tokens trained on | {result["tokens"]:,} ({result["samples"]:,} samples, {result["steps"]:,} steps) |
 | training time | {result["training_seconds"]:,.0f} s, {result["tokens_per_second"]:,.0f} tokens/s |
 | training loss, {recipe.data.mask_rate:.0%} masked | {result["train_loss"]:.4f} nats |
-| held-out loss, {recipe.eval.mask_rate:.0%} masked | {result["eval_loss"]:.4f} nats |
-| held-out accuracy | {result["eval_accuracy"]:.2%} of masked tokens |
+| held-out loss, {recipe.eval.mask_rate:.0%} masked | {_measured(result["eval_loss"], "{:.4f} nats")} |
+| held-out accuracy | {_measured(result["eval_accuracy"], "{:.2%} of masked tokens")} |
 | unigram entropy of the held-out text | {result["unigram_entropy"]:.4f} nats |
 
 ## Use
@@ -50,3 +50,7 @@ pipeline("fill-mask", model="{recipe.run_name}")
 {recipe_yaml.strip()}
 ```
 """
+
+
+def _measured(value: float | None, form: str) -> str:
+    return "not evaluated yet" if value is None else form.format(value)

@@ -14,8 +14,8 @@ from mosaicbert.model.published import to_published
 _PREFIX = "model."  # what Composer's state puts before the names of our weights
 
 
-def load_checkpoint(recipe: Recipe, checkpoint: Path) -> PreTrainedModel:
-    """The model of a Composer checkpoint, on the CPU, in evaluation mode.
+def load_checkpoint(recipe: Recipe, checkpoint: Path) -> tuple[PreTrainedModel, int]:
+    """The model of a Composer checkpoint, on the CPU, in evaluation mode; and the step it was written at.
 
     Raises:
         RuntimeError: the checkpoint's weights are not those of the recipe's model.
@@ -25,7 +25,7 @@ def load_checkpoint(recipe: Recipe, checkpoint: Path) -> PreTrainedModel:
     weights = {name.removeprefix(_PREFIX): tensor for name, tensor in content["state"]["model"].items()}
     model = build_model(recipe.model)
     model.load_state_dict(weights)
-    return model.eval()
+    return model.eval(), content["state"]["timestamp"]["Timestamp"]["batch"]
 
 
 def save_published(model: PreTrainedModel, folder: Path) -> None:

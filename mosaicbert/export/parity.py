@@ -92,7 +92,17 @@ def _run_probe(folder: Path, inputs: Path, outputs: Path, mode: str, scratch: Pa
         _link_requirements(site, ("torch", "transformers"))
     else:
         environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, *isolation, "-c", _PROBE, str(folder.resolve()), str(inputs), str(outputs), mode, str(site)]
+    command = [
+        sys.executable,
+        *isolation,
+        "-c",
+        _PROBE,
+        str(folder.resolve()),
+        str(inputs),
+        str(outputs),
+        mode,
+        str(site),
+    ]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or ["no output"]
@@ -118,4 +128,4 @@ def _link_requirements(site: Path, packages: tuple[str, ...]) -> None:
         for entry in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
             link = site / entry
             if not link.exists():
-                link.symlink_to(distribution.locate_file(entry))
+                link.symlink_to(str(distribution.locate_file(entry)))

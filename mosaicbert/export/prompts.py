@@ -14,6 +14,4 @@ def fill_masks(folder: Path, sentences: list[str]) -> list[tuple[str, list[tuple
         Each sentence with the best guesses for its [MASK] and their probabilities.
     """
     fill = pipeline("fill-mask", model=str(folder), device="cpu", top_k=_GUESSES)
-    return [
-        (sentence, [(guess["token_str"], guess["score"]) for guess in fill(sentence)]) for sentence in sentences
-    ]
+    return [(sentence, [(guess["token_str"], guess["score"]) for guess in fill(sentence)]) for sentence in sentences]

@@ -9,5 +9,5 @@ def init_module(module: nn.Module, std: float) -> None:
         nn.init.normal_(module.weight, mean=0.0, std=std)
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
-    if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
+    if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         nn.init.zeros_(module.bias)

@@ -1,9 +1,8 @@
 """Recipe to trained model: the order of a run."""
 
 import json
-import math
 import warnings
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,8 +16,7 @@ from mosaicbert.accounting import count_parameters
 from mosaicbert.config import Recipe
 from mosaicbert.data.loader import build_eval_loader, build_loader
 from mosaicbert.data.prepare import check_store, prepare
-from mosaicbert.data.store import StoreRecord, open_tokenizer
-from mosaicbert.export.folder import export_folder
+from mosaicbert.data.store import StoreRecord
 from mosaicbert.export.prompts import fill_masks
 from mosaicbert.model.build import build_model
 from mosaicbert.ops.attention import choose_attention
@@ -26,6 +24,7 @@ from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops
 from mosaicbert.train.figure import draw_loss
 from mosaicbert.train.monitor import Monitor, SeededSteps, read_metrics
+from mosaicbert.train.result import export_run, summarise
 from mosaicbert.train.run import RunFolder, check_run, open_run
 
 
@@ -33,7 +32,7 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
     """Trains `recipe` to its last step and exports it; continues a run that was cut off. One call per process.
 
     Raises:
-        ConfigError: the run folder belongs to another recipe, or data, tokenizer or device do not fit; nothing is started.
+        ConfigError: the run folder is another recipe's, or data, tokenizer or device do not fit; nothing is started.
     """
     run = check_run(recipe)
     precision, why = choose_precision(recipe)
@@ -117,23 +116,10 @@ def build_trainer(
 def _finish(recipe: Recipe, run: RunFolder, model: PreTrainedModel, record: StoreRecord, console: Console) -> None:
     metrics = read_metrics(run.metrics)
     draw_loss(metrics, unigram_entropy=record.unigram_entropy, title=recipe.run_name, path=run.figure)
-    evaluation = next(line for line in reversed(metrics) if "eval_loss" in line)
-    training = next(line for line in reversed(metrics) if "loss" in line)
-    result = {
-        "steps": training["step"],
-        "samples": training["samples"],
-        "tokens": training["tokens"],
-        "training_seconds": training["seconds"],
-        "tokens_per_second": round(training["tokens"] / training["seconds"], 1),
-        "train_loss": training["loss"],
-        "eval_loss": evaluation["eval_loss"],
-        "eval_accuracy": evaluation["eval_accuracy"],
-        "unigram_entropy": record.unigram_entropy,
-    }
-    tokenizer = open_tokenizer(recipe.store_folder, record)
+    result = summarise(metrics, record)
     _say(console, "exporting, and comparing with the weights in memory ...")
-    export_folder(model.cpu().eval(), tokenizer, recipe, result, run.hugging_face)
-    run.result.write_text(json.dumps(result, indent=2) + "\n")
+    export_run(recipe, run, model, result)
+    run.result.write_text(json.dumps(asdict(result), indent=2) + "\n")
     _report(recipe, run, console)
 
 
@@ -143,7 +129,7 @@ def _report(recipe: Recipe, run: RunFolder, console: Console) -> None:
     result: dict[str, Any] = json.loads(run.result.read_text())
     lines = {
         "held-out loss": f"{result['eval_loss']:.3f} nats, {result['eval_accuracy']:.1%} of masked tokens right",
-        "unigram entropy": f"{result['unigram_entropy']:.3f} nats, the loss of a model that knows only word frequencies",
+        "unigram entropy": f"{result['unigram_entropy']:.3f} nats: all that word frequencies alone can reach",
         "trained": f"{result['tokens']:,} tokens in {result['training_seconds']:.0f} s",
         "loss against time": str(run.figure),
         "Hugging Face folder": str(run.hugging_face),
@@ -159,7 +145,9 @@ def _report(recipe: Recipe, run: RunFolder, console: Console) -> None:
 def _introduce(recipe: Recipe, record: StoreRecord, console: Console, precision: str) -> None:
     train = record.splits["train"]
     epochs = recipe.train.total_steps * recipe.train.global_batch_samples / train.samples
-    _say(console, f"run: {recipe.run_folder}  {recipe.model.architecture}, {count_parameters(recipe.model):,} parameters")
+    _say(
+        console, f"run: {recipe.run_folder}  {recipe.model.architecture}, {count_parameters(recipe.model):,} parameters"
+    )
     _say(
         console,
         f"data: {train.samples:,} samples of {train.tokens:,} tokens, {epochs:.2f} epochs "

@@ -1,4 +1,4 @@
-"""The run folder: what a run was asked, where it ran, what it measured. It explains itself to someone who was not there."""
+"""The run folder: what a run was asked, where it ran, what it measured. It explains itself to a stranger."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree this package runs from, with -dirty if files differ; None for an installed wheel."""
+    """The commit of the source tree that this package runs from, -dirty if files differ; None for a wheel."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

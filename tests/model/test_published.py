@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
@@ -50,3 +51,13 @@ def test_a_published_checkpoint_comes_back_key_for_key_and_tensor_for_tensor(fol
     assert returned.keys() == published.keys()
     for name, tensor in published.items():
         assert torch.equal(returned[name], tensor), name
+
+
+@pytest.mark.parametrize("folder, model_class", HEADS.items(), ids=HEADS.keys())
+def test_a_published_checkpoint_once_loaded_is_saved_under_our_names(
+    folder, model_class, original_mosaicbert, tmp_path
+):
+    model = model_class.from_pretrained(original_mosaicbert / folder)
+    model.save_pretrained(tmp_path)
+    tied = set(model.all_tied_weights_keys)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys() - tied

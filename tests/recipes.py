@@ -1,0 +1,36 @@
+"""Small recipes for tests that train."""
+
+from pathlib import Path
+
+from mosaicbert.config import DataConfig, EvalConfig, ModelConfig, OptimizerConfig, Recipe, TokenizerConfig, TrainConfig
+
+TINY_MODEL = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
+    """A run of a few seconds over `source`. `changes` are fields of sections, e.g. train={"total_samples": 64}."""
+    sections = {
+        "data": {"source": str(source), "max_seq_len": 32, "held_out_fraction": 0.2, "num_workers": 0},
+        "tokenizer": {"source": "train"},
+        "model": TINY_MODEL,
+        "optimizer": {"peak_lr": 1e-3},
+        "train": {
+            "total_samples": 96,
+            "global_batch_samples": 16,
+            "micro_batch_tokens": 256,
+            "precision": "fp32",
+            "checkpoint_interval_steps": 3,
+            "num_processes": 1,
+        },
+        "eval": {"interval_steps": 3, "fill_mask": ["Return the [MASK] of the object."]},
+    }
+    kinds = {
+        "data": DataConfig,
+        "tokenizer": TokenizerConfig,
+        "model": ModelConfig,
+        "optimizer": OptimizerConfig,
+        "train": TrainConfig,
+        "eval": EvalConfig,
+    }
+    built = {name: kinds[name](**(fields | changes.pop(name, {}))) for name, fields in sections.items()}
+    return Recipe(**({"run_name": "tiny", "runs_folder": str(folder)} | changes), **built)
