@@ -18,9 +18,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command. Exits with 2 and one line if the user's recipe, data or files cannot work."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parser().parse_args(arguments)
-    # The libraries below report every file they open; a user who wants that sets the variable.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Defaults for the libraries below, before they are imported; whoever wants others sets the variables.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else every file that is opened is reported
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy core makes threads that spin three times as slow
     try:
         from mosaicbert.config import ConfigError
         from mosaicbert.config.load import load_recipe
@@ -55,9 +55,11 @@ def _prepare(recipe: Recipe, _arguments: list[str]) -> int:
 
 def _pretrain(recipe: Recipe, arguments: list[str]) -> int:
     from rich.console import Console
+    from transformers.utils import logging
 
     from mosaicbert.train.launch import launch
 
+    logging.disable_progress_bar()  # of every file that is read or written
     return launch(recipe, arguments, Console())
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from rich.console import Console
+
+from tests.data.corpus import write_jsonl
+from tests.recipes import tiny_recipe
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: its kernels are then checked here too
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the workers share the cores; more threads than cores only wait for each other
+torch.set_num_threads(1)  # test processes share the cores, and sums come out the same whatever their number
 
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
@@ -47,3 +50,24 @@ def original_mosaicbert(shared_folder: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/fixtures/original-mosaicbert: the original's outputs are not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    return write_jsonl(tmp_path_factory.mktemp("source") / "docs.jsonl")
+
+
+@pytest.fixture
+def console():
+    return Console(record=True, width=200)
+
+
+@pytest.fixture(scope="session")
+def finished(source, tmp_path_factory):
+    """A tiny run, trained to its end without interruption."""
+    from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
+
+    recipe = tiny_recipe(tmp_path_factory.mktemp("finished"), source)
+    console = Console(record=True, width=200)
+    run = pretrain(recipe, console)
+    return recipe, run, console.export_text()

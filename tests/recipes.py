@@ -4,7 +4,14 @@ from pathlib import Path
 
 from mosaicbert.config import DataConfig, EvalConfig, ModelConfig, OptimizerConfig, Recipe, TokenizerConfig, TrainConfig
 
-TINY_MODEL = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+TINY_MODEL = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "hidden_dropout_prob": 0.0,
+}
 
 
 def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:

@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from mosaicbert.config import ModelConfig
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
+from mosaicbert.ops.attention import choose_attention
 
 
 def build_model(model: ModelConfig) -> PreTrainedModel:
@@ -17,3 +19,10 @@ def build_model(model: ModelConfig) -> PreTrainedModel:
         return BertForMaskedLM(BertConfig(**fields))
     del fields["attention_probs_dropout_prob"]
     return MosaicBertForMaskedLM(MosaicBertConfig(**fields))
+
+
+def describe_attention(model: ModelConfig, device_type: str, dtype: torch.dtype) -> str:
+    """Which attention a model will take on a device, and why, in one line."""
+    if model.architecture == "bert":
+        return "attention: Hugging Face's, padded to the longest sequence"
+    return str(choose_attention("auto", device_type, dtype, model.head_dim))

@@ -63,16 +63,24 @@ def _sdpa(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float,
     return torch.cat(contexts)
 
 
-def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:
-    count, length, _, num_heads, head_dim = qkv.shape
-    if qkv.device.type == "cpu" and qkv.dtype != torch.float32 and length <= _SHORT_BF16_DOCUMENT:
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()  # each (B, H, L, D)
-        mask = bias  # three dimensions: PyTorch takes the batched products
-    else:
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mask = bias.expand(count, num_heads, length, length)  # four dimensions: PyTorch takes the flash kernel
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return context.transpose(1, 2).reshape(count * length, num_heads, head_dim)
+def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:  # (B, L, 3, H, D) -> (B * L, H, D)
+    return _sdpa_path(qkv)(qkv, bias).transpose(1, 2).flatten(0, 1)
+
+
+def _sdpa_path(qkv: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    short = qkv.device.type == "cpu" and qkv.dtype != torch.float32 and qkv.shape[1] <= _SHORT_BF16_DOCUMENT
+    return _batched_products if short else _fused_kernel
+
+
+def _batched_products(qkv: Tensor, bias: Tensor) -> Tensor:
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()  # each (B, H, L, D)
+    # A bias of three dimensions is what keeps PyTorch from its CPU flash kernel.
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+def _fused_kernel(qkv: Tensor, bias: Tensor) -> Tensor:
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.expand(len(qkv), *bias.shape))
 
 
 def _flash_attention_2(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:

@@ -48,6 +48,7 @@ class Monitor(Callback):
         self.steps = recipe.train.total_steps
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
         self._step_flops = 0.0
+        self._learning_rate = 0.0
         self._tokens_before = 0
         self._eval_loss = math.nan
         self._progress = Progress(
@@ -67,6 +68,7 @@ class Monitor(Callback):
             self._progress.start()
 
     def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._learning_rate = state.optimizers[0].param_groups[0]["lr"]  # at the step's end it is the next one's
         # This rank's share is as good as any other's: steps are dealt out evenly.
         tokens = sum(batch.num_tokens for batch in state.batch)
         squares = sum(int(batch.cu_seqlens.diff().long().square().sum()) for batch in state.batch)
@@ -85,7 +87,7 @@ class Monitor(Callback):
             "tokens": now.token.value,
             "seconds": round(now.total_wct.total_seconds() if now.total_wct else math.nan, 3),
             "loss": float(state.total_loss_dict["loss/train/total"]),
-            "lr": state.schedulers[0].get_last_lr()[0],
+            "lr": self._learning_rate,
             "tokens_per_second": round(tokens / window, 1),
             "mfu": round(flops / window / self.peak_flops, 4),
         }
@@ -106,10 +108,14 @@ class Monitor(Callback):
         )
 
     def fit_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._progress.stop()
+        self._stop_progress()
 
     def close(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._progress.stop()
+        self._stop_progress()
+
+    def _stop_progress(self) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def _write(self, record: dict[str, Any]) -> None:
         if dist.get_global_rank() == 0:

@@ -18,8 +18,7 @@ from mosaicbert.data.loader import build_eval_loader, build_loader
 from mosaicbert.data.prepare import check_store, prepare
 from mosaicbert.data.store import StoreRecord
 from mosaicbert.export.prompts import fill_masks
-from mosaicbert.model.build import build_model
-from mosaicbert.ops.attention import choose_attention
+from mosaicbert.model.build import build_model, describe_attention
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops
 from mosaicbert.train.figure import draw_loss
@@ -52,7 +51,8 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
     model = build_model(recipe.model)
     peak, peak_source = peak_flops(precision)
     _introduce(recipe, record, console, f"precision: {str(precision).removeprefix('torch.')} ({why})")
-    _say(console, _describe_attention(recipe, precision))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _say(console, describe_attention(recipe.model, device, precision))
     _say(console, f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
     trainer = build_trainer(recipe, run, model, precision, peak, console)
     if trainer.state.timestamp.batch.value < recipe.train.total_steps:
@@ -154,13 +154,6 @@ def _introduce(recipe: Recipe, record: StoreRecord, console: Console, precision:
         f"in {recipe.train.total_steps:,} steps, {dist.get_world_size()} process(es)",
     )
     _say(console, precision)
-
-
-def _describe_attention(recipe: Recipe, precision: torch.dtype) -> str:
-    if recipe.model.architecture == "bert":
-        return "attention: Hugging Face's, padded"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return str(choose_attention("auto", device, precision, recipe.model.head_dim))
 
 
 def _say(console: Console, line: str) -> None:

@@ -41,6 +41,7 @@ def load_error(path, overrides=()):
         load_recipe(path, overrides)
     message = str(raised.value)
     assert "\n" not in message
+    assert "full_key" not in message
     return message
 
 

@@ -5,7 +5,16 @@ import json
 import sysconfig
 from pathlib import Path
 
-_MODULES = ("argparse.py", "datetime.py", "decimal.py", "difflib.py", "optparse.py", "random.py", "statistics.py", "typing.py")
+_MODULES = (
+    "argparse.py",
+    "datetime.py",
+    "decimal.py",
+    "difflib.py",
+    "optparse.py",
+    "random.py",
+    "statistics.py",
+    "typing.py",
+)
 
 
 def texts() -> list[str]:

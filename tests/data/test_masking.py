@@ -78,9 +78,7 @@ def test_a_documents_mask_does_not_depend_on_its_neighbours(vocabulary):
     assert together[40:140].tolist() == alone.tolist()
 
 
-@pytest.mark.parametrize(
-    "other", [(2, 0, 7), (1, 1, 7), (1, 0, 8)], ids=["other-seed", "other-epoch", "other-sample"]
-)
+@pytest.mark.parametrize("other", [(2, 0, 7), (1, 1, 7), (1, 0, 8)], ids=["other-seed", "other-epoch", "other-sample"])
 def test_seed_epoch_and_sample_each_change_the_mask(other, vocabulary):
     def mask(seed, epoch, sample):
         counters = token_counters(seed, np.array([epoch]), np.array([sample]), np.array([200]))

@@ -95,8 +95,11 @@ def test_a_store_made_from_something_else_is_refused(recipe, record):
 def test_a_store_whose_tokenizer_was_exchanged_is_refused(recipe, record, tmp_path):
     copy = _copy(recipe, tmp_path)
     path = copy.store_folder / "tokenizer.json"
-    path.write_text(path.read_text().replace('"lowercase":true', '"lowercase":false').replace(
-        '"lowercase": true', '"lowercase": false'))
+    path.write_text(
+        path.read_text()
+        .replace('"lowercase":true', '"lowercase":false')
+        .replace('"lowercase": true', '"lowercase": false')
+    )
     with pytest.raises(ConfigError, match="not the tokenizer that the store was made with"):
         check_store(copy)
 

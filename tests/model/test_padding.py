@@ -51,7 +51,7 @@ def test_the_longest_sequence_is_counted_in_real_tokens(mask):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=["bool", "int", "float"])
 def test_a_mask_of_any_type_marks_real_tokens_by_non_zero(dtype, device):
-    mask = torch.tensor([[1, 1, 0], [0, 1, 0]], device=device, dtype=dtype)
+    mask = torch.tensor([[2, 1, 0], [0, 3, 0]], device=device, dtype=dtype)
     assert find_tokens(mask).indices.tolist() == [0, 1, 4]
 
 

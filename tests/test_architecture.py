@@ -1,0 +1,104 @@
+"""Holds the house's rules: who imports whom, where each library lives, and that every knob is read."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mosaicbert.config import Recipe
+
+_PACKAGE = Path(__file__).parents[1] / "mosaicbert"
+
+# docs/design.md has the same table, with the reasons.
+_MAY_IMPORT = {
+    "config": set(),
+    "batch": set(),
+    "ops": set(),
+    "accounting": {"config"},
+    "data": {"config", "batch"},
+    "model": {"config", "batch", "ops"},
+    "export": {"config", "accounting", "model"},
+    "train": {"config", "accounting", "batch", "data", "model", "export"},
+    "show": {"config", "accounting"},
+    "registration": {"model"},
+    "cli": {"config", "show", "data", "train"},
+    "__init__": {"registration", "model"},
+    "__main__": {"cli"},
+}
+_HOMES = {
+    "composer": {"train"},
+    "omegaconf": {"config"},
+    "datasets": {"data"},
+    "matplotlib": {"train"},
+    "flash_attn": {"ops"},
+    "triton": {"ops"},
+}
+
+
+def _part(path: Path) -> str:
+    return path.relative_to(_PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" if node.module == "mosaicbert" else node.module for alias in node.names}
+    return found
+
+
+_FILES = sorted(_PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(_PACKAGE)))
+def test_imports_go_one_way(path):
+    ours = {name.split(".")[1] for name in _imports(path) if name.startswith("mosaicbert.")}
+    assert ours - {_part(path)} <= _MAY_IMPORT[_part(path)]
+
+
+@pytest.mark.parametrize("library", _HOMES)
+def test_a_library_is_imported_only_at_home(library):
+    users = {_part(path) for path in _FILES if any(name.split(".")[0] == library for name in _imports(path))}
+    assert users <= _HOMES[library]
+
+
+def test_configuration_imports_no_torch():
+    files = [path for path in _FILES if _part(path) in ("config", "accounting", "show")]
+    assert not [path for path in files for name in _imports(path) if name.split(".")[0] in ("torch", "transformers")]
+
+
+def _fields(schema) -> set[str]:
+    found = set()
+    for field in dataclasses.fields(schema):
+        found |= _fields(field.type) if dataclasses.is_dataclass(field.type) else {field.name}
+    return found
+
+
+def test_every_key_of_a_recipe_is_read_outside_the_configuration():
+    read = {
+        node.attr
+        for path in _FILES
+        if _part(path) != "config"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    # Two are read by the properties Recipe.run_folder and TrainConfig.total_steps; the third goes to Hugging Face's
+    # BertConfig together with all other fields.
+    assert _fields(Recipe) - read == {"runs_folder", "total_samples", "attention_probs_dropout_prob"}
+
+
+def test_every_key_of_a_recipe_is_used_by_a_recipe():
+    from omegaconf import OmegaConf
+
+    written = set()
+    for path in (_PACKAGE.parent / "recipes").glob("*.yaml"):
+        recipe = OmegaConf.to_container(OmegaConf.load(path))
+        for key, value in recipe.items():
+            written |= set(value) if isinstance(value, dict) else {key}
+    # The shape that every BERT shares, see ModelConfig.
+    constants = {"type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id"}
+    assert _fields(Recipe) - written == constants

@@ -1,0 +1,210 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.load import load_recipe, save_recipe
+from mosaicbert.data.prepare import prepare
+from mosaicbert.model.build import build_model
+from mosaicbert.train.device import choose_precision
+from mosaicbert.train.monitor import read_metrics
+from mosaicbert.train.pretrain import build_trainer, pretrain
+from mosaicbert.train.run import RunFolder, open_run
+from tests.recipes import tiny_recipe
+
+_RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def _weights(run):
+    return torch.load(run.latest_checkpoint(), weights_only=False)["state"]["model"]
+
+
+def _losses(run):
+    return [line["loss"] for line in read_metrics(run.metrics) if "loss" in line]
+
+
+def _evaluations(run):
+    return [line["eval_loss"] for line in read_metrics(run.metrics) if "eval_loss" in line]
+
+
+def _train(recipe):
+    """Trains without the export at the end."""
+    prepare(recipe)
+    run = open_run(recipe)
+    torch.manual_seed(recipe.seed)
+    dtype, _ = choose_precision(recipe)
+    trainer = build_trainer(recipe, run, build_model(recipe.model), dtype, 1e12, Console(quiet=True))
+    trainer.fit()
+    trainer.close()
+    return run
+
+
+def _start(recipe, *overrides):
+    path = Path(recipe.runs_folder) / "recipe.yaml"
+    save_recipe(recipe, path)
+    command = [sys.executable, "-m", "mosaicbert", "pretrain", str(path), *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(finished):
+    recipe, run, _ = finished
+    assert load_recipe(run.recipe) == recipe
+    environment = json.loads(run.environment.read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    result = json.loads(run.result.read_text())
+    assert result["steps"] == recipe.train.total_steps
+    assert run.figure.read_bytes().startswith(b"\x89PNG")
+    assert (run.hugging_face / "model.safetensors").is_file()
+
+
+def test_every_step_logs_loss_rate_and_speed(finished):
+    recipe, run, _ = finished
+    steps = [line for line in read_metrics(run.metrics) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, recipe.train.total_steps + 1))
+    for line in steps:
+        assert np.isfinite(line["loss"])
+        assert line["tokens_per_second"] > 0
+        assert 0 < line["mfu"] < 1.5
+
+
+def test_the_console_shows_attention_precision_progress_and_filled_masks(finished):
+    recipe, _, printed = finished
+    for expected in ("attention: sdpa", "precision: float32", "tokens/s", "MFU", "held-out loss", "unigram entropy"):
+        assert expected in printed
+    assert recipe.eval.fill_mask[0] in printed
+
+
+def test_the_learning_rate_warms_up_to_its_peak_and_decays(source, tmp_path):
+    recipe = tiny_recipe(
+        tmp_path,
+        source,
+        train={"total_samples": 160},
+        optimizer={"peak_lr": 1e-3, "warmup_fraction": 0.5, "final_lr_fraction": 0.1},
+    )
+    rates = [line["lr"] for line in read_metrics(_train(recipe).metrics) if "lr" in line]
+    # Composer's first step has rate zero, and the fraction of the peak is reached one step after the last.
+    assert rates == pytest.approx([0, 2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 8.2e-4, 6.4e-4, 4.6e-4, 2.8e-4], abs=1e-12)
+
+
+def test_a_finished_run_is_not_trained_again(finished, console):
+    recipe, run, _ = finished
+    before = run.metrics.read_bytes()
+    pretrain(recipe, console)
+    assert run.metrics.read_bytes() == before
+    assert "this run is finished" in console.export_text()
+
+
+def test_a_killed_run_continues_to_bit_identical_weights(finished, source, tmp_path):
+    _, whole, _ = finished
+    recipe = tiny_recipe(tmp_path, source)
+    process = _start(recipe)
+    run_folder = recipe.run_folder
+    deadline = time.monotonic() + 120
+    while not (run_folder / "checkpoints" / "latest-rank0.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run_folder / "result.json").exists()
+
+    continued = _start(recipe)
+    printed, _ = continued.communicate(timeout=120)
+    assert continued.returncode == 0, printed
+    assert "continuing from" in printed
+    resumed = RunFolder(run_folder)
+    assert _losses(resumed) == pytest.approx(_losses(whole), rel=1e-6)
+    for (name, ours), theirs in zip(_weights(resumed).items(), _weights(whole).values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_two_processes_train_as_one_does(finished, source, tmp_path):
+    _, alone, _ = finished
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2})
+    process = _start(recipe)
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, printed
+    together = RunFolder(recipe.run_folder)
+    assert _losses(together) == pytest.approx(_losses(alone), rel=1e-4)
+    assert _evaluations(together) == pytest.approx(_evaluations(alone), rel=1e-4)
+
+
+def test_the_cut_into_micro_batches_does_not_change_the_loss(finished, source, tmp_path):
+    _, fine, _ = finished
+    coarse = _train(tiny_recipe(tmp_path, source, train={"micro_batch_tokens": 4096}))
+    assert _losses(coarse) == pytest.approx(_losses(fine), rel=1e-4)
+    assert _evaluations(coarse) == pytest.approx(_evaluations(fine), rel=1e-4)
+
+
+def test_bf16_on_the_cpu_follows_fp32(finished, source, tmp_path):
+    _, exact, _ = finished
+    rounded = _train(tiny_recipe(tmp_path, source, train={"precision": "bf16"}))
+    assert _losses(rounded) != _losses(exact)
+    assert _losses(rounded) == pytest.approx(_losses(exact), rel=2e-2)
+
+
+def test_training_learns(source, tmp_path):
+    recipe = tiny_recipe(
+        tmp_path, source, train={"total_samples": 960}, optimizer={"peak_lr": 1e-2}, eval={"interval_steps": 60}
+    )
+    losses = _losses(_train(recipe))
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("path", _RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_three_steps_with_a_small_model(path, source, tmp_path):
+    recipe = load_recipe(
+        path,
+        [
+            f"runs_folder={tmp_path}",
+            f"data.source={source}",
+            "data.subset=null",
+            "data.validation_split=null",
+            "data.held_out_fraction=0.2",
+            f"data.store={tmp_path / 'store'}",
+            "data.num_workers=0",
+            "tokenizer.source=train",
+            "model.vocab_size=512",
+            "model.hidden_size=48",
+            "model.num_hidden_layers=2",
+            "model.num_attention_heads=3",
+            "model.intermediate_size=64",
+            "train.total_samples=24",
+            "train.global_batch_samples=8",
+        ],
+    )
+    losses = _losses(_train(recipe))
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+
+
+def test_recipes_are_named_after_their_files():
+    assert _RECIPES
+    for path in _RECIPES:
+        assert load_recipe(path).run_name == path.stem
+
+
+def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(finished, console):
+    recipe, run, _ = finished
+    before = run.metrics.read_bytes()
+    other = replace(recipe, seed=18, model=replace(recipe.model, num_hidden_layers=3))
+    with pytest.raises(ConfigError, match=r"seed \(17 there, 18 now\), model\.num_hidden_layers \(2 there, 3 now\)"):
+        pretrain(other, console)
+    assert run.metrics.read_bytes() == before
+
+
+def test_keys_that_only_move_work_about_may_change_between_sittings(finished, console):
+    recipe, _, _ = finished
+    pretrain(replace(recipe, data=replace(recipe.data, num_workers=1)), console)
+    assert "this run is finished" in console.export_text()
