@@ -30,7 +30,9 @@ def test_flops_per_token_are_those_of_the_design(model, expected):
 
 
 def test_matrix_products_are_counted_as_torch_counts_them():
-    model = ModelConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96)
+    model = ModelConfig(
+        vocab_size=512, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96
+    )
     built = build_model(model).eval()  # in evaluation every token passes the last layer and the head
     built.set_attn_implementation("eager")
     input_ids = torch.randint(0, 512, (2, 40))

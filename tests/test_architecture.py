@@ -47,7 +47,9 @@ def _imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" if node.module == "mosaicbert" else node.module for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "mosaicbert" else node.module for alias in node.names
+            }
     return found
 
 

@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None) -> Tensor:
         qkv = self.qkv(hidden).unflatten(-1, (3, len(self.slopes), -1))  # (T, 3, H, D)
-        context = attention(qkv, cu_seqlens, max_seqlen, self.slopes, self.config._attn_implementation)
+        context = attention(qkv, cu_seqlens, max_seqlen, self.slopes, self.config._attn_implementation or "auto")
         context = context.flatten(1)  # (T, C)
         return self.out(context if keep is None else context[keep])
 

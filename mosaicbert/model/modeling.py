@@ -21,11 +21,12 @@ from mosaicbert.ops.attention import ATTENTION_IMPLEMENTATIONS
 class MosaicBertPreTrainedModel(PreTrainedModel):
     """What the classes below share: loading, initialisation, and the choice of attention."""
 
+    config: MosaicBertConfig
     config_class = MosaicBertConfig
     base_model_prefix = "model"
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules: ClassVar[list[str]] = ["Layer"]
+    _no_split_modules = ["Layer"]  # noqa: RUF012
     accepts_loss_kwargs = False  # the loss is a mean over its batch; Hugging Face's Trainer then averages over batches
 
     # A fine-tuning class begins with a new head, and leaves the head of pretraining behind: regular expressions.
@@ -41,7 +42,8 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         """
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("key_mapping", published_key_mapping())
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, report = loaded
         model._weight_conversions = None  # save_pretrained would undo the renaming
         missing = sorted(key for key in report["missing_keys"] if not re.search(cls._new_weights, key))
         unexpected = sorted(key for key in report["unexpected_keys"] if not re.search(cls._unused_weights, key))
@@ -85,7 +87,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         return self.embeddings.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embeddings.word_embeddings = value
+        setattr(self.embeddings, "word_embeddings", value)  # noqa: B010
 
     def encode(
         self,
@@ -156,7 +158,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
 class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
     """The encoder with the head that predicts masked tokens; the decoder's weight is the word embeddings'."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"decoder.weight": "model.embeddings.word_embeddings.weight"}
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012
     _unused_weights = r"^(pooler|classifier)\."
 
     def __init__(self, config: MosaicBertConfig) -> None:
@@ -231,12 +233,12 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 2
         self.model = MosaicBertModel(config)
         self.pooler = Pooler(config)
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
     def forward(

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from mosaicbert.ops import attention as ops
 
 NUM_HEADS, HEAD_DIM = 12, 64  # MosaicBERT-Base
-NUM_TOKENS = 4096
-EVEN_LENGTHS = (16, 32, 64, 128, 192, 256, 384, 512, 1024, 2048)
+EVEN_LENGTHS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048)
+NUM_EVEN_TOKENS, NUM_UNEVEN_TOKENS = 2048, 4096
 LONGEST_UNEVEN = 512
 SLOPES = ops.alibi_slopes(NUM_HEADS)
 
@@ -30,7 +30,7 @@ def main() -> None:
 
 def compare_paths(length: int, dtype: torch.dtype) -> None:
     """Times the path that the sdpa rung takes, the one that it does not, and the definition."""
-    seqlens = [length] * (NUM_TOKENS // length)
+    seqlens = [length] * (NUM_EVEN_TOKENS // length)
     qkv = random_qkv(sum(seqlens), dtype)
     documents, bias = qkv.unflatten(0, (-1, length)), ops._alibi_bias(SLOPES, length, dtype, qkv.device)
     taken = ops._sdpa_path(documents)
@@ -75,7 +75,7 @@ def web_like_seqlens() -> list[int]:
     """Log-normal, half of them under 200 tokens, cut off as a recipe cuts them."""
     draw = random.Random(0)
     seqlens: list[int] = []
-    while sum(seqlens) < NUM_TOKENS:
+    while sum(seqlens) < NUM_UNEVEN_TOKENS:
         seqlens.append(min(LONGEST_UNEVEN, max(8, round(draw.lognormvariate(5.3, 1.0)))))
     return seqlens
 

@@ -1,6 +1,6 @@
 """Times versions of one operation against each other, and keeps what was measured.
 
-Each version becomes one line of docs/benchmarks/<name>.jsonl. `ratio` is its median time over that of the first version.
+Each version becomes one line of docs/benchmarks/<name>.jsonl. `ratio` is its median time over the first version's.
 """
 
 import datetime
@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 _ROOT = Path(__file__).parents[2]
-_WARM_UPS = 2
-_MIN_REPEATS = 7
+_MIN_REPEATS = 5
 _MAX_REPEATS = 100
 
 
@@ -45,8 +44,7 @@ def record(
         seconds: to spend, more or less.
     """
     for call in versions.values():
-        for _ in range(_WARM_UPS):
-            _microseconds(call, device)
+        call()  # the first call allocates, and chooses kernels
     times: dict[str, list[float]] = {by: [] for by in versions}
     end = time.perf_counter() + seconds
     for repeat in range(_MAX_REPEATS):

@@ -65,7 +65,7 @@ def test_random_tokens_are_ordinary_entries_drawn_evenly(masked):
 
 
 def test_masks_are_independent_of_position(masked):
-    input_ids, _, indices, _ = masked
+    _, _, indices, _ = masked
     per_position = np.bincount(indices % 100, minlength=100)[np.arange(100) % 10 != 0]
     assert stats.chisquare(per_position).pvalue > 1e-3
 

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -20,12 +21,15 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recipe(source, tmp_path_factory):
-    return tiny_recipe(tmp_path_factory.mktemp("runs"), source)
+    """A recipe whose store is made."""
+    recipe = tiny_recipe(tmp_path_factory.mktemp("runs"), source)
+    prepare(recipe)
+    return recipe
 
 
 @pytest.fixture(scope="module")
 def record(recipe):
-    return prepare(recipe)
+    return check_store(recipe)
 
 
 def test_every_text_is_in_exactly_one_split_and_tokenised_as_the_tokenizer_does(recipe, record):
@@ -86,13 +90,13 @@ def test_preparing_again_finds_the_store_made(recipe, record):
     assert (recipe.store_folder / "store.json").stat().st_mtime_ns == before
 
 
-def test_a_store_made_from_something_else_is_refused(recipe, record):
+def test_a_store_made_from_something_else_is_refused(recipe):
     other = replace(recipe, data=replace(recipe.data, max_seq_len=16))
     with pytest.raises(ConfigError, match=r"prepared with data\.max_seq_len=32, the recipe says 16"):
         check_store(other)
 
 
-def test_a_store_whose_tokenizer_was_exchanged_is_refused(recipe, record, tmp_path):
+def test_a_store_whose_tokenizer_was_exchanged_is_refused(recipe, tmp_path):
     copy = _copy(recipe, tmp_path)
     path = copy.store_folder / "tokenizer.json"
     path.write_text(
@@ -104,7 +108,7 @@ def test_a_store_whose_tokenizer_was_exchanged_is_refused(recipe, record, tmp_pa
         check_store(copy)
 
 
-def test_a_tokenizer_file_that_changed_since_is_refused(source, recipe, record, tmp_path):
+def test_a_tokenizer_file_that_changed_since_is_refused(source, recipe, tmp_path):
     tokenizer_file = tmp_path / "tokenizer.json"
     tokenizer_file.write_bytes((recipe.store_folder / "tokenizer.json").read_bytes())
     loaded = tiny_recipe(tmp_path, source, tokenizer={"source": str(tokenizer_file)})
@@ -112,11 +116,11 @@ def test_a_tokenizer_file_that_changed_since_is_refused(source, recipe, record, 
     content = json.loads(tokenizer_file.read_text())
     content["normalizer"]["lowercase"] = False
     tokenizer_file.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="another tokenizer than tokenizer.source"):
+    with pytest.raises(ConfigError, match=r"another tokenizer than tokenizer\.source"):
         check_store(loaded)
 
 
-def test_a_vocabulary_larger_than_the_models_is_refused_before_anything_is_written(source, recipe, record, tmp_path):
+def test_a_vocabulary_larger_than_the_models_is_refused_before_anything_is_written(source, recipe, tmp_path):
     small = tiny_recipe(
         tmp_path,
         source,
@@ -153,7 +157,5 @@ def test_no_store_says_how_to_make_one(recipe, tmp_path):
 
 
 def _copy(recipe, folder):
-    import shutil
-
     shutil.copytree(recipe.store_folder, folder / "store")
     return replace(recipe, data=replace(recipe.data, store=str(folder / "store")))

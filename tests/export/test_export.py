@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,10 +13,10 @@ from mosaicbert import MosaicBertForMaskedLM
 from mosaicbert.data.store import StoreRecord, open_tokenizer
 from mosaicbert.export.checkpoint import load_checkpoint, save_published
 from mosaicbert.export.folder import export_folder
-from mosaicbert.export.parity import ParityError, check_parity
+from mosaicbert.export.parity import ParityError, _link_requirements, check_parity
 from mosaicbert.export.prompts import fill_masks
-from mosaicbert.train.result import export_latest, summarise
 from mosaicbert.train.monitor import read_metrics
+from mosaicbert.train.result import export_latest, summarise
 from tests.recipes import tiny_recipe
 
 
@@ -49,17 +50,17 @@ def test_a_folder_gives_the_trained_models_logits_in_a_process_of_its_own(finish
 
 def test_remote_code_is_loaded_where_neither_this_package_nor_its_trainer_can_be_imported(finished, tmp_path):
     _, run, _ = finished
-    from mosaicbert.export.parity import _link_requirements
-
     _link_requirements(tmp_path / "site", ("torch", "transformers"))
     code = (
         f"import sys; sys.path.append({str(tmp_path / 'site')!r})\n"
         "import importlib.util\n"
-        "assert not any(importlib.util.find_spec(name) for name in ('mosaicbert', 'composer', 'datasets', 'omegaconf'))\n"
+        "names = ('mosaicbert', 'composer', 'datasets', 'omegaconf')\n"
+        "assert not any(importlib.util.find_spec(name) for name in names)\n"
         "from transformers import AutoModel, AutoModelForSequenceClassification\n"
         f"folder = {str(run.hugging_face)!r}\n"
         "encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)\n"
-        "classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True, num_labels=4)\n"
+        "Classifier = AutoModelForSequenceClassification\n"
+        "classifier = Classifier.from_pretrained(folder, trust_remote_code=True, num_labels=4)\n"
         "print(type(encoder).__name__, classifier.classifier.out_features)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
@@ -72,8 +73,6 @@ def test_remote_code_is_loaded_where_neither_this_package_nor_its_trainer_can_be
 @pytest.mark.parametrize("damage", ["changed", "nan"])
 def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path, damage):
     _, run, _ = finished
-    import shutil
-
     copy = tmp_path / "hf"
     shutil.copytree(run.hugging_face, copy)
     weights = load_file(copy / "model.safetensors")
@@ -84,7 +83,7 @@ def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path,
         check_parity(trained, copy, ("package",))
 
 
-def test_an_export_that_fails_the_gate_leaves_the_older_one_in_place(finished, trained, tmp_path, monkeypatch):
+def test_an_export_that_fails_the_gate_leaves_the_older_one_in_place(finished, trained, tmp_path):
     recipe, run, _ = finished
     folder = tmp_path / "hf"
     folder.mkdir()
@@ -116,8 +115,6 @@ def test_the_fill_mask_pipeline_answers(finished):
 
 
 def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(finished, tmp_path):
-    import shutil
-
     recipe, run, _ = finished
     shutil.copytree(run.path, tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "hf")
