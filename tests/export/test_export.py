@@ -3,11 +3,12 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
 
 from mosaicbert import MosaicBertForMaskedLM
 from mosaicbert.data.store import StoreRecord, open_tokenizer
@@ -15,6 +16,7 @@ from mosaicbert.export.checkpoint import load_checkpoint, save_published
 from mosaicbert.export.folder import export_folder
 from mosaicbert.export.parity import ParityError, _link_requirements, check_parity
 from mosaicbert.export.prompts import fill_masks
+from mosaicbert.model.build import build_model
 from mosaicbert.train.monitor import read_metrics
 from mosaicbert.train.result import export_latest, summarise
 from tests.recipes import tiny_recipe
@@ -140,3 +142,14 @@ def test_a_summary_before_the_first_evaluation_has_none(finished):
     first = [line for line in read_metrics(run.metrics) if line["step"] == 1]
     summary = summarise(first, StoreRecord.read(recipe.store_folder))
     assert (summary.steps, summary.eval_loss) == (1, None)
+
+
+def test_the_baseline_exports_as_hugging_faces_own_bert(finished, tmp_path):
+    recipe, run, _ = finished
+    shape = replace(recipe.model, architecture="bert", attention_probs_dropout_prob=0.1)
+    baseline = replace(recipe, model=shape)
+    tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
+    result = json.loads(run.result.read_text())
+    export_folder(build_model(shape).eval(), tokenizer, baseline, result, tmp_path / "hf")
+    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "hf"), BertForMaskedLM)
+    assert not list((tmp_path / "hf").glob("*.py"))
