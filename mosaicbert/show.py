@@ -13,7 +13,6 @@ def show(recipe: Recipe, console: Console) -> None:
     """Prints the size, the work, the memory, the time and the price of `recipe`."""
     expected = plan(recipe)
     model, data, train = recipe.model, recipe.data, recipe.train
-    warmup = round(recipe.optimizer.warmup_fraction * expected.steps)
     rows = {
         "run": f"{recipe.run_name}, into {recipe.run_folder}",
         "model": f"{model.architecture}, {expected.parameters:,} parameters: {model.num_hidden_layers} layers of "
@@ -23,7 +22,7 @@ def show(recipe: Recipe, console: Console) -> None:
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
         "training": f"{expected.samples:,} samples in {expected.steps:,} steps of {train.global_batch_samples:,}; "
         f"at most {expected.tokens:,} tokens",
-        "learning rate": f"{recipe.optimizer.peak_lr:g} after {warmup:,} steps, then linearly to "
+        "learning rate": f"{recipe.optimizer.peak_lr:g} after {recipe.warmup_steps:,} steps, then linearly to "
         f"{recipe.optimizer.peak_lr * recipe.optimizer.final_lr_fraction:g}",
         "work": f"{expected.flops:.3g} FLOP, {expected.flops / expected.tokens / 1e6:,.0f} MFLOP per token",
         "memory": f"about {expected.memory_bytes / 2**30:.1f} GiB per device, "

@@ -149,6 +149,10 @@ class Recipe:
             )
 
     @property
+    def warmup_steps(self) -> int:
+        return round(self.optimizer.warmup_fraction * self.train.total_steps)
+
+    @property
     def run_folder(self) -> Path:
         return Path(self.runs_folder) / self.run_name
 

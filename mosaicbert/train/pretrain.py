@@ -3,13 +3,15 @@
 import json
 import warnings
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from composer import Trainer
-from composer.optim import DecoupledAdamW, LinearWithWarmupScheduler
+from composer.optim import DecoupledAdamW
 from composer.utils import dist
 from rich.console import Console
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from mosaicbert.accounting import count_parameters
@@ -25,6 +27,7 @@ from mosaicbert.train.figure import draw_loss
 from mosaicbert.train.monitor import Monitor, SeededSteps, read_metrics
 from mosaicbert.train.result import export_run, summarise
 from mosaicbert.train.run import RunFolder, check_run, open_run
+from mosaicbert.train.schedule import linear_schedule
 
 
 def pretrain(recipe: Recipe, console: Console) -> RunFolder:
@@ -78,9 +81,11 @@ def build_trainer(
         eps=recipe.optimizer.eps,
         weight_decay=recipe.optimizer.weight_decay,
     )
-    scheduler = LinearWithWarmupScheduler(
-        t_warmup=f"{round(recipe.optimizer.warmup_fraction * recipe.train.total_steps)}ba",
-        alpha_f=recipe.optimizer.final_lr_fraction,
+    schedule = partial(
+        linear_schedule,
+        total_steps=recipe.train.total_steps,
+        warmup_steps=recipe.warmup_steps,
+        final_fraction=recipe.optimizer.final_lr_fraction,
     )
     latest = run.latest_checkpoint()
     if latest is not None:
@@ -95,7 +100,7 @@ def build_trainer(
             eval_interval=f"{recipe.eval.interval_steps}ba",
             max_duration=f"{recipe.train.total_steps}ba",
             optimizers=optimizer,
-            schedulers=scheduler,
+            schedulers=LambdaLR(optimizer, schedule),
             step_schedulers_every_batch=True,
             callbacks=[SeededSteps(recipe.seed), Monitor(recipe, run.metrics, peak, console)],
             run_name=recipe.run_name,
