@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 _EPILOG = "Overrides are written section.key=value, e.g. train.precision=fp32; every key of a recipe can be given."
 
 
+# What the base installation, which only loads and runs models, leaves out.
+_TRAINERS_MODULES = frozenset({"composer", "datasets", "matplotlib", "omegaconf", "pyarrow", "rich", "xxhash", "yaml"})
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command. Exits with 2 and one line if the user's recipe, data or files cannot work."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -21,16 +25,23 @@ def main(arguments: list[str] | None = None) -> None:
     # Defaults for the libraries below, before they are imported; whoever wants others sets the variables.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else every file that is opened is reported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy core makes threads that spin three times as slow
+    from mosaicbert.config import ConfigError
+
     try:
-        from mosaicbert.config import ConfigError
         from mosaicbert.config.load import load_recipe
-    except ModuleNotFoundError as error:
-        sys.exit(f"mosaicbert {parsed.command}: {error.name} is not installed; pip install 'mosaicbert[train]'.")
-    try:
+
         recipe = load_recipe(parsed.recipe, parsed.overrides)
         sys.exit(_COMMANDS[parsed.command][1](recipe, arguments))
     except ConfigError as error:
         print(f"mosaicbert {parsed.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAINERS_MODULES:
+            raise
+        print(
+            f"mosaicbert {parsed.command}: {error.name} is not installed; pip install 'mosaicbert[train]'.",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -125,7 +125,6 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         max_seqlen: int | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Encodes padded or unpadded sequences.
 
@@ -189,7 +188,6 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         max_seqlen: int | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """Predicts tokens; the arguments are those of `MosaicBertModel.forward`, and labels.
 
@@ -251,7 +249,6 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
         max_seqlen: int | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Classifies sequences; the arguments are those of `MosaicBertModel.forward`, and labels.
 

@@ -1,0 +1,47 @@
+"""What works where only torch, transformers and this package are installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mosaicbert.export.parity import _link_requirements
+
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run_in_base_installation(tmp_path_factory):
+    site = tmp_path_factory.mktemp("base") / "site"
+    _link_requirements(site, ("torch", "transformers"))
+    (site / "mosaicbert").symlink_to(_ROOT / "mosaicbert")
+
+    def run(code):
+        code = f"import sys; sys.path.append({str(site)!r})\n{code}"
+        return subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+
+    return run
+
+
+def test_a_model_is_made_saved_and_loaded_through_the_auto_classes(run_in_base_installation, tmp_path):
+    answer = run_in_base_installation(
+        "import mosaicbert, torch\n"
+        "from transformers import AutoModelForMaskedLM\n"
+        "config = mosaicbert.MosaicBertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1,\n"
+        "    num_attention_heads=2, intermediate_size=16)\n"
+        "model = mosaicbert.MosaicBertForMaskedLM(config).eval()\n"
+        f"model.save_pretrained({str(tmp_path)!r})\n"
+        f"loaded = AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r})\n"
+        "ids = torch.arange(12).view(2, 6)\n"
+        "assert torch.equal(loaded(ids).logits, model(ids).logits)\n"
+        "print(type(loaded).__module__)\n"
+    )
+    assert answer.stdout.strip() == "mosaicbert.model.modeling", answer.stderr
+
+
+def test_a_command_that_needs_the_trainer_says_what_to_install(run_in_base_installation):
+    recipe = _ROOT / "recipes" / "quickstart.yaml"
+    answer = run_in_base_installation(f"from mosaicbert.cli import main; main(['pretrain', {str(recipe)!r}])")
+    assert answer.returncode == 2
+    assert answer.stderr.strip() == "mosaicbert pretrain: omegaconf is not installed; pip install 'mosaicbert[train]'."
