@@ -8,6 +8,7 @@ from typing import Literal
 from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.model import ModelConfig
 
+_LARGEST_SEED = 2**31 - 1  # Composer adds the rank, and the sum must be below 2^32
 VOCABULARY_MULTIPLE = 64  # matrix products of this width fill the tensor cores' tiles
 
 
@@ -136,6 +137,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.run_name in ("", "..") or Path(self.run_name).name != self.run_name:
             raise ConfigError(f"run_name={self.run_name!r} is no folder name; give one without slashes.")
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ConfigError(f"seed={self.seed} is no seed; give a whole number from 0 to {_LARGEST_SEED:,}.")
         if self.train.micro_batch_tokens < self.data.max_seq_len:
             raise ConfigError(
                 f"train.micro_batch_tokens={self.train.micro_batch_tokens} is smaller than one sequence of "

@@ -26,7 +26,8 @@ def read_installed_documentation() -> Iterator[str]:
     The order is that of the sorted paths, so one environment always yields the same texts in the same order.
     """
     files = sorted(_list_files())
-    pool = ProcessPoolExecutor(max_workers=os.cpu_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ProcessPoolExecutor(max_workers=cores)
     try:
         for texts in pool.map(_read_file, files, chunksize=_FILES_PER_TASK):
             yield from texts

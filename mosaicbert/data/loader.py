@@ -3,7 +3,7 @@
 from torch.utils.data import DataLoader
 
 from mosaicbert.batch import Batch
-from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.config import Recipe
 from mosaicbert.data.batches import BatchMaker, EvalSteps, TrainSteps
 from mosaicbert.data.prepare import open_store
 from mosaicbert.data.store import TRAIN, VALIDATION, StoreRecord, open_tokenizer
@@ -21,13 +21,10 @@ def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[
     """The held-out samples of one rank, in portions, each a list of micro-batches.
 
     Raises:
-        ConfigError: there are fewer held-out samples than ranks.
+        ValueError: there are fewer held-out samples than ranks.
     """
     maker = _build_maker(recipe, VALIDATION, recipe.eval.mask_rate, rank, world_size)
-    try:
-        return DataLoader(EvalSteps(maker, max_samples=recipe.eval.max_samples), batch_size=None)
-    except ValueError as error:
-        raise ConfigError(f"{recipe.store_folder}: {error} Raise data.held_out_fraction.") from error
+    return DataLoader(EvalSteps(maker, max_samples=recipe.eval.max_samples), batch_size=None)
 
 
 def _build_maker(recipe: Recipe, split: str, mask_rate: float, rank: int, world_size: int) -> BatchMaker:

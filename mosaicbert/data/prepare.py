@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Te
 from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError, DataConfig, Recipe
-from mosaicbert.data.sources import read_texts
+from mosaicbert.data.sources import read_texts, require_source
 from mosaicbert.data.store import TRAIN, VALIDATION, SplitWriter, StoreRecord, TokenStore, open_tokenizer
 from mosaicbert.data.tokenizer import hash_tokenizer, load_tokenizer, train_tokenizer
 
@@ -36,12 +36,23 @@ def prepare(recipe: Recipe) -> StoreRecord:
     folder = recipe.store_folder
     if folder.exists():
         return check_store(recipe)
+    require_source(recipe.data)
+    loaded = None if recipe.tokenizer.source == "train" else _load_fitting_tokenizer(recipe)
     partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    with _progress() as progress:
-        record = _write_store(recipe, partial, progress)
+    made = next(place for place in (*reversed(partial.parents), partial) if not place.exists() or place == partial)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error}); choose another data.store or runs_folder."
+        ) from error
+    try:
+        with _progress() as progress:
+            record = _write_store(recipe, loaded, partial, progress)
+    except ConfigError:
+        shutil.rmtree(made)  # nothing is left of what cannot work
+        raise
     partial.rename(folder)
     return record
 
@@ -61,13 +72,13 @@ def check_store(recipe: Recipe) -> StoreRecord:
                 "point data.store at another folder, or delete this one."
             )
     tokenizer = open_tokenizer(folder, record)
-    if Path(recipe.tokenizer.source).exists() and hash_tokenizer(
-        load_tokenizer(recipe.tokenizer.source)
-    ) != hash_tokenizer(tokenizer):
-        raise ConfigError(
-            f"{folder}: was prepared with another tokenizer than tokenizer.source={recipe.tokenizer.source}; "
-            "point data.store at another folder, or delete this one."
-        )
+    source = recipe.tokenizer.source
+    if source != "train" and Path(source).exists():
+        if hash_tokenizer(load_tokenizer(source)) != hash_tokenizer(tokenizer):
+            raise ConfigError(
+                f"{folder}: was prepared with another tokenizer than tokenizer.source={source}; "
+                "point data.store at another folder, or delete this one."
+            )
     _require_fit(tokenizer, recipe)
     return record
 
@@ -84,13 +95,12 @@ def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _write_store(recipe: Recipe, folder: Path, progress: Progress) -> StoreRecord:
+def _write_store(recipe: Recipe, loaded: Tokenizer | None, folder: Path, progress: Progress) -> StoreRecord:
     data = recipe.data
     dropped: Counter[str] = Counter()
     task = progress.add_task("reading text", total=None, tokens=0, megabytes=0.0)
     texts = _label_splits(data, dropped)
-    tokenizer, texts = _make_tokenizer(recipe, texts)
-    _require_fit(tokenizer, recipe)
+    tokenizer, texts = (loaded, texts) if loaded is not None else _train_tokenizer(recipe, texts)
     tokenizer.enable_truncation(data.max_seq_len - 2)
     writers = {name: SplitWriter(folder / name, recipe.model.vocab_size) for name in (TRAIN, VALIDATION)}
     progress.update(task, description="tokenising")
@@ -103,6 +113,8 @@ def _write_store(recipe: Recipe, folder: Path, progress: Progress) -> StoreRecor
                 for (split, _), encoding in zip(batch, encodings, strict=True)
                 if split == name and encoding.ids
             )
+        if blank := sum(not encoding.ids for encoding in encodings):
+            dropped["without a token"] += blank
         characters += sum(len(text) for _, text in batch)
         tokens = sum(writer.total_tokens for writer in writers.values())
         progress.update(task, advance=len(batch), tokens=tokens, megabytes=characters / 1e6)
@@ -133,13 +145,14 @@ def _label_splits(data: DataConfig, dropped: Counter[str]) -> Iterator[tuple[str
     else:
         training = ((TRAIN, text) for text in read_texts(data))
         held_out = ((VALIDATION, text) for text in read_texts(data, data.validation_split))
-        texts = itertools.chain(held_out, training)
+        texts = itertools.chain(training, held_out)
     seen: set[int] = set()
-    for split, text in texts:
+    for split, raw in texts:
+        text = raw.encode("utf-8", "replace").decode()  # a lone surrogate is no character, and tokenizers refuse it
         if len(text) < data.min_characters:
             dropped["too short"] += 1
             continue
-        digest = xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
+        digest = xxhash.xxh3_64_intdigest(text.encode())
         if data.deduplicate:
             if digest in seen:
                 dropped["duplicate"] += 1
@@ -150,16 +163,26 @@ def _label_splits(data: DataConfig, dropped: Counter[str]) -> Iterator[tuple[str
         yield split, text
 
 
-def _make_tokenizer(recipe: Recipe, texts: Iterator[tuple[str, str]]) -> tuple[Tokenizer, Iterator[tuple[str, str]]]:
-    if recipe.tokenizer.source != "train":
-        return load_tokenizer(recipe.tokenizer.source), texts
+def _load_fitting_tokenizer(recipe: Recipe) -> Tokenizer:
+    tokenizer = load_tokenizer(recipe.tokenizer.source)
+    _require_fit(tokenizer, recipe)
+    return tokenizer
+
+
+def _train_tokenizer(recipe: Recipe, texts: Iterator[tuple[str, str]]) -> tuple[Tokenizer, Iterator[tuple[str, str]]]:
+    """A tokenizer of the first texts, and all texts again."""
     first: list[tuple[str, str]] = []
     characters = 0
-    for pair in texts:
-        first.append(pair)
-        characters += len(pair[1])
+    for split, text in texts:
+        first.append((split, text))
+        characters += len(text) * (split == TRAIN)
         if characters >= _TOKENIZER_CHARACTERS:
             break
+    if not characters:
+        raise ConfigError(
+            f"data.source={recipe.data.source}: holds no text to train a tokenizer on; "
+            "point it at more text, lower data.min_characters or change data.held_out_fraction."
+        )
     tokenizer = train_tokenizer((text for split, text in first if split == TRAIN), recipe.model.vocab_size)
     return tokenizer, itertools.chain(first, texts)
 

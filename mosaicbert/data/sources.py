@@ -1,9 +1,12 @@
 """Where text comes from: the installed documentation, local files, or a dataset of the Hugging Face Hub."""
 
 import glob
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from mosaicbert.config import ConfigError, DataConfig
 from mosaicbert.data.documentation import read_installed_documentation
@@ -19,6 +22,8 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {"sample_by": "paragraph"}),
 }
 _COMPRESSIONS = (".gz", ".zst")
+# What damaged files and a missing network raise from below `datasets`, which itself raises plain RuntimeErrors as well.
+_UNREADABLE = (ConnectionError, EOFError, OSError, RuntimeError, ValueError, zlib.error, zstandard.ZstdError)
 
 
 def read_texts(data: DataConfig, split: str = "train") -> Iterator[str]:
@@ -31,23 +36,35 @@ def read_texts(data: DataConfig, split: str = "train") -> Iterator[str]:
     Raises:
         ConfigError: the source does not exist, its files are of no known kind or broken, or the text column is missing.
     """
+    files = require_source(data)
     if data.source == INSTALLED_DOCUMENTATION:
         return read_installed_documentation()
-    files = _find_files(data.source)
     if files:
         builder, options = _builder_of(data.source, files)
         return _stream(data, split="train", path=builder, data_files=files, **options)
     return _stream(data, split=split, path=data.source, name=data.subset)
 
 
-def require_source(data: DataConfig) -> None:
-    """Refuses a source of files that are not there, before anything is started.
+def require_source(data: DataConfig) -> list[str]:
+    """Refuses a source that cannot be read, as far as that shows without opening it.
+
+    Returns:
+        The source's files; none for a Hub dataset and for the installed documentation.
 
     Raises:
-        ConfigError: as `read_texts`, where that shows without opening a file.
+        ConfigError: the files are not there, of no known kind or of several, or are asked for splits they do not have.
     """
-    if data.source != INSTALLED_DOCUMENTATION and (files := _find_files(data.source)):
+    files = [] if data.source == INSTALLED_DOCUMENTATION else _find_files(data.source)
+    if files:
         _builder_of(data.source, files)
+    if files or data.source == INSTALLED_DOCUMENTATION:
+        for key in ("subset", "validation_split"):
+            if getattr(data, key) is not None:
+                raise ConfigError(
+                    f"data.{key}={getattr(data, key)}: only datasets of the Hub have that, and data.source={data.source} "
+                    f"is none; set data.{key}=null."
+                )
+    return files
 
 
 def _find_files(source: str) -> list[str]:
@@ -91,7 +108,7 @@ def _stream(data: DataConfig, **arguments: Any) -> Iterator[str]:
         rows = datasets.load_dataset(**arguments, streaming=True)
     except StopIteration as error:  # what `datasets` says of an empty file
         raise ConfigError(f"{place}: holds no document.") from error
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+    except (DatasetNotFoundError, *_UNREADABLE) as error:
         raise ConfigError(f"{place}: cannot be opened: {_first_line(error)}") from error
     number = 0
     try:
@@ -103,7 +120,7 @@ def _stream(data: DataConfig, **arguments: Any) -> Iterator[str]:
                     "set data.text_column."
                 )
             yield text
-    except (DatasetGenerationError, ConnectionError, OSError, ValueError) as error:
+    except (DatasetGenerationError, *_UNREADABLE) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{place}: cannot be read after document {number}: {_first_line(error)}") from error

@@ -144,6 +144,7 @@ class TokenStore:
     """One split of a store, memory-mapped."""
 
     def __init__(self, folder: Path, counts: SplitCounts) -> None:
+        self._origin = (folder, counts)
         self.num_samples = counts.samples
         self._values: list[NDArray[Any]] = []
         self._offsets: list[NDArray[np.int32]] = []
@@ -162,6 +163,9 @@ class TokenStore:
                 f"{folder}: holds {self._first_samples[-1]} samples, store.json says {counts.samples}; "
                 "delete the store, prepare it again."
             )
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, SplitCounts]]:
+        return TokenStore, self._origin  # a worker process opens the files itself
 
     def read(self, samples: NDArray[np.int64]) -> list[NDArray[Any]]:
         """The token ids of some samples, as views of the mapped file."""

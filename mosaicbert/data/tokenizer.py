@@ -71,6 +71,9 @@ def load_tokenizer(source: str) -> Tokenizer:
     missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
         raise ConfigError(f"tokenizer.source={source}: lacks {', '.join(missing)}; a BERT needs them.")
+    # What a file may carry from its last use would cut or fill the samples.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 

@@ -41,7 +41,7 @@ by masked language modelling on `{recipe.data.source}`, {recipe.data.max_seq_len
 ```python
 {loading}from transformers import pipeline
 
-pipeline("fill-mask", model="{recipe.run_name}")
+pipeline("fill-mask", model="path/to/this/folder")
 ```
 {without}
 ## Recipe

@@ -32,7 +32,7 @@ def save_published(model: PreTrainedModel, folder: Path) -> None:
     """Writes pytorch_model.bin and config.json in the layout of the published MosaicBERT checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(to_published(model.state_dict()), folder / "pytorch_model.bin")
-    config = model.config.to_dict() | {
+    config = {name: value for name, value in model.config.to_dict().items() if name != "auto_map"} | {
         "model_type": "bert",
         "architectures": [type(model).__name__.replace("MosaicBert", "Bert")],
         "alibi_starting_size": 512,

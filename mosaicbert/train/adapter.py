@@ -61,10 +61,16 @@ def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
     return logits[padded["attention_mask"].bool()][batch.masked_indices]
 
 
-def data_spec(loader: DataLoader[list[Batch]]) -> DataSpec:
-    """Tells Composer that an item is a list of micro-batches, and how many samples, tokens and masks are in it."""
+def data_spec(loader: DataLoader[list[Batch]], device: str) -> DataSpec:
+    """Tells Composer that an item is a list of micro-batches, and how many samples, tokens and masks are in it.
+
+    Args:
+        loader: gives items on the CPU.
+        device: to move each micro-batch to; Composer itself moves only plain tensors, mappings and sequences.
+    """
     return DataSpec(
         loader,
+        microbatch_transforms=lambda batch: batch.to(device, non_blocking=True),
         split_batch=lambda micro_batches, _size: micro_batches,
         get_num_samples_in_batch=lambda item: sum(batch.num_sequences for batch in _micro_batches(item)),
         get_num_tokens_in_batch=lambda item: {

@@ -7,6 +7,7 @@ import torch
 
 from mosaicbert.accounting import ACCELERATORS
 from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.data.store import VALIDATION, StoreRecord
 
 
 def count_processes(recipe: Recipe) -> int:
@@ -20,6 +21,25 @@ def count_processes(recipe: Recipe) -> int:
             )
         return recipe.train.num_processes
     return max(1, torch.cuda.device_count())
+
+
+def require_work_for_all(recipe: Recipe, record: StoreRecord, num_processes: int) -> None:
+    """Refuses more processes than there are samples for.
+
+    Raises:
+        ConfigError: a process would have no sample in a training step, or none to evaluate.
+    """
+    per_step, held_out = recipe.train.global_batch_samples, record.splits[VALIDATION].samples
+    if num_processes > per_step:
+        raise ConfigError(
+            f"train.global_batch_samples={per_step} is less than the {num_processes} processes; "
+            "every process needs a sample per step: raise it, or set train.num_processes."
+        )
+    if num_processes > held_out:
+        raise ConfigError(
+            f"{recipe.store_folder}: {held_out} held-out samples are less than the {num_processes} processes; "
+            "delete the store and raise data.held_out_fraction, or set train.num_processes."
+        )
 
 
 def choose_precision(recipe: Recipe) -> tuple[torch.dtype, str]:

@@ -1,6 +1,7 @@
 """One process, or one per device: what `mosaicbert pretrain` starts."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from mosaicbert.config import Recipe
 from mosaicbert.data.prepare import prepare
-from mosaicbert.train.device import count_processes
+from mosaicbert.train.device import count_processes, require_work_for_all
 from mosaicbert.train.pretrain import pretrain
 from mosaicbert.train.run import check_run
 
@@ -35,6 +36,12 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         pretrain(recipe, console)
         return 0
     check_run(recipe)
-    prepare(recipe)
+    require_work_for_all(recipe, prepare(recipe), num_processes)
     launcher = [sys.executable, "-m", "composer.cli.launcher", "--nproc", str(num_processes), "--module_mode"]
-    return subprocess.run([*launcher, "mosaicbert", *arguments], check=False).returncode
+    process = subprocess.Popen([*launcher, "mosaicbert", *arguments])
+    # Composer's launcher ends its processes when it is interrupted, and leaves them alone when it is terminated.
+    signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal has interrupted the launcher as well
+        return process.wait()

@@ -125,8 +125,10 @@ class Monitor(Callback):
     def _forget_after(self, step: int) -> None:
         """Drops what an interrupted run wrote after the checkpoint that this one continues from."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            partial.replace(self.path)
 
     def _show(self, record: dict[str, Any], seconds_left: float) -> None:
         if dist.get_global_rank() != 0:
@@ -143,5 +145,7 @@ class Monitor(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a metrics.jsonl, without a last one that a crash cut off."""
+    *lines, rest = path.read_text().split("\n")
+    del rest
+    return [json.loads(line) for line in lines]

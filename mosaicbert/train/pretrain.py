@@ -22,7 +22,7 @@ from mosaicbert.data.store import StoreRecord
 from mosaicbert.export.prompts import fill_masks
 from mosaicbert.model.build import build_model, describe_attention
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
-from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops
+from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
 from mosaicbert.train.figure import draw_loss
 from mosaicbert.train.monitor import Monitor, SeededSteps, read_metrics
 from mosaicbert.train.result import export_run, summarise
@@ -43,6 +43,7 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
         _report(recipe, run, console)
         return run
     record = prepare(recipe) if dist.get_world_size() == 1 else check_store(recipe)
+    require_work_for_all(recipe, record, dist.get_world_size())
     if dist.get_world_size() > 1 and not torch.cuda.is_available():
         limit_cpu_threads(dist.get_local_world_size())
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
@@ -65,7 +66,6 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
     trainer.close()
     if dist.get_global_rank() == 0:
         _finish(recipe, run, model, record, console)
-    dist.barrier()
     return run
 
 
@@ -74,6 +74,8 @@ def build_trainer(
 ) -> Trainer:
     """Composer's trainer for `recipe`, at the newest checkpoint of `run` if it has one."""
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
     optimizer = DecoupledAdamW(
         model.parameters(),
         lr=recipe.optimizer.peak_lr,
@@ -95,8 +97,8 @@ def build_trainer(
         warnings.filterwarnings("ignore", category=UserWarning)
         return Trainer(
             model=MaskedLmTrainee(model, cpu_autocast=precision),
-            train_dataloader=data_spec(build_loader(recipe, rank, world_size)),
-            eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size)),
+            train_dataloader=data_spec(build_loader(recipe, rank, world_size), device),
+            eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size), device),
             eval_interval=f"{recipe.eval.interval_steps}ba",
             max_duration=f"{recipe.train.total_steps}ba",
             optimizers=optimizer,
@@ -110,8 +112,8 @@ def build_trainer(
             save_filename="step-{batch}-rank{rank}.pt",
             save_interval=f"{recipe.train.checkpoint_interval_steps}ba",
             save_overwrite=True,  # a step that is trained again after a crash is the same step
-            device="gpu" if torch.cuda.is_available() else "cpu",
-            precision="amp_bf16" if torch.cuda.is_available() and precision == torch.bfloat16 else "fp32",
+            device="gpu" if on_gpu else "cpu",
+            precision="amp_bf16" if on_gpu and precision == torch.bfloat16 else "fp32",
             device_train_microbatch_size=1,  # of no effect: the loader has cut the micro-batches
             accumulate_train_batch_on_tokens=True,
             seed=recipe.seed,

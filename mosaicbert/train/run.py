@@ -15,7 +15,16 @@ from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
 
 # Keys that move work about without changing what is computed: a run may be continued with other values.
-_FREE_KEYS = frozenset({"train.num_processes", "data.num_workers", "runs_folder"})
+_FREE_KEYS = frozenset(
+    {
+        "runs_folder",
+        "data.num_workers",
+        "train.num_processes",
+        "train.micro_batch_tokens",
+        "train.checkpoint_interval_steps",
+        "eval.fill_mask",
+    }
+)
 _PACKAGES = ("mosaicbert", "torch", "transformers", "mosaicml", "datasets", "tokenizers", "numpy", "omegaconf")
 
 
@@ -35,7 +44,11 @@ class RunFolder:
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint, or None."""
         link = self.checkpoints / "latest-rank0.pt"
-        return link.resolve() if link.exists() else None
+        if link.exists():
+            return link.resolve()
+        # Composer takes the link away before it sets it anew; by then the file it will point to is complete.
+        written = self.checkpoints.glob("step-*-rank0.pt")
+        return max(written, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def check_run(recipe: Recipe) -> RunFolder:
@@ -65,7 +78,10 @@ def open_run(recipe: Recipe) -> RunFolder:
         ConfigError: as `check_run`.
     """
     run = check_run(recipe)
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run.path}: cannot be written ({error}); choose another runs_folder.") from error
     if not run.recipe.exists():
         partial = run.recipe.with_suffix(".partial")
         save_recipe(recipe, partial)
