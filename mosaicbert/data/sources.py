@@ -59,10 +59,10 @@ def require_source(data: DataConfig) -> list[str]:
         _builder_of(data.source, files)
     if files or data.source == INSTALLED_DOCUMENTATION:
         for key in ("subset", "validation_split"):
-            if getattr(data, key) is not None:
+            if (value := getattr(data, key)) is not None:
                 raise ConfigError(
-                    f"data.{key}={getattr(data, key)}: only datasets of the Hub have that, and data.source={data.source} "
-                    f"is none; set data.{key}=null."
+                    f"data.{key}={value}: only datasets of the Hub have that, not data.source={data.source}; "
+                    f"set data.{key}=null."
                 )
     return files
 

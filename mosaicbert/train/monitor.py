@@ -146,6 +146,4 @@ class Monitor(Callback):
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without a last one that a crash cut off."""
-    *lines, rest = path.read_text().split("\n")
-    del rest
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

@@ -1,5 +1,6 @@
 import json
 import math
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -154,6 +155,34 @@ def test_no_store_says_how_to_make_one(recipe, tmp_path):
     missing = replace(recipe, data=replace(recipe.data, store=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="mosaicbert prepare RECIPE"):
         check_store(missing)
+
+
+def test_a_folder_named_train_is_not_taken_for_a_tokenizer(recipe, record, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    assert check_store(recipe) == record
+
+
+def test_text_with_half_a_character_is_mended(source, tmp_path, monkeypatch):
+    # JSON and Arrow cannot carry it, docstrings can.
+    documents = [f"half a pair \ud800 in text {number}" for number in range(40)]
+    monkeypatch.setattr("mosaicbert.data.prepare.read_texts", lambda _: iter(documents))
+    record = prepare(tiny_recipe(tmp_path, source))
+    assert sum(split.samples for split in record.splits.values()) == 40
+
+
+def test_a_store_travels_to_worker_processes_without_its_tokens(recipe):
+    store = open_store(recipe, "train")
+    assert len(pickle.dumps(store)) < 1000
+    samples = np.arange(store.num_samples)
+    copied = pickle.loads(pickle.dumps(store)).read(samples)
+    assert [ids.tolist() for ids in copied] == [ids.tolist() for ids in store.read(samples)]
+
+
+def test_a_store_that_cannot_be_written_is_refused(source, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        prepare(tiny_recipe(tmp_path, source, data={"store": str(tmp_path / "file" / "store")}))
 
 
 def _copy(recipe, folder):

@@ -49,7 +49,7 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_their_names(tmp_path):
     assert _read(tmp_path / "part-*.jsonl") == _TEXTS
 
 
-def test_installed_documentation_is_tens_of_thousands_of_texts_in_a_fixed_order():
+def test_installed_documentation_comes_in_a_fixed_order_without_empty_texts():
     first, second = (read_texts(DataConfig(source="installed-documentation")) for _ in range(2))
     heads = [[next(stream) for _ in range(200)] for stream in (first, second)]
     assert heads[0] == heads[1]
@@ -65,8 +65,17 @@ def test_installed_documentation_is_tens_of_thousands_of_texts_in_a_fixed_order(
         (lambda folder: _write(folder / "x.jsonl", '{"text": "fine"}\n{broken\n'), "cannot be"),
         (lambda folder: _write(folder / "x.jsonl", '{"body": "fine"}\n'), "no text in column 'text'"),
         (lambda folder: _write(folder / "x.jsonl", '{"text": 3}\n'), "no text in column 'text'"),
+        (lambda folder: _truncated_gzip(folder / "x.jsonl.gz"), "cannot be"),
     ],
-    ids=["missing", "empty-folder", "unknown-kind", "broken-json", "other-column", "no-string"],
+    ids=[
+        "missing",
+        "empty-folder",
+        "unknown-kind",
+        "broken-json",
+        "other-column",
+        "no-string",
+        "truncated-gzip",
+    ],
 )
 def test_a_source_that_cannot_be_read_is_one_line_that_names_it(tmp_path, make, expected):
     source = make(tmp_path)
@@ -74,6 +83,20 @@ def test_a_source_that_cannot_be_read_is_one_line_that_names_it(tmp_path, make, 
         _read(source)
     assert str(source) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["subset", "validation_split"])
+def test_files_have_no_splits_to_ask_for(tmp_path, key):
+    source = write_jsonl(tmp_path / "a.jsonl", _TEXTS)
+    with pytest.raises(ConfigError, match=f"set data.{key}=null"):
+        _read(source, **{key: "validation"})
+
+
+def _truncated_gzip(path):
+    whole = "".join(json.dumps({"text": f"A text of number {number}"}) + "\n" for number in range(2000))
+    content = gzip.compress(whole.encode())
+    path.write_bytes(content[: len(content) // 2])
+    return path
 
 
 def _write(path, content):

@@ -1,4 +1,9 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from mosaicbert.config import ConfigError
@@ -16,8 +21,23 @@ def test_a_trained_tokenizer_has_the_size_asked_for_and_berts_specials_first(tra
     assert [trained.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3, 4]
 
 
-def test_training_twice_on_the_same_text_gives_the_same_tokenizer(trained):
-    assert hash_tokenizer(train_tokenizer(texts(), vocab_size=512)) == hash_tokenizer(trained)
+def test_another_process_trains_the_same_tokenizer_on_the_same_text(trained):
+    code = (
+        "from mosaicbert.data.tokenizer import hash_tokenizer, train_tokenizer\n"
+        "from tests.data.corpus import texts\n"
+        "print(hash_tokenizer(train_tokenizer(texts(), vocab_size=512)))\n"
+    )
+    root = Path(__file__).parents[2]
+    answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == hash_tokenizer(trained)
+
+
+def test_truncation_and_padding_that_a_file_carries_are_switched_off(trained, tmp_path):
+    copy = Tokenizer.from_str(trained.to_str())
+    copy.enable_truncation(3)
+    copy.enable_padding(length=50)
+    copy.save(str(tmp_path / "tokenizer.json"))
+    assert hash_tokenizer(load_tokenizer(str(tmp_path))) == hash_tokenizer(trained)
 
 
 def test_text_is_normalised_as_bert_does_and_framed(trained):
