@@ -45,6 +45,7 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, report = loaded
         model._weight_conversions = None  # save_pretrained would undo the renaming
+        model.tie_weights()  # transformers 5.0 leaves weights apart that a checkpoint names twice, as published ones do
         missing = sorted(key for key in report["missing_keys"] if not re.search(cls._new_weights, key))
         unexpected = sorted(key for key in report["unexpected_keys"] if not re.search(cls._unused_weights, key))
         if missing or unexpected:

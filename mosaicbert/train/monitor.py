@@ -52,9 +52,8 @@ class Monitor(Callback):
         self._tokens_before = 0
         self._eval_loss = math.nan
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} steps"),
+            BarColumn(bar_width=8),  # the whole line fits 80 columns
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[measures]}"),
             console=console,
             disable=not (console.is_terminal and dist.get_global_rank() == 0),
@@ -133,9 +132,9 @@ class Monitor(Callback):
     def _show(self, record: dict[str, Any], seconds_left: float) -> None:
         if dist.get_global_rank() != 0:
             return
-        evaluated = "" if math.isnan(self._eval_loss) else f", held-out {self._eval_loss:.3f}"
+        evaluated = "" if math.isnan(self._eval_loss) else f", held-out {self._eval_loss:.2f}"
         measures = (
-            f"loss {record['loss']:.3f}{evaluated}  {record['tokens_per_second']:,.0f} tokens/s  "
+            f"loss {record['loss']:.2f}{evaluated}  {record['tokens_per_second'] / 1e3:,.1f}k tokens/s  "
             f"MFU {record['mfu']:.0%}  {timedelta(seconds=round(seconds_left))} left"
         )
         self._progress.update(self._task, completed=record["step"], measures=measures)
