@@ -1,5 +1,6 @@
 """Source to token store: reads, splits, deduplicates, tokenises and writes, in one pass and bounded memory."""
 
+import contextlib
 import itertools
 import math
 import shutil
@@ -39,7 +40,7 @@ def prepare(recipe: Recipe) -> StoreRecord:
     require_source(recipe.data)
     loaded = None if recipe.tokenizer.source == "train" else _load_fitting_tokenizer(recipe)
     partial = folder.with_name(folder.name + ".partial")
-    made = next(place for place in (*reversed(partial.parents), partial) if not place.exists() or place == partial)
+    new_folders = [place for place in partial.parents if not place.exists()]
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -51,7 +52,10 @@ def prepare(recipe: Recipe) -> StoreRecord:
         with _progress() as progress:
             record = _write_store(recipe, loaded, partial, progress)
     except ConfigError:
-        shutil.rmtree(made)  # nothing is left of what cannot work
+        shutil.rmtree(partial)  # nothing is left of what cannot work
+        with contextlib.suppress(OSError):  # but what another run has put there meanwhile
+            for place in new_folders:
+                place.rmdir()
         raise
     partial.rename(folder)
     return record
