@@ -66,19 +66,25 @@ def _prepare(recipe: Recipe, _arguments: list[str]) -> int:
 
 def _pretrain(recipe: Recipe, arguments: list[str]) -> int:
     from rich.console import Console
-    from transformers.utils import logging
 
     from mosaicbert.train.launch import launch
 
-    logging.disable_progress_bar()  # of every file that is read or written
+    _hide_file_progress()
     return launch(recipe, arguments, Console())
 
 
 def _export(recipe: Recipe, _arguments: list[str]) -> int:
     from mosaicbert.train.result import export_latest
 
+    _hide_file_progress()
     print(export_latest(recipe).hugging_face)
     return 0
+
+
+def _hide_file_progress() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
 
 
 _COMMANDS: dict[str, tuple[str, Callable[[Recipe, list[str]], int]]] = {
