@@ -1,4 +1,4 @@
-"""Batch: the contract between data and model. Everything is unpadded; documents are told apart by cu_seqlens."""
+"""Batch and Step: the contract between data and model. Everything is unpadded; cu_seqlens tells documents apart."""
 
 from __future__ import annotations
 
@@ -7,17 +7,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+IGNORED = -100  # the label of a position where nothing is to be predicted
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch: B documents of T tokens in all, M of which are masked and to be predicted.
+    """One micro-batch: documents, some tokens of which are masked and to be predicted, filled up to static shapes.
+
+    Behind the real documents may stand filler: documents of filler tokens, then empty ones; behind the real masked
+    tokens, positions with the label -100. Filler changes no real token's output, and no loss.
 
     Attributes:
         input_ids: (T,) int64, the documents one behind the other, masks already applied.
         cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T.
-        max_seqlen: tokens of the longest document.
-        masked_indices: (M,) int64, positions in input_ids, ascending.
-        labels: (M,) int64, the token that stood at each of them.
+        max_seqlen: tokens of the longest document, at least.
+        masked_indices: (M,) int64, positions in input_ids; the real ones are ascending.
+        labels: (M,) int64, the token that stood at each of them, or -100.
+        num_tokens: real tokens.
+        num_sequences: real documents.
+        num_masked: real masked tokens.
     """
 
     input_ids: Tensor
@@ -25,18 +33,14 @@ class Batch:
     max_seqlen: int
     masked_indices: Tensor
     labels: Tensor
+    num_tokens: int
+    num_sequences: int
+    num_masked: int
 
     @property
-    def num_tokens(self) -> int:
-        return self.input_ids.shape[0]
-
-    @property
-    def num_sequences(self) -> int:
-        return self.cu_seqlens.shape[0] - 1
-
-    @property
-    def num_masked(self) -> int:
-        return self.labels.shape[0]
+    def shape(self) -> tuple[int, int, int]:
+        """The static sizes: T tokens, B documents, M masked tokens, filler included."""
+        return self.input_ids.shape[0], self.cu_seqlens.shape[0] - 1, self.labels.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
@@ -44,16 +48,31 @@ class Batch:
         return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def padded(self, pad_token_id: int) -> dict[str, Tensor]:
-        """The batch as padded models take it.
+        """The real documents as padded models take them.
 
         Returns:
-            input_ids, attention_mask and labels, each (B, max_seqlen) int64; labels are -100 where nothing is masked.
+            input_ids, attention_mask and labels, each (num_sequences, longest document) int64; labels are -100 where
+            nothing is masked.
         """
-        seqlens = self.cu_seqlens.diff().long()
-        mask = torch.arange(self.max_seqlen, device=seqlens.device) < seqlens[:, None]  # (B, S)
-        flat_labels = torch.full_like(self.input_ids, -100)
-        flat_labels[self.masked_indices] = self.labels
+        seqlens = self.cu_seqlens[: self.num_sequences + 1].diff().long()
+        longest = int(seqlens.max())
+        mask = torch.arange(longest, device=seqlens.device) < seqlens[:, None]  # (B, S)
+        flat_labels = torch.full_like(self.input_ids, IGNORED)
+        flat_labels[self.masked_indices[: self.num_masked]] = self.labels[: self.num_masked]
         input_ids = torch.full(mask.shape, pad_token_id, device=mask.device, dtype=torch.int64)
-        labels = torch.full_like(input_ids, -100)
-        input_ids[mask], labels[mask] = self.input_ids, flat_labels
+        labels = torch.full_like(input_ids, IGNORED)
+        input_ids[mask], labels[mask] = self.input_ids[: self.num_tokens], flat_labels[: self.num_tokens]
         return {"input_ids": input_ids, "attention_mask": mask.long(), "labels": labels}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one rank does in a training step; every rank has as many micro-batches, all of the same shape.
+
+    Attributes:
+        micro_batches: of this rank.
+        global_masked: masked tokens of all ranks together, which each rank computes by itself.
+    """
+
+    micro_batches: list[Batch]
+    global_masked: int

@@ -55,12 +55,11 @@ def _show(recipe: Recipe, _arguments: list[str]) -> int:
 
 
 def _prepare(recipe: Recipe, _arguments: list[str]) -> int:
-    from mosaicbert.data.prepare import prepare
+    from rich.console import Console
 
-    record = prepare(recipe)
-    for name, split in record.splits.items():
-        print(f"{recipe.store_folder / name}: {split.samples:,} samples, {split.tokens:,} tokens")
-    print(f"left out: {record.dropped or 'nothing'}; unigram entropy {record.unigram_entropy:.3f} nats")
+    from mosaicbert.data.prepare import prepare_and_report
+
+    prepare_and_report(recipe, Console())
     return 0
 
 

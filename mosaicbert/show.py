@@ -4,9 +4,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mosaicbert.accounting import ACCELERATORS, plan
-from mosaicbert.config import Recipe
+from mosaicbert.config import Recipe, SourceConfig
 
 _ASSUMED_MFU = 0.30  # what MosaicBERT's own run reached on A100s
+
+
+_SAMPLING = {"truncate": "the beginnings of texts", "chunk": "whole texts in pieces"}
 
 
 def show(recipe: Recipe, console: Console) -> None:
@@ -17,8 +20,9 @@ def show(recipe: Recipe, console: Console) -> None:
         "run": f"{recipe.run_name}, into {recipe.run_folder}",
         "model": f"{model.architecture}, {expected.parameters:,} parameters: {model.num_hidden_layers} layers of "
         f"{model.hidden_size}, {model.num_attention_heads} heads of {model.head_dim}, vocabulary {model.vocab_size:,}",
-        "data": f"{data.source}{'' if data.subset is None else f' ({data.subset})'}, up to {data.max_seq_len} tokens "
-        f"per sample, {data.mask_rate:.0%} masked; token store {recipe.store_folder}",
+        "data": f"{', '.join(map(_describe, data.sources.values()))}; token store {recipe.store_folder}",
+        "samples": f"{_SAMPLING[data.sampling]}, up to {data.max_seq_len} tokens each, {data.mask_rate:.0%}"
+        f"{'' if data.final_mask_rate is None else f' falling to {data.final_mask_rate:.0%}'} of them masked",
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
         "training": f"{expected.samples:,} samples in {expected.steps:,} steps of {train.global_batch_samples:,}; "
         f"at most {expected.tokens:,} tokens",
@@ -46,3 +50,8 @@ def show(recipe: Recipe, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _describe(source: SourceConfig) -> str:
+    subset = "" if source.subset is None else f" ({source.subset})"
+    return f"{source.path}{subset}{'' if source.weight is None else f', weight {source.weight:g}'}"

@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from mosaicbert.config import DataConfig, EvalConfig, ModelConfig, OptimizerConfig, Recipe, TokenizerConfig, TrainConfig
+from mosaicbert.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 TINY_MODEL = {
     "vocab_size": 512,
@@ -15,9 +24,17 @@ TINY_MODEL = {
 
 
 def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
-    """A run of a few seconds over `source`. `changes` are fields of sections, e.g. train={"total_samples": 64}."""
+    """A run of a few seconds over `source`.
+
+    `changes` are fields of sections, e.g. train={"total_samples": 64}; source={...} are those of the only source.
+    """
     sections = {
-        "data": {"source": str(source), "max_seq_len": 32, "held_out_fraction": 0.2, "num_workers": 0},
+        "data": {
+            "sources": {"text": SourceConfig(path=str(source), **changes.pop("source", {}))},
+            "max_seq_len": 32,
+            "held_out_fraction": 0.2,
+            "num_workers": 0,
+        },
         "tokenizer": {"source": "train"},
         "model": TINY_MODEL,
         "optimizer": {"peak_lr": 1e-3},

@@ -7,6 +7,7 @@ from mosaicbert.config.recipe import (
     EvalConfig,
     OptimizerConfig,
     Recipe,
+    SourceConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Recipe",
+    "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",
 ]

@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,12 +39,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"overrides {list(overrides)}: {_one_line(error)}") from error
     recipe = OmegaConf.structured(Recipe)
     for origin, layer in ((str(path), written), ("override", asked)):
-        for key, value in _known_entries(origin, _plain(layer)):
-            section, _, name = key.rpartition(".")
+        for names, value in _known_entries(origin, _plain(layer), Recipe):
+            nested = value
+            for name in reversed(names):
+                nested = {name: nested}
             try:
-                recipe = OmegaConf.merge(recipe, {section: {name: value}} if section else {name: value})
+                recipe = OmegaConf.merge(recipe, nested)
             except OmegaConfBaseException as error:
-                raise ConfigError(f"{origin}: {key}={value!r}: {_one_line(error)}") from error
+                raise ConfigError(f"{origin}: {'.'.join(names)}={value!r}: {_one_line(error)}") from error
     try:
         return cast(Recipe, OmegaConf.to_object(recipe))
     except OmegaConfBaseException as error:
@@ -59,7 +61,8 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 def recipe_differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """The keys in which two recipes differ, as `section.key` -> (old value, new value)."""
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
-    return {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    keys = [*before, *(key for key in after if key not in before)]  # a recipe may have sources that the other has not
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -76,30 +79,54 @@ def _plain(layer: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(layer, resolve=False))
 
 
-def _known_entries(origin: str, tree: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    known = list(_known_keys(Recipe))
-    sections = {key.split(".")[0] for key in known if "." in key}
-    for top, value in tree.items():
-        if top not in sections:
-            entries: dict[str, Any] = {str(top): value}
-        elif isinstance(value, dict):
-            entries = {f"{top}.{name}": entry for name, entry in cast(dict[str, Any], value).items()}
+def _known_entries(
+    origin: str, tree: Mapping[Any, Any], schema: Any, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yields (names from the top down, value) of every entry, and refuses those that `schema` does not know."""
+    types = {field.name: field.type for field in dataclasses.fields(schema)}
+    for name, value in tree.items():
+        names = (*above, str(name))
+        if name not in types:
+            raise ConfigError(f"{origin}: unknown key {'.'.join(names)!r}; did you mean {_nearest_key(names)!r}?")
+        entry = _entry_type(types[name])
+        if dataclasses.is_dataclass(types[name]):
+            yield from _known_entries(origin, _section(origin, names, value, types[name]), types[name], names)
+        elif entry is not None:
+            for item, content in _section(origin, names, value, entry, item="NAME.").items():
+                place = (*names, str(item))
+                yield from _known_entries(origin, _section(origin, place, content, entry), entry, place)
         else:
-            first = next(key for key in known if key.startswith(f"{top}."))
-            raise ConfigError(f"{origin}: {top}={value!r} is no section; give its keys, e.g. {first}, or leave it out.")
-        for key, entry in entries.items():
-            if key not in known:
-                nearest = difflib.get_close_matches(key, [*known, *sorted(sections)], n=1, cutoff=0.0)[0]
-                raise ConfigError(f"{origin}: unknown key {key!r}; did you mean {nearest!r}?")
-            yield key, entry
+            yield names, value
 
 
-def _known_keys(schema: Any, prefix: str = "") -> Iterator[str]:
-    for entry in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(entry.type):
-            yield from _known_keys(entry.type, f"{prefix}{entry.name}.")
-        else:
-            yield f"{prefix}{entry.name}"
+def _section(origin: str, names: tuple[str, ...], value: Any, schema: Any, item: str = "") -> Mapping[Any, Any]:
+    if isinstance(value, dict):
+        return cast(dict[Any, Any], value)
+    place = ".".join(names)
+    example = next(key for key in _known_keys(schema, names, f"{place}.{item}"))
+    raise ConfigError(f"{origin}: {place}={value!r} is no section; give its keys, e.g. {example}, or leave it out.")
+
+
+def _entry_type(kind: Any) -> Any:
+    """The dataclass that a dict[str, dataclass] holds, or None for any other type."""
+    arguments = get_args(kind)
+    return arguments[1] if get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]) else None
+
+
+def _nearest_key(names: tuple[str, ...]) -> str:
+    known = list(_known_keys(Recipe, names))
+    return difflib.get_close_matches(".".join(names), known, n=1, cutoff=0.0)[0]
+
+
+def _known_keys(schema: Any, names: tuple[str, ...], prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(schema):
+        key = f"{prefix}{field.name}"
+        yield key
+        if dataclasses.is_dataclass(field.type):
+            yield from _known_keys(field.type, names, f"{key}.")
+        elif (entry := _entry_type(field.type)) is not None:
+            item = names[2] if len(names) > 2 else "NAME"
+            yield from _known_keys(entry, names, f"{key}.{item}.")
 
 
 def _explain(error: OmegaConfBaseException) -> str:

@@ -1,6 +1,7 @@
 """A recipe: one YAML file, one run. The sections stand in the order of the run; each default stands here alone."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,34 +10,79 @@ from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.model import ModelConfig
 
 _LARGEST_SEED = 2**31 - 1  # Composer adds the rank, and the sum must be below 2^32
+_LARGEST_WEIGHT_RATIO = 10_000
+_SOURCE_NAME = re.compile(r"[\w-]+")
 VOCABULARY_MULTIPLE = 64  # matrix products of this width fill the tensor cores' tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One place that text comes from."""
+
+    path: str  # "installed-documentation", a Hub dataset's name, or files: a path, a folder or a glob
+    subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
+    text_column: str = "text"
+    validation_split: str | None = None  # a split of a Hub dataset; None: held_out_fraction of the texts, by hash
+    weight: float | None = None  # share of the training samples, relative to the other sources'; None: by size
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the text comes from and how it becomes samples."""
 
-    source: str  # "installed-documentation", a Hub dataset's name, or files: a path, a folder or a glob
-    subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
-    text_column: str = "text"
-    validation_split: str | None = None  # a split of the source; None: held_out_fraction of the texts, chosen by hash
+    sources: dict[str, SourceConfig]  # by names of your choice, read in this order
     held_out_fraction: float = 0.01
-    min_characters: int = 1  # shorter texts are dropped
-    deduplicate: bool = False  # drop exact repetitions; costs memory, and C4 has none
+    min_characters: int = 1  # shorter texts are left out
+    skip_bad_documents: bool = False  # leave out and count what cannot be read; False: stop at the first
+    sampling: Literal["truncate", "chunk"] = "truncate"  # a text's first max_seq_len tokens, or all of it in pieces
+    max_seq_len: int = 128  # tokens of a sample, [CLS] and [SEP] included
     store: str | None = None  # folder of the token store, to share it among runs; None: inside the run's folder
-    max_seq_len: int = 128  # tokens of a sample, [CLS] and [SEP] included; the rest of a text is cut off
+    num_slices: int = 1  # portions of the sources' files that machines can prepare independently
+    slice: int | None = None  # the portion that `prepare` makes, from 0; None: all, and the store out of them
     mask_rate: float = 0.30
+    final_mask_rate: float | None = None  # reached linearly at the last step; None: mask_rate all along
     num_workers: int = 2  # loader processes per rank; 0 loads in the training process
 
     def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("data.sources is empty; name a place that text comes from, e.g. data.sources.text.path=.")
+        for name, source in self.sources.items():
+            if not _SOURCE_NAME.fullmatch(name):
+                raise ConfigError(f"data.sources.{name}: is no name; take letters, digits, - and _.")
+            if source.weight is not None and not 0.0 < source.weight < math.inf:
+                raise ConfigError(
+                    f"data.sources.{name}.weight={source.weight} is no share; give a number above zero, "
+                    "or leave the source out."
+                )
+        without = [name for name, source in self.sources.items() if source.weight is None]
+        if 0 < len(without) < len(self.sources):
+            raise ConfigError(
+                f"data.sources.{without[0]}.weight is missing; give every source a weight, or none of them."
+            )
+        if not without:
+            weights = {name: source.weight or 0.0 for name, source in self.sources.items()}
+            smallest = min(weights, key=lambda name: weights[name])
+            if weights[smallest] * _LARGEST_WEIGHT_RATIO < sum(weights.values()):
+                raise ConfigError(
+                    f"data.sources.{smallest}.weight={weights[smallest]} is less than 1/{_LARGEST_WEIGHT_RATIO:,} of "
+                    "all weights; give more, or leave the source out."
+                )
         if self.max_seq_len < 3:
             raise ConfigError(
                 f"data.max_seq_len={self.max_seq_len} leaves no room for text between [CLS] and [SEP]; give 3 or more."
             )
         _require_fraction("data.mask_rate", self.mask_rate)
+        if self.final_mask_rate is not None:
+            _require_fraction("data.final_mask_rate", self.final_mask_rate)
         _require_fraction("data.held_out_fraction", self.held_out_fraction)
         _require_at_least("data.num_workers", self.num_workers, 0)
         _require_at_least("data.min_characters", self.min_characters, 1)
+        _require_at_least("data.num_slices", self.num_slices, 1)
+        if self.slice is not None and not 0 <= self.slice < self.num_slices:
+            raise ConfigError(
+                f"data.slice={self.slice} is none of data.num_slices={self.num_slices}; "
+                f"give a number from 0 to {self.num_slices - 1}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +122,7 @@ class TrainConfig:
 
     total_samples: int
     global_batch_samples: int = 4096  # sequences per optimizer step, over all devices
-    micro_batch_tokens: int = 16384  # real tokens per device and forward pass, at most
+    micro_batch_tokens: int = 16384  # per device and forward pass, at most
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the processor multiplies it faster
     checkpoint_interval_steps: int = 3500
     num_processes: int | None = None  # None: one per GPU, or one on a machine without
@@ -154,6 +200,11 @@ class Recipe:
     @property
     def warmup_steps(self) -> int:
         return round(self.optimizer.warmup_fraction * self.train.total_steps)
+
+    def mask_rate_at(self, step: int) -> float:
+        """The mask rate of a training step, from 0: linear from data.mask_rate to data.final_mask_rate."""
+        first, last = self.data.mask_rate, self.data.final_mask_rate
+        return first if last is None else first + (last - first) * step / max(1, self.train.total_steps - 1)
 
     @property
     def run_folder(self) -> Path:

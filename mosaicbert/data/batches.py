@@ -1,18 +1,21 @@
 """Position to batches: which samples a step takes, how ranks share them, and how they become micro-batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosaicbert.batch import Batch
-from mosaicbert.data.masking import Vocabulary, mask_tokens, token_counters
-from mosaicbert.data.order import order
+from mosaicbert.batch import IGNORED, Batch, Step
+from mosaicbert.data.hashing import Words
+from mosaicbert.data.masking import Vocabulary, choose_masked, replace_masked, token_counters
+from mosaicbert.data.order import Group, mixed_order, order
 from mosaicbert.data.store import TokenStore
 
 _EVAL_SAMPLES_PER_STEP = 1024
+EVAL_SEED = 0  # runs with different seeds are measured by the same masks
+_SHAPES_PER_BUDGET = 64  # micro-batches are filled up to a multiple of so small a part of the budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,8 @@ class BatchMaker:
     Attributes:
         store: the split to read.
         vocabulary: of the store's tokenizer.
-        seed: of the run.
-        mask_rate: share of the ordinary tokens that is masked.
+        seed: of the masks.
+        max_seq_len: tokens of the longest sample.
         micro_batch_tokens: tokens of a micro-batch, at most.
         rank: of this process among world_size.
         world_size: processes that share a step.
@@ -32,86 +35,174 @@ class BatchMaker:
     store: TokenStore
     vocabulary: Vocabulary
     seed: int
-    mask_rate: float
+    max_seq_len: int
     micro_batch_tokens: int
     rank: int
     world_size: int
 
-    def make(self, epochs: NDArray[np.int64], samples: NDArray[np.int64]) -> list[Batch]:
-        """The micro-batches that this rank takes of a step's samples, given with the epoch of each."""
+    def make(self, epochs: NDArray[np.int64], samples: NDArray[np.int64], mask_rate: float) -> Step:
+        """What this rank does of a step.
+
+        Args:
+            epochs: (samples,) of each sample.
+            samples: their numbers in the store.
+            mask_rate: share of the ordinary tokens that is masked.
+        """
         documents = self.store.read(samples)
         seqlens = np.array([len(document) for document in documents], dtype=np.int64) + 2
-        mine = share(seqlens, self.rank, self.world_size)
-        return [
-            self._make_one(epochs[part], samples[part], [documents[index] for index in part])
-            for part in cut(mine, seqlens, self.micro_batch_tokens)
+        # Every rank looks at all micro-batches of the step: so all know their common shape, and the tokens masked in
+        # all of them, without asking each other.
+        parts = divide(seqlens, self.world_size, self.micro_batch_tokens)
+        drafts = [
+            self._draft(epochs[part], samples[part], [documents[index] for index in part], seqlens[part], mask_rate)
+            for part in parts
         ]
+        shape = self._shape(drafts)
+        return Step(
+            micro_batches=[self._finish(draft, *shape) for draft in drafts[self.rank :: self.world_size]],
+            global_masked=sum(len(draft.masked_indices) for draft in drafts),
+        )
 
-    def _make_one(
-        self, epochs: NDArray[np.int64], samples: NDArray[np.int64], documents: list[NDArray[np.int64]]
-    ) -> Batch:
-        cls, sep = np.array([self.vocabulary.cls_id]), np.array([self.vocabulary.sep_id])
-        input_ids = np.concatenate([piece for ids in documents for piece in (cls, ids, sep)]).astype(np.int64)
-        seqlens = np.array([len(ids) for ids in documents], dtype=np.int64) + 2
+    def _draft(
+        self,
+        epochs: NDArray[np.int64],
+        samples: NDArray[np.int64],
+        documents: Sequence[NDArray[np.int64]],
+        seqlens: NDArray[np.int64],
+        mask_rate: float,
+    ) -> "_Draft":
+        ends = np.cumsum(seqlens)
+        starts = ends - seqlens
+        is_text = np.ones(ends[-1], dtype=np.bool_)
+        is_text[starts] = is_text[ends - 1] = False
+        input_ids = np.empty(ends[-1], dtype=np.int64)
+        input_ids[starts] = self.vocabulary.cls_id
+        input_ids[is_text] = np.concatenate(documents)
+        input_ids[ends - 1] = self.vocabulary.sep_id
         counters = token_counters(self.seed, epochs, samples, seqlens)
-        input_ids, masked_indices, labels = mask_tokens(input_ids, counters, self.mask_rate, self.vocabulary)
+        masked_indices = choose_masked(input_ids, counters, mask_rate, self.vocabulary)
+        return _Draft(input_ids, ends, masked_indices, counters[masked_indices])
+
+    def _shape(self, drafts: Sequence["_Draft"]) -> tuple[int, int, int]:
+        quantum = max(8, self.micro_batch_tokens // _SHAPES_PER_BUDGET)
+        largest = max(len(draft.input_ids) for draft in drafts)
+        tokens = min(_round_up(largest, quantum), self.micro_batch_tokens)
+        sequences = max(len(draft.ends) + -(-(tokens - len(draft.input_ids)) // self.max_seq_len) for draft in drafts)
+        masked = max(len(draft.masked_indices) for draft in drafts)
+        # Empty documents cost next to nothing, so their number may be rounded more generously.
+        return tokens, _round_up(sequences, max(1, 1 << sequences.bit_length() >> 3)), _round_up(masked, quantum // 2)
+
+    def _finish(self, draft: "_Draft", tokens: int, sequences: int, masked: int) -> Batch:
+        num_tokens, num_sequences, num_masked = len(draft.input_ids), len(draft.ends), len(draft.masked_indices)
+        labels = np.full(masked, IGNORED, dtype=np.int64)
+        labels[:num_masked] = draft.input_ids[draft.masked_indices]
+        input_ids = np.full(tokens, self.vocabulary.pad_id, dtype=np.int64)
+        input_ids[:num_tokens] = draft.input_ids
+        input_ids[draft.masked_indices] = replace_masked(labels[:num_masked], draft.counters, self.vocabulary)
+        masked_indices = np.zeros(masked, dtype=np.int64)
+        masked_indices[:num_masked] = draft.masked_indices
+        cu_seqlens = np.full(sequences + 1, tokens, dtype=np.int32)
+        cu_seqlens[0] = 0
+        cu_seqlens[1 : num_sequences + 1] = draft.ends
+        filler = np.arange(num_tokens, tokens, self.max_seq_len)[1:]  # documents of filler are no longer than real ones
+        cu_seqlens[num_sequences + 1 : num_sequences + 1 + len(filler)] = filler
         return Batch(
             input_ids=torch.from_numpy(input_ids),
-            cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(seqlens)]).astype(np.int32)),
-            max_seqlen=int(seqlens.max()),
+            cu_seqlens=torch.from_numpy(cu_seqlens),
+            max_seqlen=self.max_seq_len,
             masked_indices=torch.from_numpy(masked_indices),
             labels=torch.from_numpy(labels),
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
+            num_masked=num_masked,
         )
 
 
-def share(seqlens: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
-    """Which of a step's sequences a rank takes, longest first.
+@dataclass(frozen=True)
+class _Draft:
+    """A micro-batch before its shape is known: tokens, ends of the documents, masked positions and their counters."""
 
-    Sorted by length, they are dealt out back and forth (0 1 2, 2 1 0, 0 1 2, ...), so that ranks get equal numbers of
-    sequences and nearly equal numbers of tokens. Neighbours of equal length are what attention on the CPU is fast at.
+    input_ids: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    masked_indices: NDArray[np.int64]
+    counters: Words
+
+
+def divide(seqlens: NDArray[np.int64], world_size: int, budget: int) -> list[NDArray[np.int64]]:
+    """Divides the sequences of a step among the micro-batches of all ranks, as few as can be, nearly equally long.
+
+    Args:
+        seqlens: tokens of each sequence, none above the budget.
+        world_size: number of ranks.
+        budget: tokens of a micro-batch, at most.
+
+    Returns:
+        The sequences of each micro-batch, longest first; those of rank r stand at r, r + world_size, ... None is empty,
+        and every rank has one if there are sequences enough.
+    """
+    per_rank = max(1, -(-int(seqlens.sum()) // (world_size * budget)))
+    while True:
+        parts = deal(seqlens, per_rank * world_size)
+        if max(seqlens[part].sum() for part in parts) <= budget:
+            return parts
+        per_rank += 1
+
+
+def deal(seqlens: NDArray[np.int64], num_hands: int) -> list[NDArray[np.int64]]:
+    """Deals sequences out, longest first, in rounds; in each the hand that has least gets the longest.
+
+    Hands get equal numbers of sequences and nearly equal numbers of tokens. Empty hands are left out.
     """
     longest_first = np.argsort(-seqlens, kind="stable")
-    turns = np.arange(len(seqlens)) % (2 * world_size)
-    takers = np.minimum(turns, 2 * world_size - 1 - turns)
-    return longest_first[takers == rank]
+    if num_hands == 1:
+        return [longest_first]
+    owners = np.empty(len(seqlens), dtype=np.int64)
+    held = np.zeros(num_hands, dtype=np.int64)
+    for first in range(0, len(seqlens), num_hands):
+        dealt = longest_first[first : first + num_hands]
+        takers = np.argsort(held, kind="stable")[: len(dealt)]
+        owners[first : first + num_hands] = takers
+        held[takers] += seqlens[dealt]
+    by_owner = longest_first[np.argsort(owners, kind="stable")]
+    return np.split(by_owner, np.cumsum(np.bincount(owners))[:-1])
 
 
-def cut(indices: NDArray[np.int64], seqlens: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-    """Cuts a rank's sequences, in order, into micro-batches of at most `budget` tokens."""
-    parts: list[list[int]] = []
-    room = 0
-    for index in indices.tolist():
-        if seqlens[index] > room:
-            parts.append([])
-            room = budget
-        parts[-1].append(index)
-        room -= int(seqlens[index])
-    return [np.array(part, dtype=np.int64) for part in parts]
-
-
-class TrainSteps(torch.utils.data.IterableDataset[list[Batch]]):
-    """The steps of a training run; each item is this rank's list of micro-batches. It can begin at any step.
+class TrainSteps(torch.utils.data.IterableDataset[Step]):
+    """The steps of a training run, as one rank does them. It can begin at any step.
 
     Args:
         maker: makes the micro-batches.
+        groups: that the store's samples form.
         samples_per_step: of the global batch.
         num_steps: of the run.
+        mask_rate: of a step.
     """
 
-    def __init__(self, maker: BatchMaker, *, samples_per_step: int, num_steps: int) -> None:
+    def __init__(
+        self,
+        maker: BatchMaker,
+        *,
+        groups: Sequence[Group],
+        samples_per_step: int,
+        num_steps: int,
+        mask_rate: Callable[[int], float],
+    ) -> None:
         self.maker = maker
+        self.groups = groups
         self.samples_per_step = samples_per_step
         self.num_steps = num_steps
+        self.mask_rate = mask_rate
         self.first_step = 0
 
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> list[Batch]:
+    def __getitem__(self, step: int) -> Step:
         positions = np.arange(step * self.samples_per_step, (step + 1) * self.samples_per_step)
-        return self.maker.make(*order(positions, self.maker.store.num_samples, self.maker.seed))
+        epochs, samples = mixed_order(positions, self.groups, self.maker.seed)
+        return self.maker.make(epochs, samples, self.mask_rate(step))
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Step]:
         for step in _steps_of_worker(self.first_step, self.num_steps):
             yield self[step]
 
@@ -124,35 +215,41 @@ class TrainSteps(torch.utils.data.IterableDataset[list[Batch]]):
         self.first_step = state["step"]
 
 
-class EvalSteps(torch.utils.data.IterableDataset[list[Batch]]):
-    """The first samples of a split, always with the same masks, in portions of about a thousand for all ranks together.
+class EvalSteps(torch.utils.data.IterableDataset[Step]):
+    """Samples from all over a split, always the same with the same masks, about a thousand at a time for all ranks.
 
     Args:
         maker: makes the micro-batches.
         max_samples: to read at most.
+        mask_rate: share of the ordinary tokens that is masked.
 
     Raises:
         ValueError: the split has fewer samples than there are ranks.
     """
 
-    def __init__(self, maker: BatchMaker, *, max_samples: int) -> None:
+    def __init__(self, maker: BatchMaker, *, max_samples: int, mask_rate: float) -> None:
         self.maker = maker
         self.num_samples = min(max_samples, maker.store.num_samples)
+        self.mask_rate = mask_rate
         if self.num_samples < maker.world_size:
             raise ValueError(f"{self.num_samples} held-out samples cannot be shared by {maker.world_size} processes.")
 
     def __len__(self) -> int:
         return max(1, self.num_samples // max(_EVAL_SAMPLES_PER_STEP, self.maker.world_size))
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Step]:
         # Portions of nearly equal size: every rank finds a sequence in each, and so all make the same number of steps.
         portions = np.array_split(np.arange(self.num_samples), len(self))
         for step in _steps_of_worker(0, len(self)):
-            samples = portions[step]
-            yield self.maker.make(np.zeros_like(samples), samples)
+            epochs, samples = order(portions[step], self.maker.store.num_samples, self.maker.seed)
+            yield self.maker.make(epochs, samples, self.mask_rate)
 
 
 def _steps_of_worker(first: int, end: int) -> range:
     # A DataLoader asks its workers in turn, so dealing out steps keeps their order.
     worker = torch.utils.data.get_worker_info()
     return range(first, end) if worker is None else range(first + worker.id, end, worker.num_workers)
+
+
+def _round_up(number: int, quantum: int) -> int:
+    return -(-number // quantum) * quantum

@@ -11,8 +11,9 @@ import os
 import sysconfig
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from mosaicbert.data.workers import map_in_order
 
 _SUFFIXES = frozenset({".py", ".md", ".rst", ".txt"})
 _LEFT_OUT = frozenset({"site-packages", "test", "tests", "__pycache__"})
@@ -26,13 +27,9 @@ def read_installed_documentation() -> Iterator[str]:
     The order is that of the sorted paths, so one environment always yields the same texts in the same order.
     """
     files = sorted(_list_files())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ProcessPoolExecutor(max_workers=cores)
-    try:
-        for texts in pool.map(_read_file, files, chunksize=_FILES_PER_TASK):
-            yield from texts
-    finally:
-        pool.shutdown(cancel_futures=True)  # a reader may stop early
+    tasks = [files[first : first + _FILES_PER_TASK] for first in range(0, len(files), _FILES_PER_TASK)]
+    for texts in map_in_order(_read_files, tasks):
+        yield from texts
 
 
 def _list_files() -> set[Path]:
@@ -44,6 +41,10 @@ def _list_files() -> set[Path]:
             subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
             found.update(Path(folder, name) for name in names if name == "METADATA" or Path(name).suffix in _SUFFIXES)
     return found
+
+
+def _read_files(paths: list[Path]) -> list[str]:
+    return [text for path in paths for text in _read_file(path)]
 
 
 def _read_file(path: Path) -> list[str]:

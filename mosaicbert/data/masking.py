@@ -20,45 +20,52 @@ class Vocabulary:
         cls_id: the id of [CLS], which begins every sequence.
         sep_id: the id of [SEP], which ends it.
         mask_id: the id of [MASK].
+        pad_id: the id of [PAD], which filler consists of.
         ordinary_ids: (N,) ids of the tokenizer's entries that are not special: what may be masked, and drawn.
-        is_special: (entries,) bool, True for [PAD], [UNK], [CLS], [SEP] and [MASK].
+        is_special: (largest id + 1,) bool, True for [PAD], [UNK], [CLS], [SEP], [MASK] and for ids that have no entry.
     """
 
     cls_id: int
     sep_id: int
     mask_id: int
+    pad_id: int
     ordinary_ids: NDArray[np.int64]
     is_special: NDArray[np.bool_]
 
 
-def mask_tokens(
+def choose_masked(
     input_ids: NDArray[np.int64], counters: Words, rate: float, vocabulary: Vocabulary
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Masks a share of the ordinary tokens.
+) -> NDArray[np.int64]:
+    """Chooses a share of the ordinary tokens, each for itself.
 
     Args:
         input_ids: (T,) tokens, specials included.
         counters: (T,) one number per token that no other token of the run has, see `token_counters`.
-        rate: the probability that an ordinary token is chosen.
+        rate: the probability that an ordinary token is chosen; what is chosen at a rate is also chosen at a higher one.
         vocabulary: of the tokenizer.
 
     Returns:
-        input_ids with masks, the positions (M,) of the chosen tokens, ascending, and what stood there (M,).
+        The positions (M,) of the chosen tokens, ascending.
     """
-    chosen = (uniform(mix(counters)) < rate) & ~vocabulary.is_special[input_ids]
-    masked_indices = chosen.nonzero()[0]
-    labels = input_ids[masked_indices]
+    chosen = np.flatnonzero(counters < np.uint64(rate * 2.0**64))
+    return chosen[~vocabulary.is_special[input_ids[chosen]]]
 
-    fate = uniform(key_of(counters[masked_indices], 1))
-    drawn = key_of(counters[masked_indices], 2) % np.uint64(len(vocabulary.ordinary_ids))
+
+def replace_masked(labels: NDArray[np.int64], counters: Words, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """What stands in the place of chosen tokens: [MASK], another token, or the same.
+
+    Args:
+        labels: (M,) the tokens that stood there.
+        counters: (M,) of these tokens.
+        vocabulary: of the tokenizer.
+    """
+    fate = uniform(key_of(counters, 1))
+    drawn = key_of(counters, 2) % np.uint64(len(vocabulary.ordinary_ids))
     replacements = labels.copy()
     replacements[fate < _MASK_SHARE] = vocabulary.mask_id
     random = (fate >= _MASK_SHARE) & (fate < _MASK_SHARE + _RANDOM_SHARE)
     replacements[random] = vocabulary.ordinary_ids[drawn[random]]
-
-    masked = input_ids.copy()
-    masked[masked_indices] = replacements
-    return masked, masked_indices, labels
+    return replacements
 
 
 def token_counters(

@@ -1,64 +1,114 @@
-"""Source to token store: reads, splits, deduplicates, tokenises and writes, in one pass and bounded memory."""
+"""Sources to token store: a tokenizer, slices, and the store out of them. Continues where it was cut off."""
 
 import contextlib
-import itertools
+import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console
 from tokenizers import Tokenizer
 
-from mosaicbert.config import ConfigError, DataConfig, Recipe
-from mosaicbert.data.sources import read_texts, require_source
-from mosaicbert.data.store import TRAIN, VALIDATION, SplitWriter, StoreRecord, TokenStore, open_tokenizer
+from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.data.assemble import assemble
+from mosaicbert.data.progress import Progress
+from mosaicbert.data.reading import BadDocument, Position, decode, read_blocks
+from mosaicbert.data.slices import (
+    SliceRecord,
+    hash_listing,
+    lock,
+    parts_of_slice,
+    prepare_slice,
+    refuse_bad,
+    refuse_damage,
+    slice_folder,
+)
+from mosaicbert.data.sources import TRAIN, VALIDATION, Part, list_parts, require_sources
+from mosaicbert.data.store import StoreRecord, TokenStore, id_dtype, open_tokenizer, read_shard, write_file
+from mosaicbert.data.tokenise import SampleRules, clean, hash_text, split_of
 from mosaicbert.data.tokenizer import hash_tokenizer, load_tokenizer, train_tokenizer
 
-_TOKENIZER_CHARACTERS = 100_000_000  # the first texts of the corpus, held in memory, from which a tokenizer is trained
-_TEXTS_PER_BATCH = 1024  # tokenised together, on all cores
+TOKENIZER_CHARACTERS = 100_000_000  # from the beginnings of all sources, held in memory to train a tokenizer
 
 
-def prepare(recipe: Recipe) -> StoreRecord:
-    """Makes the token store of `recipe`, or finds it made.
+def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
+    """Makes the token store of `recipe`, continues to make it, or finds it made.
 
-    A store appears in its place only when it is complete.
+    A store appears in its place only when it is complete. Until then, what is finished stands beside it in a folder
+    named `.partial`; it survives the process, and is the same whenever that was killed.
 
     Raises:
-        ConfigError: the source or the tokenizer cannot be read, no text is left for a split, the tokenizer does not fit
-            the model, or the store there was made from something else.
+        ConfigError: a source or the tokenizer cannot be read, no text is left for a split, the tokenizer does not fit
+            the model, the store there was made from something else, or the recipe asks for a slice alone.
     """
+    data = recipe.data
+    if data.slice is not None:
+        raise ConfigError(
+            f"data.slice={data.slice}: a slice is no store; leave data.slice out once all slices are prepared."
+        )
     folder = recipe.store_folder
     if folder.exists():
-        return check_store(recipe)
-    require_source(recipe.data)
-    loaded = None if recipe.tokenizer.source == "train" else _load_fitting_tokenizer(recipe)
-    partial = folder.with_name(folder.name + ".partial")
-    new_folders = [place for place in partial.parents if not place.exists()]
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot be written ({error}); choose another data.store or runs_folder."
-        ) from error
-    try:
-        with _progress() as progress:
-            record = _write_store(recipe, loaded, partial, progress)
-    except ConfigError:
-        shutil.rmtree(partial)  # nothing is left of what cannot work
-        with contextlib.suppress(OSError):  # but what another run has put there meanwhile
-            for place in new_folders:
-                place.rmdir()
-        raise
+        record = check_store(recipe)
+        _remove(_partial_folder(recipe))
+        return record
+    with _workplace(recipe, console) as (partial, progress):
+        if not (partial / "store.json").exists():
+            plan = _make_plan(recipe, partial, progress)
+            slices = [_prepare_slice(recipe, partial, plan, number, progress) for number in range(data.num_slices)]
+            progress.say("putting the shards together")
+            with lock(partial):
+                _finish_store(recipe, partial, plan, slices)
+    for leftover in ("slices", "prepared_from.json", "lock"):
+        _remove(partial / leftover)
     partial.rename(folder)
-    return record
+    return StoreRecord.read(folder)
+
+
+def prepare_one_slice(recipe: Recipe, slice_number: int, console: Console | None = None) -> SliceRecord:
+    """Makes one of the slices that `prepare` puts together, beside other machines that make the others.
+
+    Raises:
+        ConfigError: as `prepare`; or the store is finished.
+    """
+    if recipe.store_folder.exists():
+        raise ConfigError(f"{recipe.store_folder}: this store is finished; leave data.slice out.")
+    with _workplace(recipe, console) as (partial, progress):
+        plan = _make_plan(recipe, partial, progress)
+        return _prepare_slice(recipe, partial, plan, slice_number, progress)[1]
+
+
+def prepare_and_report(recipe: Recipe, console: Console) -> None:
+    """Prepares the store, or the slice that the recipe names, and says what has become of the documents.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    number, total = recipe.data.slice, recipe.data.num_slices
+    if number is None:
+        record = prepare(recipe, console)
+        lines = [
+            f"{recipe.store_folder / name}: {split.samples:,} samples, {split.tokens:,} tokens"
+            for name, split in record.splits.items()
+        ]
+        end = f"unigram entropy of the held-out text: {record.unigram_entropy:.3f} nats"
+    else:
+        record = prepare_one_slice(recipe, number, console)
+        folder = slice_folder(_partial_folder(recipe), number, total)
+        lines = [f"{folder}: {record.tokens:,} tokens"]
+        end = f"slice {number} of {total} is done; once all are in {folder.parent}, leave data.slice out"
+    for name, documents in record.documents.items():
+        lines.append(
+            f"{name}: {documents:,} documents, {record.text_bytes[name] / 1e6:,.1f} MB; "
+            f"left out: {_describe({name: record.dropped.get(name, {})})}"
+        )
+    for line in [*lines, end]:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def check_store(recipe: Recipe) -> StoreRecord:
@@ -69,12 +119,7 @@ def check_store(recipe: Recipe) -> StoreRecord:
     """
     folder = recipe.store_folder
     record = StoreRecord.read(folder)
-    for key, value in _prepared_from(recipe).items():
-        if record.prepared_from.get(key) != value:
-            raise ConfigError(
-                f"{folder}: was prepared with {key}={record.prepared_from.get(key)}, the recipe says {value}; "
-                "point data.store at another folder, or delete this one."
-            )
+    _require_same(folder, record.prepared_from, recipe)
     tokenizer = open_tokenizer(folder, record)
     source = recipe.tokenizer.source
     if source != "train" and Path(source).exists():
@@ -89,8 +134,7 @@ def check_store(recipe: Recipe) -> StoreRecord:
 
 def open_store(recipe: Recipe, split: str) -> TokenStore:
     """Opens one split of the recipe's store, which `prepare` has made."""
-    record = StoreRecord.read(recipe.store_folder)
-    return TokenStore(recipe.store_folder / split, record.splits[split])
+    return TokenStore(recipe.store_folder, split)
 
 
 def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
@@ -99,96 +143,191 @@ def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _write_store(recipe: Recipe, loaded: Tokenizer | None, folder: Path, progress: Progress) -> StoreRecord:
-    data = recipe.data
-    dropped: Counter[str] = Counter()
-    task = progress.add_task("reading text", total=None, tokens=0, megabytes=0.0)
-    texts = _label_splits(data, dropped)
-    tokenizer, texts = (loaded, texts) if loaded is not None else _train_tokenizer(recipe, texts)
-    tokenizer.enable_truncation(data.max_seq_len - 2)
-    writers = {name: SplitWriter(folder / name, recipe.model.vocab_size) for name in (TRAIN, VALIDATION)}
-    progress.update(task, description="tokenising")
-    characters = 0
-    while batch := list(itertools.islice(texts, _TEXTS_PER_BATCH)):
-        encodings = tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-        for name, writer in writers.items():
-            writer.write(
-                encoding.ids
-                for (split, _), encoding in zip(batch, encodings, strict=True)
-                if split == name and encoding.ids
-            )
-        if blank := sum(not encoding.ids for encoding in encodings):
-            dropped["without a token"] += blank
-        characters += sum(len(text) for _, text in batch)
-        tokens = sum(writer.total_tokens for writer in writers.values())
-        progress.update(task, advance=len(batch), tokens=tokens, megabytes=characters / 1e6)
-    tokenizer.no_truncation()
-    counts = {name: writer.close() for name, writer in writers.items()}
-    for name, split in counts.items():
-        if not split.samples:
-            raise ConfigError(
-                f"data.source={data.source}: no text for the {name} split ({dict(dropped)} left out); "
-                "point it at more text, lower data.min_characters or change data.held_out_fraction."
-            )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    record = StoreRecord(
-        prepared_from=_prepared_from(recipe),
-        tokenizer_sha256=hash_tokenizer(tokenizer),
-        splits=counts,
-        dropped=dict(dropped),
-        unigram_entropy=unigram_entropy(writers[VALIDATION].frequencies),
-    )
-    record.write(folder)
-    return record
+def count_tokens(folder: Path, files: Sequence[str], vocab_size: int) -> NDArray[np.int64]:
+    """How often each id occurs in some shards, (vocab_size,) or longer if an id is larger."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for file in files:
+        more = np.bincount(read_shard(folder / file)[0], minlength=vocab_size)
+        counts = np.pad(counts, (0, max(0, len(more) - len(counts))))
+        counts[: len(more)] += more
+    return counts
 
 
-def _label_splits(data: DataConfig, dropped: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yields (split, text), without texts that are too short or, if asked, were there before."""
-    if data.validation_split is None:
-        texts = ((None, text) for text in read_texts(data))
-    else:
-        training = ((TRAIN, text) for text in read_texts(data))
-        held_out = ((VALIDATION, text) for text in read_texts(data, data.validation_split))
-        texts = itertools.chain(training, held_out)
-    seen: set[int] = set()
-    for split, raw in texts:
-        text = raw.encode("utf-8", "replace").decode()  # a lone surrogate is no character, and tokenizers refuse it
-        if len(text) < data.min_characters:
-            dropped["too short"] += 1
-            continue
-        digest = xxhash.xxh3_64_intdigest(text.encode())
-        if data.deduplicate:
-            if digest in seen:
-                dropped["duplicate"] += 1
-                continue
-            seen.add(digest)
-        if split is None:
-            split = VALIDATION if digest < data.held_out_fraction * 2**64 else TRAIN
-        yield split, text
-
-
-def _load_fitting_tokenizer(recipe: Recipe) -> Tokenizer:
-    tokenizer = load_tokenizer(recipe.tokenizer.source)
-    _require_fit(tokenizer, recipe)
-    return tokenizer
-
-
-def _train_tokenizer(recipe: Recipe, texts: Iterator[tuple[str, str]]) -> tuple[Tokenizer, Iterator[tuple[str, str]]]:
-    """A tokenizer of the first texts, and all texts again."""
-    first: list[tuple[str, str]] = []
-    characters = 0
-    for split, text in texts:
-        first.append((split, text))
-        characters += len(text) * (split == TRAIN)
-        if characters >= _TOKENIZER_CHARACTERS:
-            break
-    if not characters:
+@contextlib.contextmanager
+def _workplace(recipe: Recipe, console: Console | None) -> Generator[tuple[Path, Progress]]:
+    """The folder in which the store grows. It is taken away again if an error comes before anything is finished."""
+    require_sources(recipe.data.sources)
+    partial = _partial_folder(recipe)
+    new_folders = [place for place in partial.parents if not place.exists()]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
         raise ConfigError(
-            f"data.source={recipe.data.source}: holds no text to train a tokenizer on; "
+            f"{recipe.store_folder}: cannot be written ({error}); choose another data.store or runs_folder."
+        ) from error
+    try:
+        with Progress(console or Console(stderr=True)) as progress:
+            _begin(recipe, partial)
+            yield partial, progress
+    except ConfigError:
+        if not any(partial.glob("slices/*/progress.json")):
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a folder in which another run has put something stays
+                for place in new_folders:
+                    place.rmdir()
+        raise
+
+
+def _begin(recipe: Recipe, partial: Path) -> None:
+    """Notes what is prepared here, and refuses to mix it with something else."""
+    path = partial / "prepared_from.json"
+    with lock(partial):
+        if path.exists():
+            _require_same(partial, json.loads(path.read_text()), recipe)
+        else:
+            write_file(path, json.dumps(_prepared_from(recipe)).encode())
+        suffix = slice_folder(partial, 0, recipe.data.num_slices).name.partition("-")[2]
+        if others := [place for place in partial.glob("slices/*") if not place.name.endswith(suffix)]:
+            raise ConfigError(
+                f"{others[0]}: was begun with another data.num_slices than {recipe.data.num_slices}; "
+                f"set that again, or delete {partial} to begin again."
+            )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all slices share."""
+
+    parts: Sequence[Part]
+    tokenizer: Tokenizer
+
+
+def _make_plan(recipe: Recipe, partial: Path, progress: Progress) -> _Plan:
+    parts = list_parts(recipe.data.sources)
+    if len(parts) < recipe.data.num_slices:
+        raise ConfigError(
+            f"data.num_slices={recipe.data.num_slices}: the sources have only {len(parts)} files; "
+            "give at most that number."
+        )
+    if recipe.tokenizer.source != "train":
+        tokenizer = load_tokenizer(recipe.tokenizer.source)
+        _require_fit(tokenizer, recipe)
+        return _Plan(parts, tokenizer)
+    path = partial / "tokenizer.json"
+    with lock(partial):  # one of several machines trains it
+        if not path.exists():
+            progress.say("training a tokenizer")
+            tokenizer = train_tokenizer(_training_texts(recipe, parts), recipe.model.vocab_size)
+            write_file(path, tokenizer.to_str(pretty=True).encode())
+    return _Plan(parts, load_tokenizer(str(path)))
+
+
+def _prepare_slice(
+    recipe: Recipe, partial: Path, plan: _Plan, number: int, progress: Progress
+) -> tuple[Path, SliceRecord]:
+    data = recipe.data
+    rules = SampleRules(
+        tokenizer=plan.tokenizer.to_str(),
+        max_tokens=data.max_seq_len - 2,
+        sampling=data.sampling,
+        min_characters=data.min_characters,
+        held_out_fraction=data.held_out_fraction,
+        dtype=id_dtype(recipe.model.vocab_size),
+    )
+    parts = parts_of_slice(plan.parts, number, data.num_slices)
+    begun = SliceRecord(
+        tokenizer_sha256=hash_tokenizer(plan.tokenizer),
+        listing=hash_listing(plan.parts),
+        sizes=[part.size for part in parts],
+    )
+    doing = "tokenising" if data.num_slices == 1 else f"tokenising slice {number} of {data.num_slices}"
+    folder = slice_folder(partial, number, data.num_slices)
+    return folder, prepare_slice(folder, parts, begun, rules, data.skip_bad_documents, progress, doing)
+
+
+def _training_texts(recipe: Recipe, parts: Sequence[Part]) -> list[str]:
+    """The first texts of all sources that are not held out, as many characters of each as its weight says."""
+    data = recipe.data
+    texts: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    whole = sum(source.weight or 1.0 for source in data.sources.values())
+    for name, source in data.sources.items():
+        room = TOKENIZER_CHARACTERS * (source.weight or 1.0) / whole
+        parts_of_source = [part for part in parts if part.source == name and part.split != VALIDATION]
+        for part, text in _read_texts(parts_of_source, data.skip_bad_documents):
+            if room <= 0:
+                break
+            bits = hash_text(text)
+            if len(text) >= data.min_characters and bits not in seen:
+                seen.add(bits)
+                if split_of(part, bits[0], data.held_out_fraction) == TRAIN:
+                    texts.append(text)
+                    room -= len(text)
+    if not texts:
+        raise ConfigError(
+            f"{_describe_sources(recipe)}: no text to train a tokenizer on; "
             "point it at more text, lower data.min_characters or change data.held_out_fraction."
         )
-    tokenizer = train_tokenizer((text for split, text in first if split == TRAIN), recipe.model.vocab_size)
-    return tokenizer, itertools.chain(first, texts)
+    return texts
+
+
+def _read_texts(parts: Sequence[Part], skip_bad: bool) -> Iterator[tuple[Part, str]]:
+    for part in parts:
+        for block in read_blocks(part, Position()):
+            for document in decode(block):
+                if isinstance(document, BadDocument):
+                    refuse_bad(document, skip_bad)
+                else:
+                    yield part, clean(document)
+            refuse_damage(block, skip_bad)
+
+
+def _finish_store(recipe: Recipe, partial: Path, plan: _Plan, slices: Sequence[tuple[Path, SliceRecord]]) -> None:
+    tokenizer_sha256 = hash_tokenizer(plan.tokenizer)
+    for folder, record in slices:
+        if (record.tokenizer_sha256, record.listing) != (tokenizer_sha256, hash_listing(plan.parts)):
+            raise ConfigError(
+                f"{folder}: was prepared with another tokenizer or when the sources had other files; "
+                "delete it and prepare it again."
+            )
+    splits, repeated = assemble(partial, slices, id_dtype(recipe.model.vocab_size))
+    dropped = {name: Counter({"duplicate": repeated[name]} if name in repeated else {}) for name in recipe.data.sources}
+    documents: Counter[str] = Counter()
+    text_bytes: Counter[str] = Counter()
+    for _, record in slices:
+        documents.update(record.documents)
+        text_bytes.update(record.text_bytes)
+        for name, reasons in record.dropped.items():
+            dropped[name].update(reasons)
+    for split, shards in splits.items():
+        if not shards.samples:
+            shutil.rmtree(partial)
+            raise ConfigError(
+                f"{_describe_sources(recipe)}: no text for the {split} split (left out: {_describe(dropped)}); "
+                "point it at more text, lower data.min_characters or change data.held_out_fraction."
+            )
+    write_file(partial / "tokenizer.json", plan.tokenizer.to_str(pretty=True).encode())
+    held_out = [shard.file for shard in splits[VALIDATION].shards]
+    StoreRecord(
+        prepared_from=_prepared_from(recipe),
+        tokenizer_sha256=tokenizer_sha256,
+        splits=splits,
+        documents=dict(documents),
+        text_bytes=dict(text_bytes),
+        dropped={name: dict(reasons) for name, reasons in dropped.items()},
+        unigram_entropy=unigram_entropy(count_tokens(partial / VALIDATION, held_out, recipe.model.vocab_size)),
+    ).write(partial)
+
+
+def _describe(dropped: Mapping[str, Mapping[str, int]]) -> str:
+    reasons: Counter[str] = Counter()
+    for counts in dropped.values():
+        reasons.update(counts)
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "nothing"
+
+
+def _describe_sources(recipe: Recipe) -> str:
+    return ", ".join(f"data.sources.{name}.path={source.path}" for name, source in recipe.data.sources.items())
 
 
 def _require_fit(tokenizer: Tokenizer, recipe: Recipe) -> None:
@@ -205,21 +344,35 @@ def _require_fit(tokenizer: Tokenizer, recipe: Recipe) -> None:
         )
 
 
+def _require_same(folder: Path, prepared_from: Mapping[str, Any], recipe: Recipe) -> None:
+    asked = _prepared_from(recipe)
+    for key in dict.fromkeys([*asked, *prepared_from]):
+        if prepared_from.get(key) != asked.get(key):
+            raise ConfigError(
+                f"{folder}: was prepared with {key}={prepared_from.get(key)}, the recipe says {asked.get(key)}; "
+                "point data.store at another folder, or delete this one."
+            )
+
+
 def _prepared_from(recipe: Recipe) -> dict[str, Any]:
-    not_about_the_text = ("store", "mask_rate", "num_workers")
-    keys = {f"data.{key}": value for key, value in asdict(recipe.data).items() if key not in not_about_the_text}
+    """The keys that decide what a store holds."""
+    keys: dict[str, Any] = {}
+    for name, source in recipe.data.sources.items():
+        keys |= {f"data.sources.{name}.{key}": value for key, value in asdict(source).items() if key != "weight"}
+    for key in ("held_out_fraction", "min_characters", "sampling", "max_seq_len"):
+        keys[f"data.{key}"] = getattr(recipe.data, key)
     keys["tokenizer.source"] = recipe.tokenizer.source
     if recipe.tokenizer.source == "train":
         keys["model.vocab_size"] = recipe.model.vocab_size
     return keys
 
 
-def _progress() -> Progress:
-    columns: list[ProgressColumn] = [
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:,} texts, {task.fields[megabytes]:,.1f} MB, {task.fields[tokens]:,} tokens"),
-        TimeElapsedColumn(),
-    ]
-    return Progress(*columns)
+def _partial_folder(recipe: Recipe) -> Path:
+    return recipe.store_folder.with_name(recipe.store_folder.name + ".partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

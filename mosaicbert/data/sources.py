@@ -1,131 +1,159 @@
-"""Where text comes from: the installed documentation, local files, or a dataset of the Hugging Face Hub."""
+"""Where text comes from: the parts that the recipe's sources consist of, always in the same order."""
 
 import glob
-import zlib
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import zstandard
-
-from mosaicbert.config import ConfigError, DataConfig
-from mosaicbert.data.documentation import read_installed_documentation
+from mosaicbert.config import ConfigError, SourceConfig
+from mosaicbert.data.hub import count_shards
 
 INSTALLED_DOCUMENTATION = "installed-documentation"
+TRAIN, VALIDATION = "train", "validation"
 
-# The builder of `datasets` that reads each kind of file; .gz and .zst may follow. Blank lines part texts in .txt.
-_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".arrow": ("arrow", {}),
-    ".txt": ("text", {"sample_by": "paragraph"}),
-}
+# Kinds of files; all of them may be followed by .gz or .zst but those of Arrow and Parquet, which compress themselves.
+_LINES = (".jsonl", ".json", ".txt")
+_COLUMNS = (".parquet", ".arrow")
 _COMPRESSIONS = (".gz", ".zst")
-# What damaged files and a missing network raise from below `datasets`, which itself raises plain RuntimeErrors as well.
-_UNREADABLE = (ConnectionError, EOFError, OSError, RuntimeError, ValueError, zlib.error, zstandard.ZstdError)
 
 
-def read_texts(data: DataConfig, split: str = "train") -> Iterator[str]:
-    """Yields the texts of `data.source`, one document after the other, always in the same order.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is read from its beginning to its end: a file, or a shard of a Hub dataset.
 
-    Args:
-        data: names the source.
-        split: of a Hub dataset; files and the installed documentation have only "train".
+    Attributes:
+        source: its name in the recipe.
+        path: of the file, the name of the Hub dataset, or "installed-documentation".
+        kind: ".jsonl", ".txt", ".parquet", ".arrow", "hub" or "installed-documentation".
+        compression: ".gz", ".zst" or "".
+        text_column: that holds the text.
+        split: that all its texts go to; None: each to the one that its hash says.
+        subset: configuration of a Hub dataset.
+        hub_split: of a Hub dataset.
+        shard: of a Hub dataset, and how many it has.
+        size: bytes on disk; 0 where that is not known.
+    """
+
+    source: str
+    path: str
+    kind: str
+    compression: str = ""
+    text_column: str
+    split: str | None = None
+    subset: str | None = None
+    hub_split: str = TRAIN
+    shard: tuple[int, int] = (0, 1)
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.hub_split} shard {self.shard[0]}" if self.kind == "hub" else self.path
+
+
+def list_parts(sources: Mapping[str, SourceConfig]) -> list[Part]:
+    """The parts of all sources, in the order of the recipe; of a source, training before validation.
 
     Raises:
-        ConfigError: the source does not exist, its files are of no known kind or broken, or the text column is missing.
+        ConfigError: a source does not exist, holds files of no known kind, or is asked for splits it does not have.
     """
-    files = require_source(data)
-    if data.source == INSTALLED_DOCUMENTATION:
-        return read_installed_documentation()
-    if files:
-        builder, options = _builder_of(data.source, files)
-        return _stream(data, split="train", path=builder, data_files=files, **options)
-    return _stream(data, split=split, path=data.source, name=data.subset)
+    require_sources(sources)
+    return [part for name, source in sources.items() for part in _parts_of(name, source)]
 
 
-def require_source(data: DataConfig) -> list[str]:
-    """Refuses a source that cannot be read, as far as that shows without opening it.
-
-    Returns:
-        The source's files; none for a Hub dataset and for the installed documentation.
+def require_sources(sources: Mapping[str, SourceConfig]) -> None:
+    """Refuses sources that cannot be read, as far as that shows without opening them.
 
     Raises:
-        ConfigError: the files are not there, of no known kind or of several, or are asked for splits they do not have.
+        ConfigError: as `list_parts`, but for datasets of the Hub.
     """
-    files = [] if data.source == INSTALLED_DOCUMENTATION else _find_files(data.source)
-    if files:
-        _builder_of(data.source, files)
-    if files or data.source == INSTALLED_DOCUMENTATION:
+    for name, source in sources.items():
+        files = _find_files(name, source.path)
+        kinds = sorted({_kind_of_file(name, file)[0] for file in files})
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"data.sources.{name}.path={source.path}: holds {' and '.join(kinds)} files; take a glob for one kind, "
+                f"e.g. {source.path}/*{kinds[0]}, and another source for the other."
+            )
+        if not files and source.path != INSTALLED_DOCUMENTATION:
+            continue
         for key in ("subset", "validation_split"):
-            if (value := getattr(data, key)) is not None:
+            if (value := getattr(source, key)) is not None:
                 raise ConfigError(
-                    f"data.{key}={value}: only datasets of the Hub have that, not data.source={data.source}; "
-                    f"set data.{key}=null."
+                    f"data.sources.{name}.{key}={value}: only datasets of the Hub have that, not {source.path}; "
+                    f"set data.sources.{name}.{key}=null."
                 )
-    return files
 
 
-def _find_files(source: str) -> list[str]:
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*") if file.is_file() and _kind(str(file)) is not None)
+def _parts_of(name: str, source: SourceConfig) -> list[Part]:
+    if source.path == INSTALLED_DOCUMENTATION:
+        return [Part(source=name, path=source.path, kind=INSTALLED_DOCUMENTATION, text_column=source.text_column)]
+    files = _find_files(name, source.path)
+    if files:
+        return [_file_part(name, source, file) for file in files]
+    splits: list[tuple[str, str | None]] = [(TRAIN, None)]
+    if source.validation_split is not None:
+        splits = [(TRAIN, TRAIN), (source.validation_split, VALIDATION)]
+    parts: list[Part] = []
+    for hub_split, split in splits:
+        total = count_shards(source.path, source.subset, hub_split)
+        parts += [
+            Part(
+                source=name,
+                path=source.path,
+                kind="hub",
+                text_column=source.text_column,
+                split=split,
+                subset=source.subset,
+                hub_split=hub_split,
+                shard=(number, total),
+            )
+            for number in range(total)
+        ]
+    return parts
+
+
+def _file_part(name: str, source: SourceConfig, file: str) -> Part:
+    kind, compression = _kind_of_file(name, file)
+    return Part(
+        source=name,
+        path=file,
+        kind=".jsonl" if kind == ".json" else kind,
+        compression=compression,
+        text_column=source.text_column,
+        size=Path(file).stat().st_size,
+    )
+
+
+def _find_files(name: str, path: str) -> list[str]:
+    if path == INSTALLED_DOCUMENTATION:
+        return []
+    place = f"data.sources.{name}.path={path}"
+    if Path(path).is_dir():
+        files = sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _split_suffix(str(file))[0])
         if not files:
-            raise ConfigError(f"data.source={source}: the folder holds no {', '.join(_BUILDERS)} file.")
+            raise ConfigError(f"{place}: the folder holds no {', '.join((*_LINES, *_COLUMNS))} file.")
         return files
-    if path.is_file():
-        return [source]
-    files = sorted(glob.glob(source, recursive=True))
-    looks_like_a_path = path.is_absolute() or source.startswith(".") or _kind(source) is not None or "*" in source
-    if not files and looks_like_a_path:
-        raise ConfigError(f"data.source={source}: no such file; give a path, a folder, a glob or a Hub dataset's name.")
+    if Path(path).is_file():
+        return [path]
+    files = sorted(glob.glob(path, recursive=True))
+    is_hub_name = not (Path(path).is_absolute() or path.startswith(".") or _split_suffix(path)[0] or "*" in path)
+    if not files and not is_hub_name:
+        raise ConfigError(f"{place}: no such file; give a path, a folder, a glob or a Hub dataset's name.")
     return files
 
 
-def _builder_of(source: str, files: list[str]) -> tuple[str, dict[str, Any]]:
-    kinds = {_kind(file) for file in files}
-    if len(kinds) > 1 or None in kinds:
+def _kind_of_file(name: str, file: str) -> tuple[str, str]:
+    kind, compression = _split_suffix(file)
+    if not kind:
         raise ConfigError(
-            f"data.source={source}: files end in {sorted({Path(file).suffix for file in files})}; "
-            f"they must all be of one kind: {', '.join(_BUILDERS)}, each also with {' or '.join(_COMPRESSIONS)}."
+            f"data.sources.{name}.path: {file} is of no known kind; its name must end in {', '.join(_LINES)} "
+            f"(each also with {' or '.join(_COMPRESSIONS)}), {' or '.join(_COLUMNS)}."
         )
-    return _BUILDERS[next(kind for kind in kinds if kind)]
+    return kind, compression
 
 
-def _kind(file: str) -> str | None:
+def _split_suffix(file: str) -> tuple[str, str]:
     path = Path(file)
-    suffix = Path(path.stem).suffix if path.suffix in _COMPRESSIONS else path.suffix
-    return suffix if suffix in _BUILDERS else None
-
-
-def _stream(data: DataConfig, **arguments: Any) -> Iterator[str]:
-    import datasets
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-
-    place = f"data.source={data.source}"
-    try:
-        rows = datasets.load_dataset(**arguments, streaming=True)
-    except StopIteration as error:  # what `datasets` says of an empty file
-        raise ConfigError(f"{place}: holds no document.") from error
-    except (DatasetNotFoundError, *_UNREADABLE) as error:
-        raise ConfigError(f"{place}: cannot be opened: {_first_line(error)}") from error
-    number = 0
-    try:
-        for number, row in enumerate(rows, start=1):
-            text = row.get(data.text_column)
-            if not isinstance(text, str):
-                raise ConfigError(
-                    f"{place}: document {number} has no text in column {data.text_column!r}, only {sorted(row)}; "
-                    "set data.text_column."
-                )
-            yield text
-    except (DatasetGenerationError, *_UNREADABLE) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{place}: cannot be read after document {number}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return str(cause).strip().split("\n")[0] or type(cause).__name__
+    if path.suffix in _COMPRESSIONS:
+        kind = Path(path.stem).suffix
+        return (kind, path.suffix) if kind in _LINES else ("", "")
+    return (path.suffix, "") if path.suffix in (*_LINES, *_COLUMNS) else ("", "")

@@ -1,15 +1,19 @@
 """The token store: Arrow shards of token ids with a store.json that says where they came from.
 
-    <folder>/store.json      tokenizer's hash, source, counts, checksums
+    <folder>/store.json      tokenizer's hash, sources, counts, checksums
     <folder>/tokenizer.json
     <folder>/<split>/        opened by `TokenStore`, and by `datasets.load_from_disk` as well
 
-A sample is a document's token ids without [CLS] and [SEP], at most max_seq_len - 2 of them.
+A sample is a document, or a piece of one, as token ids without [CLS] and [SEP], at most max_seq_len - 2 of them. The
+samples of a source stand together.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import mmap
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +26,38 @@ from tokenizers import Tokenizer
 from mosaicbert.config import ConfigError
 from mosaicbert.data.tokenizer import hash_tokenizer
 
-SHARD_TOKENS = 2**26  # 128 MiB of 16-bit ids: what preparing holds in memory
-TRAIN, VALIDATION = "train", "validation"
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A file of a split, and what it holds."""
+
+    file: str
+    source: str
+    samples: int
+    tokens: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitCounts:
-    """What a split holds; shards maps a file's name to its SHA-256."""
+class SplitRecord:
+    """The files of a split, in the order of their samples."""
 
-    samples: int
-    tokens: int
-    shards: dict[str, str]
+    shards: list[ShardRecord]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    def samples_by_source(self) -> dict[str, int]:
+        """How many samples each source has, in the order in which they stand."""
+        counts: dict[str, int] = {}
+        for shard in self.shards:
+            counts[shard.source] = counts.get(shard.source, 0) + shard.samples
+        return counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +68,24 @@ class StoreRecord:
         prepared_from: the recipe's keys that decide what the store holds, with their values.
         tokenizer_sha256: of tokenizer.json, see `hash_tokenizer`.
         splits: by name.
-        dropped: number of texts left out, by reason.
+        documents: that were read, by source.
+        text_bytes: of them, in UTF-8, by source.
+        dropped: number of documents left out, by source and reason.
         unigram_entropy: of the validation split, in nats per token: the loss of a model that knows only how often each
             token occurs in it.
     """
 
     prepared_from: dict[str, Any]
     tokenizer_sha256: str
-    splits: dict[str, SplitCounts]
-    dropped: dict[str, int]
+    splits: dict[str, SplitRecord]
+    documents: dict[str, int]
+    text_bytes: dict[str, int]
+    dropped: dict[str, dict[str, int]]
     unigram_entropy: float
 
     def write(self, folder: Path) -> None:
-        (folder / "store.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Writes store.json, which appears only when it is complete."""
+        write_file(folder / "store.json", (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @staticmethod
     def read(folder: Path) -> "StoreRecord":
@@ -67,115 +97,161 @@ class StoreRecord:
         path = folder / "store.json"
         try:
             content = json.loads(path.read_text())
-            content["splits"] = {name: SplitCounts(**counts) for name, counts in content["splits"].items()}
+            content["splits"] = {
+                name: SplitRecord(shards=[ShardRecord(**shard) for shard in split["shards"]])
+                for name, split in content["splits"].items()
+            }
             return StoreRecord(**content)
         except FileNotFoundError as error:
             raise ConfigError(f"{folder}: no token store there; make one with `mosaicbert prepare RECIPE`.") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: damaged ({error}); delete {folder} and prepare it again.") from error
 
 
-class SplitWriter:
-    """Writes one split of a store, shard by shard."""
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file that appears in its place only when it is complete, also if the power fails.
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        import datasets
+    Raises:
+        ConfigError: the disk is full, or the file cannot be written for another reason.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # a full disk needs the room
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); make room and run the command again: "
+            "it continues behind what is finished."
+        ) from error
 
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        self.features = datasets.Features({"input_ids": datasets.List(datasets.Value(self.dtype.name))})
-        self.frequencies = np.zeros(vocab_size, dtype=np.int64)
-        self.samples = 0
-        self.tokens = 0
-        self.shards: dict[str, str] = {}
-        self._pending: list[NDArray[Any]] = []
-        self._pending_tokens = 0
 
-    @property
-    def total_tokens(self) -> int:
-        return self.tokens + self._pending_tokens
+def id_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest unsigned type that holds every id."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
-    def write(self, documents: Iterable[list[int]]) -> None:
-        """Appends samples: token ids without special tokens."""
-        for ids in documents:
-            self._pending.append(np.array(ids, dtype=self.dtype))
-            self._pending_tokens += len(ids)
-            if self._pending_tokens >= SHARD_TOKENS:
-                self._flush()
 
-    def close(self) -> SplitCounts:
-        """Writes what is left and the files that `datasets.load_from_disk` looks for."""
-        import datasets
+def write_shard(path: Path, source: str, ids: NDArray[Any], seqlens: NDArray[np.int32]) -> ShardRecord:
+    """Writes samples as one Arrow stream; the file appears in its place only when it is complete.
 
-        self._flush()
-        datasets.DatasetInfo(features=self.features).write_to_directory(str(self.folder))
-        state = {
-            "_data_files": [{"filename": name} for name in self.shards],
-            "_fingerprint": hashlib.sha256("".join(self.shards.values()).encode()).hexdigest()[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        (self.folder / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        return SplitCounts(samples=self.samples, tokens=self.tokens, shards=self.shards)
+    Args:
+        path: of the file.
+        source: that the samples come from.
+        ids: (T,) tokens of all samples, one behind the other.
+        seqlens: (samples,) tokens of each.
+    """
+    schema = _features(ids.dtype).arrow_schema
+    ends = np.concatenate([[0], np.cumsum(seqlens, dtype=np.int64)])
+    column = pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), pa.array(ids))
+    # A shard is one record batch, so that a reader finds all its tokens in one piece.
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_batch(pa.record_batch([column], schema=schema))
+    content = memoryview(sink.getvalue())
+    write_file(path, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return ShardRecord(file=path.name, source=source, samples=len(seqlens), tokens=len(ids), sha256=digest)
 
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        # A shard is one record batch, so that a reader finds all its tokens in one piece.
-        values = np.concatenate(self._pending)
-        ends = np.cumsum([len(ids) for ids in self._pending])
-        column = pa.ListArray.from_arrays(pa.array(np.concatenate([[0], ends]), type=pa.int32()), pa.array(values))
-        schema = self.features.arrow_schema
-        path = self.folder / f"data-{len(self.shards):05d}.arrow"
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-            stream.write_batch(pa.record_batch([column], schema=schema))
-        self.shards[path.name] = _sha256(path)
-        self.frequencies += np.bincount(values, minlength=len(self.frequencies))
-        self.samples += len(self._pending)
-        self.tokens += len(values)
-        self._pending, self._pending_tokens = [], 0
+
+def read_shard(path: Path) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Maps a shard into memory.
+
+    Returns:
+        The tokens of all samples (T,), and where each sample begins, with T at the end (samples + 1,).
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        (batch,) = pa.ipc.open_stream(pa.py_buffer(mapped))
+        column = batch.column("input_ids")
+        return column.values.to_numpy(), column.offsets.to_numpy()
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ConfigError(f"{path}: damaged ({error}); delete the store and prepare it again.") from error
+
+
+def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord]) -> None:
+    """Writes the two files that `datasets.load_from_disk` looks for."""
+    import datasets
+
+    datasets.DatasetInfo(features=_features(dtype)).write_to_directory(str(folder))
+    state = {
+        "_data_files": [{"filename": shard.file} for shard in shards],
+        "_fingerprint": hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class TokenStore:
-    """One split of a store, memory-mapped."""
+    """One split of a store, memory-mapped; a shard is opened when it is first asked for.
 
-    def __init__(self, folder: Path, counts: SplitCounts) -> None:
-        self._origin = (folder, counts)
-        self.num_samples = counts.samples
-        self._values: list[NDArray[Any]] = []
-        self._offsets: list[NDArray[np.int32]] = []
-        for name in counts.shards:
-            try:
-                batches = pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all().to_batches()
-            except (OSError, pa.ArrowInvalid) as error:
-                raise ConfigError(f"{folder / name}: damaged ({error}); delete the store, prepare it again.") from error
-            (column,) = (batch.column("input_ids") for batch in batches)
-            self._values.append(column.values.to_numpy())
-            self._offsets.append(column.offsets.to_numpy())
-        lengths = [len(offsets) - 1 for offsets in self._offsets]
-        self._first_samples = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        if self._first_samples[-1] != counts.samples:
-            raise ConfigError(
-                f"{folder}: holds {self._first_samples[-1]} samples, store.json says {counts.samples}; "
-                "delete the store, prepare it again."
-            )
+    Args:
+        folder: of the store.
+        split: to read.
 
-    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, SplitCounts]]:
-        return TokenStore, self._origin  # a worker process opens the files itself
+    Raises:
+        ConfigError: there is no store, or its record is damaged.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder = folder
+        self.split = split
+        record = StoreRecord.read(folder).splits[split]
+        self.num_samples = record.samples
+        self.samples_by_source = record.samples_by_source()
+        self._shards = record.shards
+        self._first_samples = np.cumsum([0, *(shard.samples for shard in record.shards)])
+        self._open: dict[int, tuple[NDArray[Any], NDArray[np.int32]]] = {}
+
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, str]]:
+        return TokenStore, (self.folder, self.split)  # a worker process opens the files itself
 
     def read(self, samples: NDArray[np.int64]) -> list[NDArray[Any]]:
-        """The token ids of some samples, as views of the mapped file."""
+        """The token ids of some samples, as views of the mapped files.
+
+        Raises:
+            ConfigError: a shard that they are in is missing, damaged or not what store.json says.
+        """
         shards = np.searchsorted(self._first_samples, samples, side="right") - 1
         rows = samples - self._first_samples[shards]
         documents: list[NDArray[Any]] = []
         for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            offsets = self._offsets[shard]
-            documents.append(self._values[shard][offsets[row] : offsets[row + 1]])
+            opened = self._open.get(shard)
+            values, offsets = self._open_shard(shard) if opened is None else opened
+            documents.append(values[offsets[row] : offsets[row + 1]])
         return documents
+
+    def _open_shard(self, shard: int) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        record = self._shards[shard]
+        path = self.folder / self.split / record.file
+        values, offsets = read_shard(path)
+        if (len(offsets) - 1, len(values)) != (record.samples, record.tokens):
+            raise ConfigError(
+                f"{path}: holds {len(offsets) - 1:,} samples of {len(values):,} tokens, store.json says "
+                f"{record.samples:,} of {record.tokens:,}; delete the store and prepare it again."
+            )
+        self._open[shard] = values, offsets
+        return values, offsets
 
 
 def open_tokenizer(folder: Path, record: StoreRecord) -> Tokenizer:
@@ -187,15 +263,16 @@ def open_tokenizer(folder: Path, record: StoreRecord) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"{path}: missing; delete {folder} and prepare it again.")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ConfigError(f"{path}: damaged ({error}); delete {folder} and prepare it again.") from error
     if hash_tokenizer(tokenizer) != record.tokenizer_sha256:
         raise ConfigError(f"{path}: not the tokenizer that the store was made with; delete {folder}, prepare it again.")
     return tokenizer
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _features(dtype: np.dtype[Any]) -> Any:
+    import datasets
+
+    return datasets.Features({"input_ids": datasets.List(datasets.Value(dtype.name))})

@@ -84,14 +84,18 @@ def hash_tokenizer(tokenizer: Tokenizer) -> str:
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """The ids that masking needs."""
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    specials = {token: number for token, number in ids.items() if number is not None}  # load_tokenizer saw them all
-    is_special = np.zeros(tokenizer.get_vocab_size(), dtype=np.bool_)
+    found = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    specials = {token: number for token, number in found.items() if number is not None}  # load_tokenizer saw them all
+    ids = np.array(sorted(tokenizer.get_vocab(with_added_tokens=True).values()))
+    is_special = np.ones(ids[-1] + 1, dtype=np.bool_)
+    is_special[ids] = False
+    is_special[[number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]] = True
     is_special[list(specials.values())] = True
     return Vocabulary(
         cls_id=specials["[CLS]"],
         sep_id=specials["[SEP]"],
         mask_id=specials["[MASK]"],
+        pad_id=specials["[PAD]"],
         ordinary_ids=(~is_special).nonzero()[0],
         is_special=is_special,
     )

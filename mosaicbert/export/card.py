@@ -25,7 +25,7 @@ def write_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) -> str:
 # {recipe.run_name}
 
 A {"MosaicBERT" if ours else "BERT"} encoder with {count_parameters(recipe.model):,} parameters, pretrained from scratch
-by masked language modelling on `{recipe.data.source}`, {recipe.data.max_seq_len} tokens per sample.
+by masked language modelling on {_sources(recipe)}, up to {recipe.data.max_seq_len} tokens per sample.
 
 | | |
 |---|---|
@@ -50,6 +50,10 @@ pipeline("fill-mask", model="path/to/this/folder")
 {recipe_yaml.strip()}
 ```
 """
+
+
+def _sources(recipe: Recipe) -> str:
+    return ", ".join(f"`{source.path}`" for source in recipe.data.sources.values())
 
 
 def _measured(value: float | None, form: str) -> str:

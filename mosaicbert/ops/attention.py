@@ -34,7 +34,7 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 
 def attention_reference(qkv: Tensor, cu_seqlens: Tensor, slopes: tuple[float, ...]) -> Tensor:
     """The definition, in plain PyTorch, one document after the other. Shapes as in `attention`."""
-    documents = qkv.split(cu_seqlens.diff().tolist())
+    documents = qkv.split([length for length in cu_seqlens.diff().tolist() if length])
     contexts: list[Tensor] = []
     for document in documents:
         query, key, value = document.permute(1, 2, 0, 3)  # each (H, L, D)
@@ -49,13 +49,13 @@ def _eager(qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[floa
     return attention_reference(qkv, cu_seqlens, slopes)
 
 
-def _sdpa(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
+def _sdpa(qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
     # Neighbours of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its
     # real tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
-    seqlens: list[int] = cu_seqlens.diff().tolist()
+    seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
     runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
     chunks = qkv.split([length * count for length, count in runs])
-    bias = _alibi_bias(slopes, 1 << (max_seqlen - 1).bit_length(), qkv.dtype, qkv.device)
+    bias = _alibi_bias(slopes, 1 << (max(seqlens) - 1).bit_length(), qkv.dtype, qkv.device)
     contexts = [
         _sdpa_equal_lengths(chunk.unflatten(0, (count, length)), bias[:, :length, :length])
         for chunk, (length, count) in zip(chunks, runs, strict=True)
@@ -151,8 +151,8 @@ def attention(
 
     Args:
         qkv: (T, 3, H, D), queries, keys and values of the documents one behind the other.
-        cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T. No document is empty.
-        max_seqlen: tokens of the longest document.
+        cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T. Documents may be empty.
+        max_seqlen: tokens of the longest document, at least.
         slopes: H positive numbers, see `alibi_slopes`.
         implementation: "auto", or a rung by name.
 
@@ -171,7 +171,7 @@ def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> st
     """Says what is wrong with a rung, or None."""
     slopes = alibi_slopes(2)
     with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
-        cu_seqlens = torch.tensor([0, 7, 12], dtype=torch.int32, device=device_type)
+        cu_seqlens = torch.tensor([0, 7, 12, 12], dtype=torch.int32, device=device_type)
         generator = torch.Generator().manual_seed(0)
         toy = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
         results: list[tuple[Tensor, Tensor]] = []

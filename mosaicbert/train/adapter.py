@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import Batch, Step
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
 
 
@@ -58,11 +58,12 @@ class MaskedLmTrainee(ComposerModel):
 def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
     padded = batch.padded(model.config.pad_token_id)
     logits = model(padded["input_ids"], attention_mask=padded["attention_mask"]).logits  # (B, S, V)
-    return logits[padded["attention_mask"].bool()][batch.masked_indices]
+    at_tokens = logits[padded["attention_mask"].bool()]  # (num_tokens, V)
+    return at_tokens[batch.masked_indices]  # filler points at the first token, and has no label
 
 
-def data_spec(loader: DataLoader[list[Batch]], device: str) -> DataSpec:
-    """Tells Composer that an item is a list of micro-batches, and how many samples, tokens and masks are in it.
+def data_spec(loader: DataLoader[Step], device: str) -> DataSpec:
+    """Tells Composer that an item is a step of micro-batches, and how many samples, tokens and masks are in it.
 
     Args:
         loader: gives items on the CPU.
@@ -71,7 +72,7 @@ def data_spec(loader: DataLoader[list[Batch]], device: str) -> DataSpec:
     return DataSpec(
         loader,
         microbatch_transforms=lambda batch: batch.to(device, non_blocking=True),
-        split_batch=lambda micro_batches, _size: micro_batches,
+        split_batch=lambda step, _size: step.micro_batches,
         get_num_samples_in_batch=lambda item: sum(batch.num_sequences for batch in _micro_batches(item)),
         get_num_tokens_in_batch=lambda item: {
             "total": sum(batch.num_tokens for batch in _micro_batches(item)),
@@ -80,5 +81,5 @@ def data_spec(loader: DataLoader[list[Batch]], device: str) -> DataSpec:
     )
 
 
-def _micro_batches(item: Batch | list[Batch]) -> list[Batch]:
-    return [item] if isinstance(item, Batch) else item
+def _micro_batches(item: Batch | Step) -> list[Batch]:
+    return [item] if isinstance(item, Batch) else item.micro_batches

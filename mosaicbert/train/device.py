@@ -7,7 +7,8 @@ import torch
 
 from mosaicbert.accounting import ACCELERATORS
 from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.store import VALIDATION, StoreRecord
+from mosaicbert.data.sources import VALIDATION
+from mosaicbert.data.store import StoreRecord
 
 
 def count_processes(recipe: Recipe) -> int:

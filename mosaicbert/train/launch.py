@@ -36,7 +36,7 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         pretrain(recipe, console)
         return 0
     check_run(recipe)
-    require_work_for_all(recipe, prepare(recipe), num_processes)
+    require_work_for_all(recipe, prepare(recipe, console), num_processes)
     launcher = [sys.executable, "-m", "composer.cli.launcher", "--nproc", str(num_processes), "--module_mode"]
     process = subprocess.Popen([*launcher, "mosaicbert", *arguments])
     # Composer's launcher ends its processes when it is interrupted, and leaves them alone when it is terminated.

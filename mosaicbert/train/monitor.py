@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections import deque
 from datetime import timedelta
 from pathlib import Path
@@ -49,6 +50,10 @@ class Monitor(Callback):
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
         self._step_flops = 0.0
         self._learning_rate = 0.0
+        self._masked = 0
+        self._fill_rate = 0.0
+        self._asked_at = 0.0
+        self._data_wait = 0.0
         self._tokens_before = 0
         self._eval_loss = math.nan
         self._progress = Progress(
@@ -66,12 +71,22 @@ class Monitor(Callback):
             self._forget_after(state.timestamp.batch.value)
             self._progress.start()
 
+    def before_dataloader(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._asked_at = time.perf_counter()
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._data_wait = time.perf_counter() - self._asked_at
+
     def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         self._learning_rate = state.optimizers[0].param_groups[0]["lr"]  # at the step's end it is the next one's
         # This rank's share is as good as any other's: steps are dealt out evenly.
-        tokens = sum(batch.num_tokens for batch in state.batch)
-        squares = sum(int(batch.cu_seqlens.diff().long().square().sum()) for batch in state.batch)
-        masked = sum(batch.num_masked for batch in state.batch)
+        batches = state.batch.micro_batches
+        tokens = sum(batch.num_tokens for batch in batches)
+        seqlens = [batch.cu_seqlens[: batch.num_sequences + 1].diff().long() for batch in batches]
+        squares = sum(int(lengths.square().sum()) for lengths in seqlens)
+        masked = sum(batch.num_masked for batch in batches)
+        self._masked = state.batch.global_masked
+        self._fill_rate = tokens / sum(batch.shape[0] for batch in batches)
         self._step_flops = training_flops(self.recipe.model, tokens=tokens, squared_lengths=squares, masked=masked)
 
     def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
@@ -87,6 +102,9 @@ class Monitor(Callback):
             "seconds": round(now.total_wct.total_seconds() if now.total_wct else math.nan, 3),
             "loss": float(state.total_loss_dict["loss/train/total"]),
             "lr": self._learning_rate,
+            "masked": self._masked,
+            "fill_rate": round(self._fill_rate, 4),
+            "data_wait_seconds": round(self._data_wait, 5),
             "tokens_per_second": round(tokens / window, 1),
             "mfu": round(flops / window / self.peak_flops, 4),
         }

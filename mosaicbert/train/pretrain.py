@@ -42,7 +42,7 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
         _say(console, f"{run.path}: this run is finished.")
         _report(recipe, run, console)
         return run
-    record = prepare(recipe) if dist.get_world_size() == 1 else check_store(recipe)
+    record = prepare(recipe, console) if dist.get_world_size() == 1 else check_store(recipe)
     require_work_for_all(recipe, record, dist.get_world_size())
     if dist.get_world_size() > 1 and not torch.cuda.is_available():
         limit_cpu_threads(dist.get_local_world_size())
@@ -137,7 +137,8 @@ def _report(recipe: Recipe, run: RunFolder, console: Console) -> None:
     lines = {
         "held-out loss": f"{result['eval_loss']:.3f} nats, {result['eval_accuracy']:.1%} of masked tokens right",
         "unigram entropy": f"{result['unigram_entropy']:.3f} nats: all that word frequencies alone can reach",
-        "trained": f"{result['tokens']:,} tokens in {result['training_seconds']:.0f} s",
+        "trained": f"{result['tokens']:,} tokens in {result['training_seconds']:.0f} s; "
+        f"micro-batches {result['fill_rate']:.1%} full, {result['data_wait_seconds']:.1f} s of waiting for data",
         "loss against time": str(run.figure),
         "Hugging Face folder": str(run.hugging_face),
     }

@@ -16,13 +16,19 @@ from mosaicbert.train.run import RunFolder, check_run
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Where a run stands; losses are in nats per masked token. Evaluation is None before the first one."""
+    """Where a run stands; losses are in nats per masked token. Evaluation is None before the first one.
+
+    fill_rate is the mean share of real tokens in micro-batches, data_wait_seconds what the training loop has waited for
+    the loader in all.
+    """
 
     steps: int
     samples: int
     tokens: int
     training_seconds: float
     tokens_per_second: float
+    fill_rate: float
+    data_wait_seconds: float
     train_loss: float
     eval_loss: float | None
     eval_accuracy: float | None
@@ -31,7 +37,8 @@ class RunResult:
 
 def summarise(metrics: list[dict[str, Any]], record: StoreRecord) -> RunResult:
     """The last training step and the last evaluation of metrics.jsonl."""
-    training = next(line for line in reversed(metrics) if "loss" in line)
+    steps = [line for line in metrics if "loss" in line]
+    training = steps[-1]
     evaluation = next((line for line in reversed(metrics) if "eval_loss" in line), {})
     return RunResult(
         steps=training["step"],
@@ -39,6 +46,8 @@ def summarise(metrics: list[dict[str, Any]], record: StoreRecord) -> RunResult:
         tokens=training["tokens"],
         training_seconds=training["seconds"],
         tokens_per_second=round(training["tokens"] / training["seconds"], 1),
+        fill_rate=round(sum(line["fill_rate"] for line in steps) / len(steps), 4),
+        data_wait_seconds=round(sum(line["data_wait_seconds"] for line in steps), 2),
         train_loss=training["loss"],
         eval_loss=evaluation.get("eval_loss"),
         eval_accuracy=evaluation.get("eval_accuracy"),

@@ -19,6 +19,8 @@ _FREE_KEYS = frozenset(
     {
         "runs_folder",
         "data.num_workers",
+        "data.num_slices",
+        "data.skip_bad_documents",
         "train.num_processes",
         "train.micro_batch_tokens",
         "train.checkpoint_interval_steps",

@@ -77,6 +77,9 @@ def random_batch(seqlens: list[int]) -> Batch:
         max_seqlen=max(seqlens),
         masked_indices=masked,
         labels=input_ids[masked],
+        num_tokens=len(input_ids),
+        num_sequences=len(seqlens),
+        num_masked=len(masked),
     )
 
 

@@ -13,6 +13,7 @@ from mosaicbert.config import (
     ModelConfig,
     OptimizerConfig,
     Recipe,
+    SourceConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -21,7 +22,7 @@ from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
 RECIPE = """
 run_name: test
 data:
-  source: text.jsonl
+  sources: {text: {path: text.jsonl}}
 tokenizer:
   source: train
 train:
@@ -48,15 +49,18 @@ def load_error(path, overrides=()):
 def test_what_is_written_is_loaded_and_the_rest_is_default(recipe_file):
     assert load_recipe(recipe_file) == Recipe(
         run_name="test",
-        data=DataConfig(source="text.jsonl"),
+        data=DataConfig(sources={"text": SourceConfig(path="text.jsonl")}),
         tokenizer=TokenizerConfig(source="train"),
         train=TrainConfig(total_samples=8192),
     )
 
 
 def test_override_wins_over_the_file(recipe_file):
-    recipe = load_recipe(recipe_file, ["train.total_samples=4096", "optimizer.betas=[0.8,0.9]", "data.subset=en"])
-    assert (recipe.train.total_samples, recipe.optimizer.betas, recipe.data.subset) == (4096, (0.8, 0.9), "en")
+    recipe = load_recipe(
+        recipe_file, ["train.total_samples=4096", "optimizer.betas=[0.8,0.9]", "data.sources.text.subset=en"]
+    )
+    source = recipe.data.sources["text"]
+    assert (recipe.train.total_samples, recipe.optimizer.betas, source.subset) == (4096, (0.8, 0.9), "en")
 
 
 def test_a_large_number_may_be_grouped_by_underscores(recipe_file):
@@ -74,6 +78,20 @@ shares = st.floats(1e-9, 1.0, exclude_max=True)
 
 
 @st.composite
+def sources(draw):
+    names = draw(st.lists(st.from_regex(r"[A-Za-z_][\w-]{0,8}", fullmatch=True), min_size=1, max_size=3, unique=True))
+    weighted = draw(st.booleans())
+    return {
+        name: SourceConfig(
+            path=draw(texts),
+            subset=draw(st.none() | texts),
+            weight=draw(st.floats(0.1, 10.0)) if weighted else None,
+        )
+        for name in names
+    }
+
+
+@st.composite
 def recipes(draw):
     heads = draw(st.integers(1, 20))
     length = draw(st.integers(3, 8192))
@@ -82,10 +100,9 @@ def recipes(draw):
         run_name=draw(names),
         seed=draw(st.integers(0, 2**31 - 1)),
         data=DataConfig(
-            source=draw(texts),
-            subset=draw(st.none() | texts),
+            sources=draw(sources()),
             store=draw(st.none() | texts),
-            deduplicate=draw(st.booleans()),
+            skip_bad_documents=draw(st.booleans()),
             max_seq_len=length,
             mask_rate=draw(shares),
         ),
@@ -126,7 +143,9 @@ def test_numbers_given_as_overrides_make_the_recipe_that_holds_them(recipe):
         path = Path(folder) / "recipe.yaml"
         path.write_text(RECIPE)
         differences = recipe_differences(load_recipe(path), recipe)
-        numbers = {key: new for key, (_, new) in differences.items() if isinstance(new, (int, float))}
+        numbers = {
+            key: new for key, (_, new) in differences.items() if isinstance(new, (int, float)) and "sources" not in key
+        }
         overridden = load_recipe(path, [f"{key}={value!r}" for key, value in numbers.items()])
         assert numbers.keys().isdisjoint(recipe_differences(overridden, recipe))
 
@@ -178,7 +197,12 @@ def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, nam
         ("train.precision=fp8", ["override", "train.precision='fp8'", "bf16"]),
         ("train.total_samples=null", ["override", "train.total_samples=None"]),
         ("train.micro_batch_tokens=100", ["train.micro_batch_tokens=100", "data.max_seq_len=128"]),
-        ("data.deduplicate=perhaps", ["override", "data.deduplicate='perhaps'", "bool"]),
+        ("data.skip_bad_documents=perhaps", ["override", "data.skip_bad_documents='perhaps'", "bool"]),
+        ("data.source=x", ["override", "unknown key 'data.source'", "'data.sources'"]),
+        ("data.sources=x", ["override", "data.sources='x'", "data.sources.NAME.path"]),
+        ("data.sources.text=x", ["override", "data.sources.text='x'", "data.sources.text.path"]),
+        ("data.sources.text.pth=x", ["override", "'data.sources.text.pth'", "'data.sources.text.path'"]),
+        ("data.sources.more.weight=1", ["data.sources.more.path", "is missing"]),
         ("seed=true", ["override", "seed=True", "Integer"]),
         ("model=base", ["override", "model='base'", "give its keys"]),
         ("run_name=[a", ["run_name=[a"]),
@@ -198,8 +222,8 @@ def test_missing_key_is_named(recipe_file, key):
 
 
 def test_missing_key_of_a_section_is_named(recipe_file):
-    recipe_file.write_text(RECIPE.replace("source: text.jsonl", "max_seq_len: 128"))
-    assert load_error(recipe_file) == f"{recipe_file}: key 'data.source' is missing; a recipe must give it."
+    recipe_file.write_text(RECIPE.replace("sources: {text: {path: text.jsonl}}", "max_seq_len: 128"))
+    assert load_error(recipe_file) == f"{recipe_file}: key 'data.sources' is missing; a recipe must give it."
 
 
 @pytest.mark.parametrize(

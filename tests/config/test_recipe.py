@@ -3,15 +3,21 @@ from dataclasses import replace
 
 import pytest
 
-from mosaicbert.config import ConfigError, DataConfig, ModelConfig, Recipe, TokenizerConfig, TrainConfig
+from mosaicbert.config import ConfigError, DataConfig, ModelConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
 from mosaicbert.config.recipe import EvalConfig, OptimizerConfig
 
+TEXT = {"text": SourceConfig(path="text.jsonl")}
 RECIPE = Recipe(
     run_name="test",
-    data=DataConfig(source="text.jsonl"),
+    data=DataConfig(sources=TEXT),
     tokenizer=TokenizerConfig(source="train"),
     train=TrainConfig(total_samples=10_000),
 )
+
+
+def _weighted(**weights):
+    return {name: SourceConfig(path=name, weight=weight) for name, weight in weights.items()}
+
 
 IMPOSSIBLE = [
     (ModelConfig, {"num_attention_heads": 7}, "model.num_attention_heads=7"),
@@ -23,11 +29,21 @@ IMPOSSIBLE = [
     (ModelConfig, {"layer_norm_eps": 0.0}, "model.layer_norm_eps=0.0"),
     (ModelConfig, {"initializer_range": math.nan}, "model.initializer_range=nan"),
     (ModelConfig, {"pad_token_id": 30528}, "model.pad_token_id=30528"),
-    (DataConfig, {"source": "a", "max_seq_len": 2}, "data.max_seq_len=2"),
-    (DataConfig, {"source": "a", "mask_rate": 0.0}, "data.mask_rate=0.0"),
-    (DataConfig, {"source": "a", "held_out_fraction": 1.5}, "data.held_out_fraction=1.5"),
-    (DataConfig, {"source": "a", "num_workers": -1}, "data.num_workers=-1"),
-    (DataConfig, {"source": "a", "min_characters": 0}, "data.min_characters=0"),
+    (DataConfig, {"sources": TEXT, "max_seq_len": 2}, "data.max_seq_len=2"),
+    (DataConfig, {"sources": TEXT, "mask_rate": 0.0}, "data.mask_rate=0.0"),
+    (DataConfig, {"sources": TEXT, "held_out_fraction": 1.5}, "data.held_out_fraction=1.5"),
+    (DataConfig, {"sources": TEXT, "num_workers": -1}, "data.num_workers=-1"),
+    (DataConfig, {"sources": TEXT, "min_characters": 0}, "data.min_characters=0"),
+    (DataConfig, {"sources": {}}, "data.sources is empty"),
+    (DataConfig, {"sources": {"a b": SourceConfig(path="a")}}, "data.sources.a b"),
+    (DataConfig, {"sources": _weighted(a=0.0)}, "data.sources.a.weight=0.0"),
+    (DataConfig, {"sources": _weighted(a=1.0, b=math.inf)}, "data.sources.b.weight=inf"),
+    (DataConfig, {"sources": _weighted(a=1.0, b=None)}, "data.sources.b.weight is missing"),
+    (DataConfig, {"sources": _weighted(a=1.0, b=1e-5)}, "data.sources.b.weight=1e-05 is less than 1/10,000"),
+    (DataConfig, {"sources": TEXT, "num_slices": 0}, "data.num_slices=0"),
+    (DataConfig, {"sources": TEXT, "num_slices": 4, "slice": 4}, "data.slice=4"),
+    (DataConfig, {"sources": TEXT, "slice": -1}, "data.slice=-1"),
+    (DataConfig, {"sources": TEXT, "final_mask_rate": 1.0}, "data.final_mask_rate=1.0"),
     (OptimizerConfig, {"peak_lr": 0.0}, "optimizer.peak_lr=0.0"),
     (OptimizerConfig, {"peak_lr": math.nan}, "optimizer.peak_lr=nan"),
     (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas=(0.9, 1.0)"),
@@ -60,7 +76,7 @@ def test_impossible_value_is_named_with_a_remedy_in_one_line(section, fields, na
     "change, names",
     [
         (
-            {"data": DataConfig(source="a", max_seq_len=16385)},
+            {"data": DataConfig(sources=TEXT, max_seq_len=16385)},
             ["train.micro_batch_tokens=16384", "data.max_seq_len=16385"],
         ),
         ({"model": ModelConfig(vocab_size=30522)}, ["model.vocab_size=30522", "model.vocab_size=30528"]),
@@ -111,3 +127,13 @@ def test_a_store_without_a_name_lies_in_the_run_folder():
 def test_a_named_store_lies_where_it_is_named():
     named = replace(RECIPE, data=replace(RECIPE.data, store="stores/c4"))
     assert named.store_folder.as_posix() == "stores/c4"
+
+
+def test_the_mask_rate_goes_linearly_from_the_first_step_to_the_last():
+    changing = replace(
+        RECIPE,
+        data=replace(RECIPE.data, mask_rate=0.30, final_mask_rate=0.10),
+        train=TrainConfig(total_samples=50, global_batch_samples=10),
+    )
+    assert [changing.mask_rate_at(step) for step in range(5)] == pytest.approx([0.30, 0.25, 0.20, 0.15, 0.10])
+    assert RECIPE.mask_rate_at(0) == RECIPE.mask_rate_at(1) == 0.30

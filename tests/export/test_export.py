@@ -120,7 +120,7 @@ def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(finished, tm
     recipe, run, _ = finished
     shutil.copytree(run.path, tmp_path / "tiny")
     shutil.rmtree(tmp_path / "tiny" / "hf")
-    moved = tiny_recipe(tmp_path, recipe.data.source)
+    moved = tiny_recipe(tmp_path, recipe.data.sources["text"].path)
     latest = tmp_path / "tiny" / "checkpoints" / "latest-rank0.pt"
     latest.unlink()
     latest.symlink_to("step-3-rank0.pt")

@@ -62,6 +62,9 @@ def as_batch(inputs):
         max_seqlen=max(SEQLENS),
         masked_indices=masked,
         labels=flat["labels"][masked],
+        num_tokens=len(flat["input_ids"]),
+        num_sequences=len(SEQLENS),
+        num_masked=len(masked),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import Batch, Step
 from mosaicbert.config import ConfigError
 from mosaicbert.config.load import load_recipe, save_recipe
 from mosaicbert.data.prepare import check_store, prepare
@@ -166,8 +166,11 @@ def test_micro_batches_are_moved_to_the_device():
         max_seqlen=3,
         masked_indices=torch.tensor([1]),
         labels=torch.tensor([2]),
+        num_tokens=3,
+        num_sequences=1,
+        num_masked=1,
     )
-    moved = data_spec([[batch]], "meta").microbatch_transforms(batch)
+    moved = data_spec([Step(micro_batches=[batch], global_masked=1)], "meta").microbatch_transforms(batch)
     assert {tensor.device.type for tensor in vars(moved).values() if isinstance(tensor, torch.Tensor)} == {"meta"}
 
 
@@ -230,9 +233,12 @@ def test_every_recipe_runs_three_steps_with_a_small_model(path, source, tmp_path
         path,
         [
             f"runs_folder={tmp_path}",
-            f"data.source={source}",
-            "data.subset=null",
-            "data.validation_split=null",
+            *(
+                f"data.sources.{name}.{key}"
+                for name in load_recipe(path).data.sources
+                for key in (f"path={source}", "subset=null", "validation_split=null", "text_column=text")
+            ),
+            "data.num_slices=1",
             "data.held_out_fraction=0.2",
             f"data.store={tmp_path / 'store'}",
             "data.num_workers=0",

@@ -1,0 +1,65 @@
+"""Datasets of the Hugging Face Hub, streamed: nothing is downloaded but what is read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from mosaicbert.config import ConfigError
+
+_ROWS_PER_BATCH = 1024
+# What a missing network and damaged files raise from below `datasets`, which itself raises plain RuntimeErrors as well.
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError)
+
+
+def count_shards(path: str, subset: str | None, split: str) -> int:
+    """How many shards, usually files, a split of a Hub dataset has.
+
+    Raises:
+        ConfigError: the dataset, its subset or its split is not there, or the Hub is out of reach.
+    """
+    return _open(path, subset, split).num_shards
+
+
+def read_shard(path: str, subset: str | None, split: str, shard: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of one shard, always cut into the same batches.
+
+    Args:
+        path: the dataset's name.
+        subset: its configuration.
+        split: to read.
+        shard: which one, and of how many.
+
+    Raises:
+        ConfigError: it cannot be opened or read on.
+    """
+    number, total = shard
+    rows = _open(path, subset, split).shard(num_shards=total, index=number).with_format("arrow")
+    row = 0
+    try:
+        for table in rows.iter(batch_size=_ROWS_PER_BATCH):
+            for batch in table.combine_chunks().to_batches():
+                row += batch.num_rows
+                yield batch
+    except ConfigError:
+        raise
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f"{path}: {split} shard {number} cannot be read after row {row}: {_first_line(error)}"
+        ) from error
+
+
+def _open(path: str, subset: str | None, split: str) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return datasets.load_dataset(path, name=subset, split=split, streaming=True)
+    except (DatasetNotFoundError, *_UNREADABLE) as error:
+        place = path if subset is None else f"{path} ({subset})"
+        raise ConfigError(f"{place}: split {split} cannot be opened: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return str(cause).strip().split("\n")[0] or type(cause).__name__

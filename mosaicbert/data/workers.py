@@ -1,0 +1,93 @@
+"""Processes that share out work: as many as there are cores, and none survives the process that started them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from mosaicbert.config import ConfigError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_WAITING_PER_WORKER = 3  # tasks that are ready for a worker, or done by it: bounds the memory
+
+
+def map_in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    initializer: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """Yields function(item) of each item in turn, computed on all cores; reads only a few items ahead.
+
+    Args:
+        function: of a module, so that processes can be told its name.
+        items: what it is called with; a single one is done in this process.
+        initializer: called once in each process, this one included.
+        arguments: of the initializer.
+
+    Raises:
+        ConfigError: the system has ended a process.
+    """
+    if initializer is not None:
+        initializer(*arguments)
+    items = iter(items)
+    first: list[Item] = []
+    for item in items:
+        first.append(item)
+        if len(first) == 2:
+            break
+    if len(first) < 2:
+        yield from map(function, first)
+        return
+    cores = count_cores()
+    # Spawned, since a fork of a process with threads may hang.
+    pool = ProcessPoolExecutor(
+        max_workers=cores,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(initializer, arguments),
+    )
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in first:
+            waiting.append(pool.submit(function, item))
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= _WAITING_PER_WORKER * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            "a worker process was ended by the system, most likely because memory ran out; "
+            "run the command again to continue, on fewer cores if it happens again (taskset)."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts all processes; the first ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the threads
+    if initializer is not None:
+        initializer(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
