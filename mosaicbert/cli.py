@@ -63,6 +63,15 @@ def _prepare(recipe: Recipe, _arguments: list[str]) -> int:
     return 0
 
 
+def _check(recipe: Recipe, _arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from mosaicbert.check import check
+
+    check(recipe, Console())
+    return 0
+
+
 def _pretrain(recipe: Recipe, arguments: list[str]) -> int:
     from rich.console import Console
 
@@ -89,6 +98,7 @@ def _hide_file_progress() -> None:
 _COMMANDS: dict[str, tuple[str, Callable[[Recipe, list[str]], int]]] = {
     "show": ("say what a recipe would do: parameters, tokens, FLOPs, memory, time and cost", _show),
     "prepare": ("turn the recipe's text into its token store", _prepare),
+    "check": ("read the whole token store and say whether it is fit for the recipe's run", _check),
     "pretrain": ("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
     "export": ("write the Hugging Face folder of the recipe's newest checkpoint", _export),
 }

@@ -22,8 +22,9 @@ _MAY_IMPORT = {
     "export": {"config", "accounting", "model"},
     "train": {"config", "accounting", "batch", "data", "model", "export"},
     "show": {"config", "accounting"},
+    "check": {"config", "data"},
     "registration": {"model"},
-    "cli": {"config", "show", "data", "train"},
+    "cli": {"config", "show", "check", "data", "train"},
     "__init__": {"registration", "model"},
     "__main__": {"cli"},
 }
@@ -31,7 +32,7 @@ _HOMES = {
     "composer": {"train"},
     "omegaconf": {"config"},
     "datasets": {"data"},
-    "matplotlib": {"train"},
+    "matplotlib": {"train", "check"},
     "flash_attn": {"ops"},
     "triton": {"ops"},
 }

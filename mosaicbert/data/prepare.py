@@ -254,7 +254,7 @@ def _training_texts(recipe: Recipe, parts: Sequence[Part]) -> list[str]:
     for name, source in data.sources.items():
         room = TOKENIZER_CHARACTERS * (source.weight or 1.0) / whole
         parts_of_source = [part for part in parts if part.source == name and part.split != VALIDATION]
-        for part, text in _read_texts(parts_of_source, data.skip_bad_documents):
+        for part, text in read_texts(parts_of_source, data.skip_bad_documents):
             if room <= 0:
                 break
             bits = hash_text(text)
@@ -271,7 +271,12 @@ def _training_texts(recipe: Recipe, parts: Sequence[Part]) -> list[str]:
     return texts
 
 
-def _read_texts(parts: Sequence[Part], skip_bad: bool) -> Iterator[tuple[Part, str]]:
+def read_texts(parts: Sequence[Part], skip_bad: bool) -> Iterator[tuple[Part, str]]:
+    """Yields the part and the text of every document, in order.
+
+    Raises:
+        ConfigError: a document or the rest of a part cannot be read, unless `skip_bad` leaves them out.
+    """
     for part in parts:
         for block in read_blocks(part, Position()):
             for document in decode(block):

@@ -28,9 +28,11 @@ def record(
     versions: Mapping[str, Callable[[], object]],
     *,
     shape: Mapping[str, int],
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.int64,
     device: str = "cpu",
     seconds: float = 2.0,
+    units: Mapping[str, float] | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Times every version in turn, over and over, so that whatever else the machine does meets all of them.
 
@@ -42,6 +44,8 @@ def record(
         dtype: of the input.
         device: where the versions run, as in torch.device.
         seconds: to spend, more or less.
+        units: how many of what a speed counts, tokens or bytes, one call of each version gets done.
+        facts: more to keep of each version.
     """
     for call in versions.values():
         call()  # the first call allocates, and chooses kernels
@@ -64,11 +68,16 @@ def record(
                 "median_us": round(median, 1),
                 "iqr_us": round(upper - lower, 1),
                 "ratio": round(median / first, 3),
+                **({} if units is None else {"per_second": round(units[by] / median * 1e6)}),
+                **({} if facts is None else facts[by]),
                 **_environment(device),
             }
             file.write(json.dumps(line) + "\n")
+            speed = f", {line['per_second']:,} per second" if "per_second" in line else ""
             sizes = " ".join(f"{key}={value}" for key, value in shape.items())
-            print(f"{what}: {by}: {sizes} {line['dtype']}: {median / 1000:.2f} ms, {line['ratio']:.2f}", flush=True)
+            print(
+                f"{what}: {by}: {sizes} {line['dtype']}: {median / 1000:.2f} ms, {line['ratio']:.2f}{speed}", flush=True
+            )
 
 
 def _microseconds(call: Callable[[], object], device: str) -> float:

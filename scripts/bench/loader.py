@@ -1,0 +1,138 @@
+"""How fast one process turns a warm token store into masked micro-batches, and how soon the first one is there.
+
+Run: taskset -c 0 python scripts/bench/loader.py [RECIPE]
+Without a recipe the store is made up: documents as long as those of web text, tokens as frequent as words are.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import harness
+import numpy as np
+import torch
+
+from mosaicbert.batch import Step
+from mosaicbert.config import DataConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
+from mosaicbert.config.load import load_recipe
+from mosaicbert.data.loader import build_loader
+from mosaicbert.data.store import ShardRecord, SplitRecord, StoreRecord, write_shard
+from mosaicbert.data.tokenizer import hash_tokenizer, train_tokenizer
+
+VOCAB_SIZE = 30_528
+HUGE = 10**9  # samples
+LINKS = 3_000  # shards of the huge store, all of them the same file
+STEPS_AHEAD = 20
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        measure(load_recipe(sys.argv[1]), load_recipe(sys.argv[1]).run_name)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for max_seq_len, samples in ((128, 4096), (512, 1024)):
+            store = Path(folder) / str(max_seq_len)
+            make_up_store(store, num_samples=200_000, max_seq_len=max_seq_len, num_links=1)
+            measure(make_up_recipe(store, max_seq_len, samples), f"made up, up to {max_seq_len} tokens")
+        make_up_store(Path(folder) / "huge", num_samples=HUGE // LINKS, max_seq_len=16, num_links=LINKS)
+        measure_resuming(make_up_recipe(Path(folder) / "huge", 16, 4096))
+
+
+def measure(recipe: Recipe, what: str) -> None:
+    """Times a step of a run on one GPU, and of the first of eight ranks, which looks at the other seven's share too."""
+    loaders = {"rank 0 of 1": steps_of(recipe, 1), "rank 0 of 8": steps_of(recipe, 8)}
+    facts, units = {}, {}
+    for by, steps in loaders.items():
+        seen = [next(steps) for _ in range(STEPS_AHEAD)]
+        batches = [batch for step in seen for batch in step.micro_batches]
+        units[by] = sum(batch.num_tokens for batch in batches) / STEPS_AHEAD
+        facts[by] = {
+            "fill_rate": round(units[by] * STEPS_AHEAD / sum(batch.shape[0] for batch in batches), 4),
+            "shapes": len({batch.shape for batch in batches}),
+            "micro_batches": len(batches) // STEPS_AHEAD,
+        }
+    harness.record(
+        "loader",
+        f"a step of masked micro-batches, {what}",
+        {by: (lambda steps=steps: next(steps)) for by, steps in loaders.items()},
+        shape={
+            "samples": recipe.train.global_batch_samples,
+            "max_seq_len": recipe.data.max_seq_len,
+            "micro_batch_tokens": recipe.train.micro_batch_tokens,
+        },
+        seconds=10.0,
+        units=units,
+        facts=facts,
+    )
+    for by in loaders:
+        print(f"  {by}: {facts[by]}")
+
+
+def measure_resuming(recipe: Recipe) -> None:
+    """Times everything from opening the store to the first batch, at the beginning and far behind it."""
+
+    def first_step(step: int) -> Step:
+        loader = build_loader(recipe, 0, 1)
+        loader.dataset.load_state_dict({"step": step})  # pyright: ignore[reportAttributeAccessIssue]
+        return next(iter(loader))
+
+    far = HUGE // recipe.train.global_batch_samples * 9 // 10
+    harness.record(
+        "loader",
+        "opening a store and making the first step",
+        {"from the beginning": lambda: first_step(0), f"from step {far:,}": lambda: first_step(far)},
+        shape={"samples": HUGE, "shards": LINKS},
+        seconds=20.0,
+    )
+
+
+def steps_of(recipe: Recipe, world_size: int) -> Iterator[Step]:
+    started = time.perf_counter()
+    steps = iter(build_loader(recipe, 0, world_size))
+    next(steps)
+    print(f"  first step after {time.perf_counter() - started:.2f} s")
+    return steps
+
+
+def make_up_recipe(store: Path, max_seq_len: int, samples: int) -> Recipe:
+    return Recipe(
+        run_name="made-up",
+        data=DataConfig(
+            sources={"text": SourceConfig(path="made-up")}, store=str(store), max_seq_len=max_seq_len, num_workers=0
+        ),
+        tokenizer=TokenizerConfig(source="train"),
+        train=TrainConfig(total_samples=10**10, global_batch_samples=samples),
+    )
+
+
+def make_up_store(folder: Path, *, num_samples: int, max_seq_len: int, num_links: int) -> None:
+    """Writes a store of one shard, which may stand there under many names."""
+    (folder / "train").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    # Web documents: a median of some 250 tokens and a long tail.
+    seqlens = np.clip(draw.lognormal(5.5, 1.1, num_samples), 1, max_seq_len - 2).astype(np.int32)
+    ids = (1000 + draw.zipf(1.3, seqlens.sum()) % 29_000).astype(np.uint16)
+    shard = write_shard(folder / "train" / "data-00000.arrow", "text", ids, seqlens)
+    for number in range(1, num_links):
+        (folder / "train" / f"data-{number:05d}.arrow").hardlink_to(folder / "train" / shard.file)
+    shards = [ShardRecord(**asdict(shard) | {"file": f"data-{number:05d}.arrow"}) for number in range(num_links)]
+    tokenizer = train_tokenizer(["the text matters not, the number of entries does"], VOCAB_SIZE)
+    tokenizer.add_tokens([f"word{number}" for number in range(VOCAB_SIZE - tokenizer.get_vocab_size())])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    StoreRecord(
+        prepared_from={},
+        tokenizer_sha256=hash_tokenizer(tokenizer),
+        splits={"train": SplitRecord(shards=shards)},
+        documents={},
+        text_bytes={},
+        dropped={},
+        unigram_entropy=0.0,
+    ).write(folder)
+
+
+if __name__ == "__main__":
+    main()

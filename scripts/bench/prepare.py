@@ -1,0 +1,111 @@
+"""How fast text becomes a token store, against the tokenizers library alone on the same text, and in how much memory.
+
+Run: python scripts/bench/prepare.py [RECIPE]
+The text is the beginning of what the recipe reads (by default the quickstart's), written to one compressed file.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import harness
+import psutil
+import zstandard
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from mosaicbert.config import ConfigError, Recipe, SourceConfig, TokenizerConfig
+from mosaicbert.config.load import load_recipe, save_recipe
+from mosaicbert.data.prepare import prepare, read_texts
+from mosaicbert.data.sources import list_parts
+from mosaicbert.data.tokenizer import load_tokenizer, train_tokenizer
+from mosaicbert.data.workers import count_cores
+
+LARGEST_TEXT = 60_000_000  # characters
+TEXTS_PER_CALL = 1024
+QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+
+
+def main() -> None:
+    recipe = load_recipe(sys.argv[1] if len(sys.argv) > 1 else QUICKSTART)
+    texts: list[str] = []
+    characters = 0
+    for _, text in read_texts(list_parts(recipe.data.sources), recipe.data.skip_bad_documents):
+        texts.append(text)
+        characters += len(text)
+        if characters > LARGEST_TEXT:
+            break
+    size = sum(len(text.encode()) for text in texts)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "texts.jsonl.zst"
+        lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        source.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
+        trained = recipe.tokenizer.source == "train"
+        tokenizer = (
+            train_tokenizer(texts, recipe.model.vocab_size) if trained else load_tokenizer(recipe.tokenizer.source)
+        )
+        tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        stores = (f"{folder}/store-{number}" for number in itertools.count())
+        modes = {f"prepare, {mode}": prepared_recipe(recipe, source, mode) for mode in ("chunk", "truncate")}
+        harness.record(
+            "prepare",
+            f"text to token store, {recipe.run_name}",
+            {
+                "tokenizers alone": lambda: tokenise_all(tokenizer, texts),
+                **{
+                    by: (lambda mode=mode: prepare(in_store(mode, next(stores)), Console(quiet=True)))
+                    for by, mode in modes.items()
+                },
+            },
+            shape={"documents": len(texts), "bytes": size, "processes": count_cores()},
+            units={by: size for by in ("tokenizers alone", *modes)},
+            facts={
+                "tokenizers alone": {},
+                **{by: peak_memory(in_store(mode, next(stores)), Path(folder)) for by, mode in modes.items()},
+            },
+        )
+
+
+def tokenise_all(tokenizer: Tokenizer, texts: list[str]) -> None:
+    for first in range(0, len(texts), TEXTS_PER_CALL):
+        tokenizer.encode_batch_fast(texts[first : first + TEXTS_PER_CALL], add_special_tokens=False)
+
+
+def prepared_recipe(recipe: Recipe, source: Path, sampling: str) -> Recipe:
+    tokenizer = TokenizerConfig(source=str(source.with_name("tokenizer.json")))
+    data = replace(recipe.data, sources={"text": SourceConfig(path=str(source))}, sampling=sampling, num_slices=1)
+    return replace(recipe, data=data, tokenizer=tokenizer)
+
+
+def in_store(recipe: Recipe, store: str) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, store=store))
+
+
+def peak_memory(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """MiB that the command holds at its worst: the process that reads and writes, and the largest that tokenises."""
+    path = folder / "recipe.yaml"
+    save_recipe(recipe, path)
+    process = psutil.Popen(
+        [sys.executable, "-m", "mosaicbert", "prepare", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    peaks = {"main_mib": 0.0, "worker_mib": 0.0}
+    while process.poll() is None:
+        try:
+            workers = [child.memory_info().rss for child in process.children(recursive=True)]
+            peaks["main_mib"] = max(peaks["main_mib"], round(process.memory_info().rss / 2**20, 1))
+            peaks["worker_mib"] = max(peaks["worker_mib"], round(max(workers, default=0) / 2**20, 1))
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.05)
+    if process.returncode:
+        raise ConfigError(f"mosaicbert prepare {path} ended with {process.returncode}.")
+    return peaks
+
+
+if __name__ == "__main__":
+    main()
