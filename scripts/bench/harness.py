@@ -75,9 +75,8 @@ def record(
             file.write(json.dumps(line) + "\n")
             speed = f", {line['per_second']:,} per second" if "per_second" in line else ""
             sizes = " ".join(f"{key}={value}" for key, value in shape.items())
-            print(
-                f"{what}: {by}: {sizes} {line['dtype']}: {median / 1000:.2f} ms, {line['ratio']:.2f}{speed}", flush=True
-            )
+            measured = f"{median / 1000:.2f} ms, {line['ratio']:.2f}{speed}"
+            print(f"{what}: {by}: {sizes} {line['dtype']}: {measured}", flush=True)
 
 
 def _microseconds(call: Callable[[], object], device: str) -> float:

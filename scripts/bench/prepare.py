@@ -45,10 +45,10 @@ def main() -> None:
         source = Path(folder) / "texts.jsonl.zst"
         lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
         source.write_bytes(zstandard.ZstdCompressor().compress(lines.encode()))
-        trained = recipe.tokenizer.source == "train"
-        tokenizer = (
-            train_tokenizer(texts, recipe.model.vocab_size) if trained else load_tokenizer(recipe.tokenizer.source)
-        )
+        if recipe.tokenizer.source == "train":
+            tokenizer = train_tokenizer(texts, recipe.model.vocab_size)
+        else:
+            tokenizer = load_tokenizer(recipe.tokenizer.source)
         tokenizer.save(str(Path(folder) / "tokenizer.json"))
         stores = (f"{folder}/store-{number}" for number in itertools.count())
         modes = {f"prepare, {mode}": prepared_recipe(recipe, source, mode) for mode in ("chunk", "truncate")}
