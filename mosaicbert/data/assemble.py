@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaicbert.config import ConfigError
 from mosaicbert.data.slices import SliceRecord
 from mosaicbert.data.sources import TRAIN, VALIDATION
-from mosaicbert.data.store import ShardRecord, SplitRecord, read_shard, sha256_of, write_index, write_shard
+from mosaicbert.data.store import (
+    ShardRecord,
+    SplitRecord,
+    read_shard,
+    sha256_of,
+    write_file,
+    write_index,
+    write_shard,
+)
 
 _DOCUMENTS_AT_ONCE = 2**23  # compared in memory, 24 bytes each and about as much again for sorting
 
@@ -31,6 +40,9 @@ def assemble(
 
     Returns:
         The record of each split, and how many documents of each source were repetitions.
+
+    Raises:
+        ConfigError: it was interrupted, and a slice has been prepared again since; or the store cannot be written.
     """
     shards = [
         (split, folder, shard)
@@ -40,6 +52,7 @@ def assemble(
     ]
     documents = [_open_documents(folder / shard.file) for _, folder, shard in shards]
     repeated = find_repetitions(documents)
+    _require_same_plan(store, shards, repeated)
     splits: dict[str, list[ShardRecord]] = {TRAIN: [], VALIDATION: []}
     dropped: dict[str, int] = {}
     for (split, folder, shard), table, numbers in zip(shards, documents, repeated, strict=True):
@@ -56,6 +69,21 @@ def assemble(
         if records:
             write_index(store / split, dtype, records)
     return {split: SplitRecord(shards=records) for split, records in splits.items()}, dropped
+
+
+def _require_same_plan(
+    store: Path, shards: Sequence[tuple[str, Path, ShardRecord]], repeated: Sequence[NDArray[np.int64]]
+) -> None:
+    """Notes where every shard goes: some may have been moved already."""
+    lines = [
+        f"{split} {folder.name} {shard.file} {shard.sha256} {len(numbers)}"
+        for (split, folder, shard), numbers in zip(shards, repeated, strict=True)
+    ]
+    plan = ("\n".join(lines) + "\n").encode()
+    path = store / "assembly.txt"
+    if path.exists() and path.read_bytes() != plan:
+        raise ConfigError(f"{store}: a slice has changed while the store was put together; delete it to begin again.")
+    write_file(path, plan)
 
 
 def find_repetitions(tables: Sequence[Documents]) -> list[NDArray[np.int64]]:

@@ -21,15 +21,16 @@ _LEAST_LETTERS = 0.6  # of a text's characters: below it stand tables of numbers
 _FILES_PER_TASK = 200
 
 
-def read_installed_documentation() -> Iterator[str]:
-    """Yields every docstring, package description and documentation file of this Python environment.
+def read_installed_documentation() -> Iterator[tuple[list[str], float]]:
+    """Yields the docstrings, package descriptions and documentation files of this Python environment, some at a time.
 
-    The order is that of the sorted paths, so one environment always yields the same texts in the same order.
+    With them comes the fraction of all files that has been read. The order is that of the sorted paths, so one
+    environment always yields the same texts in the same order.
     """
     files = sorted(_list_files())
     tasks = [files[first : first + _FILES_PER_TASK] for first in range(0, len(files), _FILES_PER_TASK)]
-    for texts in map_in_order(_read_files, tasks):
-        yield from texts
+    for number, texts in enumerate(map_in_order(_read_files, tasks), start=1):
+        yield texts, number / len(tasks)
 
 
 def _list_files() -> set[Path]:

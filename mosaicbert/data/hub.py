@@ -1,15 +1,18 @@
 """Datasets of the Hugging Face Hub, streamed: nothing is downloaded but what is read."""
 
+import functools
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import zstandard
 
 from mosaicbert.config import ConfigError
 
 _ROWS_PER_BATCH = 1024
 # What a missing network and damaged files raise from below `datasets`, which itself raises plain RuntimeErrors as well.
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError)
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zlib.error, zstandard.ZstdError)
 
 
 def count_shards(path: str, subset: str | None, split: str) -> int:
@@ -49,6 +52,7 @@ def read_shard(path: str, subset: str | None, split: str, shard: tuple[int, int]
         ) from error
 
 
+@functools.lru_cache(maxsize=8)  # opening asks the Hub for the list of all files
 def _open(path: str, subset: str | None, split: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetNotFoundError

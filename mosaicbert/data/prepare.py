@@ -1,6 +1,7 @@
 """Sources to token store: a tokenizer, slices, and the store out of them. Continues where it was cut off."""
 
 import contextlib
+import fcntl
 import json
 import math
 import shutil
@@ -64,7 +65,7 @@ def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
             progress.say("putting the shards together")
             with lock(partial):
                 _finish_store(recipe, partial, plan, slices)
-    for leftover in ("slices", "prepared_from.json", "lock"):
+    for leftover in ("slices", "prepared_from.json", "assembly.txt", "lock", "in_use"):
         _remove(partial / leftover)
     partial.rename(folder)
     return StoreRecord.read(folder)
@@ -165,17 +166,20 @@ def _workplace(recipe: Recipe, console: Console | None) -> Generator[tuple[Path,
         raise ConfigError(
             f"{recipe.store_folder}: cannot be written ({error}); choose another data.store or runs_folder."
         ) from error
-    try:
-        with Progress(console or Console(stderr=True)) as progress:
-            _begin(recipe, partial)
-            yield partial, progress
-    except ConfigError:
-        if not any(partial.glob("slices/*/progress.json")):
-            shutil.rmtree(partial, ignore_errors=True)
-            with contextlib.suppress(OSError):  # a folder in which another run has put something stays
-                for place in new_folders:
-                    place.rmdir()
-        raise
+    with (partial / "in_use").open("w") as guests:
+        fcntl.flock(guests, fcntl.LOCK_SH)  # any number of processes may work here
+        try:
+            with Progress(console or Console(stderr=True)) as progress:
+                _begin(recipe, partial)
+                yield partial, progress
+        except ConfigError:
+            with contextlib.suppress(OSError):  # another process works here, or another run has put something there
+                fcntl.flock(guests, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not any(partial.glob("slices/*/progress.json")):
+                    shutil.rmtree(partial)
+                    for place in new_folders:
+                        place.rmdir()
+            raise
 
 
 def _begin(recipe: Recipe, partial: Path) -> None:

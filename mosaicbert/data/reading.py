@@ -1,6 +1,5 @@
 """Parts to blocks to documents. Blocks are cut fast by one process, and taken apart by many."""
 
-import itertools
 import json
 import zlib
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from mosaicbert.data.hub import read_shard
 from mosaicbert.data.sources import INSTALLED_DOCUMENTATION, Part
 
 BLOCK_BYTES = 2**22  # of text, more or less: what one process tokenises at a time
-_LONGEST_DOCUMENT = 2**28  # bytes; a file without line breaks shall not fill the memory
+_LONGEST_DOCUMENT = 2**25  # bytes; a file without line breaks shall not fill the memory
 _CHUNK_BYTES = 2**18  # read from a file at once
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
@@ -236,12 +235,10 @@ def _read_columns(part: Part, start: Position) -> Iterator[Block]:
 def _column_batches(part: Part, rows_read: int) -> Iterator[tuple[int, list[bytes | None], float]]:
     """Yields (number of the first row, texts, fraction of the part); may leave out rows that have been read."""
     if part.kind == INSTALLED_DOCUMENTATION:
-        texts = (text.encode("utf-8", "replace") for text in read_installed_documentation())  # half characters
-        for row in itertools.count(step=_ROWS_PER_BATCH):
-            some: list[bytes | None] = list(itertools.islice(texts, _ROWS_PER_BATCH))
-            if not some:
-                return
-            yield row, some, 0.0
+        row = 0
+        for texts, fraction in read_installed_documentation():
+            yield row, [text.encode("utf-8", "replace") for text in texts], fraction  # some hold half characters
+            row += len(texts)
     elif part.kind == ".parquet":
         yield from _parquet_batches(part, rows_read)
     elif part.kind == ".arrow":

@@ -161,7 +161,7 @@ def refuse_damage(block: Block | TokenisedBlock, skip_bad: bool) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path, refusal: str | None = None) -> Generator[None]:
-    """Keeps other processes out of a folder; the system lifts the lock when this one ends, however it does.
+    """Keeps other processes out; the system lifts the lock when this one ends, however it does.
 
     Args:
         folder: to guard; it must exist.
