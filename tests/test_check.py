@@ -35,7 +35,7 @@ def test_it_says_what_a_run_would_make_of_the_store(recipe, console):
     _, said = _check(recipe, console)
     assert "checksums, sizes and ids are right" in said
     assert "steps:            40 asked" in said
-    assert "source few:       41 documents; left out: 1 too short (2.44%)" in said
+    assert "source few:       41 documents; left out: 1 duplicate (2.44%), 1 too short (2.44%)" in said
     assert "unigram entropy" in said
 
 
