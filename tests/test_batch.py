@@ -2,6 +2,8 @@ import torch
 
 from mosaicbert.batch import Batch
 
+_TENSORS = ("input_ids", "cu_seqlens", "masked_indices", "labels")
+
 
 def make_batch(device="cpu"):
     return Batch(
@@ -10,12 +12,29 @@ def make_batch(device="cpu"):
         max_seqlen=3,
         masked_indices=torch.tensor([1, 3, 5], device=device),
         labels=torch.tensor([91, 92, 93], device=device),
+        num_tokens=6,
+        num_sequences=3,
+        num_masked=3,
     )
 
 
-def test_counts_are_those_of_tokens_sequences_and_masks():
-    batch = make_batch()
-    assert (batch.num_tokens, batch.num_sequences, batch.num_masked) == (6, 3, 3)
+def make_filled_batch(device="cpu"):
+    """The same documents, with two of filler, two empty ones and two masked positions that are none."""
+    return Batch(
+        input_ids=torch.tensor([11, 12, 13, 21, 31, 32, 8, 8, 8, 8, 8], device=device),
+        cu_seqlens=torch.tensor([0, 3, 4, 6, 10, 11, 11, 11], dtype=torch.int32, device=device),
+        max_seqlen=4,
+        masked_indices=torch.tensor([1, 3, 5, 0, 0], device=device),
+        labels=torch.tensor([91, 92, 93, -100, -100], device=device),
+        num_tokens=6,
+        num_sequences=3,
+        num_masked=3,
+    )
+
+
+def test_the_shape_counts_tokens_documents_and_masks_with_their_filler():
+    assert make_batch().shape == (6, 3, 3)
+    assert make_filled_batch().shape == (11, 7, 5)
 
 
 def test_padded_puts_each_document_in_its_row_and_each_label_at_its_token(device):
@@ -25,36 +44,56 @@ def test_padded_puts_each_document_in_its_row_and_each_label_at_its_token(device
     assert padded["labels"].tolist() == [[-100, 91, -100], [92, -100, -100], [-100, 93, -100]]
 
 
+def test_padded_leaves_filler_out(device):
+    plain, filled = (make(device).padded(pad_token_id=7) for make in (make_batch, make_filled_batch))
+    assert {name: tensor.tolist() for name, tensor in filled.items()} == {
+        name: tensor.tolist() for name, tensor in plain.items()
+    }
+
+
 def test_padded_tensors_are_int64_on_the_batchs_device(device):
-    for name, tensor in make_batch(device).padded(pad_token_id=0).items():
+    for name, tensor in make_filled_batch(device).padded(pad_token_id=0).items():
         assert tensor.dtype == torch.int64, name
         assert tensor.device.type == device, name
 
 
+def test_padding_a_batch_changes_nothing_in_it():
+    batch, untouched = make_filled_batch(), make_filled_batch()
+    batch.padded(pad_token_id=7)
+    for name in _TENSORS:
+        assert torch.equal(getattr(batch, name), getattr(untouched, name)), name
+
+
 def test_a_batch_without_masks_is_padded_without_labels():
-    empty = torch.empty(0, dtype=torch.int64)
     batch = Batch(
-        input_ids=torch.tensor([1, 2]),
-        cu_seqlens=torch.tensor([0, 2], dtype=torch.int32),
+        input_ids=torch.tensor([1, 2, 0]),
+        cu_seqlens=torch.tensor([0, 2, 3], dtype=torch.int32),
         max_seqlen=2,
-        masked_indices=empty,
-        labels=empty,
+        masked_indices=torch.tensor([0]),
+        labels=torch.tensor([-100]),
+        num_tokens=2,
+        num_sequences=1,
+        num_masked=0,
     )
     assert batch.padded(pad_token_id=0)["labels"].tolist() == [[-100, -100]]
 
 
-def test_to_moves_every_tensor_and_keeps_the_numbers(device):
-    batch = make_batch()
+def test_to_moves_every_tensor_as_it_is(device):
+    batch = make_filled_batch()
     moved = batch.to(device)
-    assert moved.max_seqlen == batch.max_seqlen
-    for name in ("input_ids", "cu_seqlens", "masked_indices", "labels"):
+    for name in _TENSORS:
         before, after = getattr(batch, name), getattr(moved, name)
         assert after.device.type == device, name
         assert after.dtype == before.dtype, name
         assert after.tolist() == before.tolist(), name
 
 
+def test_to_keeps_every_number():
+    moved = make_filled_batch().to("meta")
+    assert (moved.max_seqlen, moved.num_tokens, moved.num_sequences, moved.num_masked) == (4, 6, 3, 3)
+    assert moved.shape == (11, 7, 5)
+
+
 def test_to_another_kind_of_device_moves_every_tensor():
     moved = make_batch().to("meta")
-    assert {moved.input_ids.device.type, moved.cu_seqlens.device.type} == {"meta"}
-    assert {moved.masked_indices.device.type, moved.labels.device.type} == {"meta"}
+    assert {getattr(moved, name).device.type for name in _TENSORS} == {"meta"}

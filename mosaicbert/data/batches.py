@@ -15,7 +15,7 @@ from mosaicbert.data.store import TokenStore
 
 _EVAL_SAMPLES_PER_STEP = 1024
 EVAL_SEED = 0  # runs with different seeds are measured by the same masks
-_SHAPES_PER_BUDGET = 64  # micro-batches are filled up to a multiple of so small a part of the budget
+_SHAPES_PER_BUDGET = 128  # micro-batches are filled up to a multiple of so small a part of the budget
 
 
 @dataclass(frozen=True, kw_only=True)

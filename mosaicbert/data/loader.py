@@ -3,7 +3,7 @@
 from torch.utils.data import DataLoader
 
 from mosaicbert.batch import Step
-from mosaicbert.config import Recipe
+from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.data.batches import EVAL_SEED, BatchMaker, EvalSteps, TrainSteps
 from mosaicbert.data.order import Group
 from mosaicbert.data.prepare import open_store
@@ -37,7 +37,17 @@ def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[
 
 
 def sample_groups(recipe: Recipe, samples_by_source: dict[str, int]) -> list[Group]:
-    """The training samples as the recipe mixes them: all together, or each source with its weight."""
+    """The training samples as the recipe mixes them: all together, or each source with its weight.
+
+    Raises:
+        ConfigError: a source has a weight but no training sample.
+    """
+    for name, source in recipe.data.sources.items():
+        if source.weight is not None and name not in samples_by_source:
+            raise ConfigError(
+                f"data.sources.{name}.weight={source.weight}: the store holds no training sample of this source; "
+                "give it more text, or leave it out."
+            )
     weights = {name: recipe.data.sources[name].weight for name in samples_by_source}
     if None in weights.values():
         return [Group(first_sample=0, num_samples=sum(samples_by_source.values()), weight=1.0)]

@@ -1,5 +1,6 @@
 """The order of samples: permutations and a mixture of sources, computed at any position without a table."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from mosaicbert.data.hashing import Words, key_of, mix
 
 _ROUNDS = 6
-_MIXTURE = 2**16  # samples over which the weights of sources hold exactly, to one part in so many
+_SMALL_HALF_BITS = 2  # of up to 16 samples: so few bits take more rounds to be scrambled
+WINDOW = 2**14  # positions over which the weights of groups hold exactly, to one part in so many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ def mixed_order(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which sample stands at each position of an endless stream that mixes groups by their weights.
 
-    Every 65,536 consecutive positions, counted from a multiple of that, hold each group's share of them in random
-    order. Each group is passed over in epochs of its own, in a new order in each.
+    Each window of positions holds each group's share of it, in random order. Each group is passed over in epochs of its
+    own, one after the other, in a new order in each.
 
     Args:
         positions: any numbers >= 0.
@@ -47,15 +49,16 @@ def mixed_order(
         epochs, samples = order(positions, groups[0].num_samples, seed)
         return epochs, samples + groups[0].first_sample
     slots = _slots([group.weight for group in groups])
-    first_slots = np.cumsum(slots) - slots
-    portions, places = order(positions, _MIXTURE, int(key_of(seed, len(groups))[0]))
-    owners = np.searchsorted(first_slots, places, side="right") - 1
     epochs, samples = np.empty_like(positions), np.empty_like(positions)
-    for number, group in enumerate(groups):
-        mine = owners == number
-        within = portions[mine] * slots[number] + places[mine] - first_slots[number]
-        epochs[mine], samples[mine] = order(within, group.num_samples, int(key_of(seed, number)[0]))
-        samples[mine] += group.first_sample
+    windows, places = np.divmod(positions, WINDOW)
+    for window in np.unique(windows).tolist():
+        owners, ranks = _mix_window(window, slots, seed)
+        inside = np.flatnonzero(windows == window)
+        for number, group in enumerate(groups):
+            mine = inside[owners[places[inside]] == number]
+            nth = window * slots[number] + ranks[places[mine]]
+            epochs[mine], samples[mine] = order(nth, group.num_samples, int(key_of(seed, number)[0]))
+            samples[mine] += group.first_sample
     return epochs, samples
 
 
@@ -82,18 +85,30 @@ def order(positions: NDArray[np.int64], num_samples: int, seed: int) -> tuple[ND
     return epochs, samples.astype(np.int64)
 
 
-def _slots(weights: Sequence[float]) -> NDArray[np.int64]:
-    """Whole numbers in the proportion of the weights that add up to _MIXTURE, by largest remainders."""
-    exact = np.array(weights) / sum(weights) * _MIXTURE
+def _slots(weights: Sequence[float]) -> tuple[int, ...]:
+    """Whole numbers in the proportion of the weights that add up to WINDOW, by largest remainders."""
+    exact = np.array(weights) / sum(weights) * WINDOW
     slots = np.floor(exact).astype(np.int64)
-    slots[np.argsort(slots - exact, kind="stable")[: _MIXTURE - int(slots.sum())]] += 1
+    slots[np.argsort(slots - exact, kind="stable")[: WINDOW - int(slots.sum())]] += 1
     assert slots.all(), "a group that would never be seen: DataConfig refuses such weights"
-    return slots
+    return tuple(slots.tolist())
+
+
+@functools.lru_cache(maxsize=4)  # consecutive steps share a window
+def _mix_window(window: int, slots: tuple[int, ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The group of each place of a window, and how many of that group stand before it there."""
+    places = np.arange(window * WINDOW, (window + 1) * WINDOW)
+    _, shuffled = order(places, WINDOW, int(key_of(seed, len(slots))[0]))
+    owners = np.searchsorted(np.cumsum(slots), shuffled, side="right")
+    by_owner = np.argsort(owners, kind="stable")
+    ranks = np.empty(WINDOW, dtype=np.int64)
+    ranks[by_owner] = np.arange(WINDOW) - np.repeat(np.cumsum(slots) - slots, slots)
+    return owners, ranks
 
 
 def _permute(words: Words, keys: Words, half_bits: np.uint64) -> Words:
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = words >> half_bits, words & mask
-    for number in range(_ROUNDS):
+    for number in range(_ROUNDS if half_bits > _SMALL_HALF_BITS else 2 * _ROUNDS):
         left, right = right, left ^ (mix(keys ^ mix(right ^ (np.uint64(number) << np.uint64(56)))) & mask)
     return (left << half_bits) | right

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,12 +8,16 @@ from safetensors.torch import load_file, save_file
 
 from mosaicbert.batch import Batch
 from mosaicbert.config import ConfigError
+from mosaicbert.data.loader import build_loader
+from mosaicbert.data.prepare import prepare
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import (
     MosaicBertForMaskedLM,
     MosaicBertForSequenceClassification,
     MosaicBertModel,
 )
+from tests.accuracy import assert_as_accurate
+from tests.recipes import tiny_recipe
 
 SEQLENS = [5, 11, 1, 8]
 SHAPE = {
@@ -66,6 +71,45 @@ def as_batch(inputs):
         num_sequences=len(SEQLENS),
         num_masked=len(masked),
     )
+
+
+def with_filler(batch):
+    """The same documents, with documents of pads, empty ones and masked positions that are none behind them."""
+    pads, num_tokens, masks = [11, 11, 4], batch.num_tokens, 5
+    ends = torch.tensor([*pads, 0, 0, 0]).cumsum(0).to(batch.cu_seqlens) + num_tokens
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, sum(pads)), value=0),
+        cu_seqlens=torch.cat([batch.cu_seqlens, ends.int()]),
+        masked_indices=F.pad(batch.masked_indices, (0, masks), value=0),
+        labels=F.pad(batch.labels, (0, masks), value=-100),
+    )
+
+
+def documents_of(batch):
+    """Each document as a batch of its own."""
+    for first, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+        mine = (batch.masked_indices >= first) & (batch.masked_indices < end)
+        yield Batch(
+            input_ids=batch.input_ids[first:end],
+            cu_seqlens=torch.tensor([0, end - first], dtype=torch.int32, device=batch.input_ids.device),
+            max_seqlen=end - first,
+            masked_indices=batch.masked_indices[mine] - first,
+            labels=batch.labels[mine],
+            num_tokens=end - first,
+            num_sequences=1,
+            num_masked=int(mine.sum()),
+        )
+
+
+def summed_loss(model, batch):
+    return F.cross_entropy(model.predict(batch), batch.labels, reduction="sum")
+
+
+def logits_and_gradients(model, batch):
+    """Logits at the real masked tokens, and every gradient of the summed loss."""
+    found = gradients(model, summed_loss(model, batch))
+    return {"logits": model.predict(batch)[: batch.num_masked].detach()} | found
 
 
 def gradients(model, loss):
@@ -171,6 +215,84 @@ def test_a_padded_batch_gives_the_loss_of_its_unpadded_self(masked_lm, inputs):
     batch = as_batch(inputs)
     loss = F.cross_entropy(masked_lm.predict(batch), batch.labels)
     torch.testing.assert_close(masked_lm(**batch.padded(pad_token_id=0)).loss, loss)
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_a_packed_document_has_the_logits_it_has_alone(rung, masked_lm, inputs):
+    masked_lm.set_attn_implementation(rung)
+    masked_lm.double()
+    batch = as_batch(inputs)
+    alone = torch.cat([masked_lm.predict(document) for document in documents_of(batch)])
+    torch.testing.assert_close(masked_lm.predict(batch), alone, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_packed_documents_have_the_gradients_that_they_add_up_to_alone(rung, masked_lm, inputs):
+    masked_lm.set_attn_implementation(rung)
+    masked_lm.double()
+    batch = as_batch(inputs)
+    packed = gradients(masked_lm, summed_loss(masked_lm, batch))
+    alone = gradients(masked_lm, sum(summed_loss(masked_lm, document) for document in documents_of(batch)))
+    for name, gradient in packed.items():
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_filler_changes_neither_logits_nor_gradients(rung, masked_lm, inputs):
+    masked_lm.set_attn_implementation(rung)
+    masked_lm.double()
+    batch = as_batch(inputs)
+    plain, filled = (logits_and_gradients(masked_lm, each) for each in (batch, with_filler(batch)))
+    for name, values in plain.items():
+        torch.testing.assert_close(filled[name], values, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_fp32_with_filler_is_as_accurate_as_without(rung, masked_lm, inputs):
+    masked_lm.set_attn_implementation(rung)
+    batch = as_batch(inputs)
+    plain, filled = (logits_and_gradients(masked_lm, each) for each in (batch, with_filler(batch)))
+    truth = logits_and_gradients(copy.deepcopy(masked_lm).double(), batch)
+    for name in plain:
+        assert_as_accurate(name, filled[name], plain[name], truth[name])
+
+
+def test_filler_alone_teaches_nothing(masked_lm, inputs):
+    batch = replace(as_batch(inputs), masked_indices=torch.tensor([], dtype=torch.int64).to(inputs["labels"]))
+    batch = with_filler(replace(batch, labels=batch.masked_indices, num_masked=0))
+    loss = summed_loss(masked_lm, batch)
+    assert loss == 0
+    for name, gradient in gradients(masked_lm, loss).items():
+        assert not gradient.any(), name
+
+
+@pytest.fixture(scope="module")
+def prepared(source, tmp_path_factory):
+    """A recipe whose store is prepared, with steps of 16 samples in several micro-batches."""
+    recipe = tiny_recipe(tmp_path_factory.mktemp("prepared"), source)
+    prepare(recipe)
+    return recipe
+
+
+def global_loss_and_gradients(model, recipe, world_size, micro_batch_tokens):
+    """Of the first step, as all ranks together compute it: the sum of their micro-batches' shares."""
+    cut = replace(recipe, train=replace(recipe.train, micro_batch_tokens=micro_batch_tokens))
+    steps = [next(iter(build_loader(cut, rank, world_size))) for rank in range(world_size)]
+    shares = [summed_loss(model, batch) / step.global_masked for step in steps for batch in step.micro_batches]
+    return {"loss": sum(shares).detach()} | gradients(model, sum(shares))
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+@pytest.mark.parametrize("world_size, micro_batch_tokens", [(1, 32), (1, 100), (2, 256), (3, 64), (8, 256), (16, 4096)])
+def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
+    world_size, micro_batch_tokens, rung, prepared
+):
+    model = make(MosaicBertForMaskedLM, "cpu", vocab_size=512).double()
+    model.set_attn_implementation(rung)
+    whole = global_loss_and_gradients(model, prepared, 1, 4096)
+    divided = global_loss_and_gradients(model, prepared, world_size, micro_batch_tokens)
+    for name, values in whole.items():
+        torch.testing.assert_close(divided[name], values, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def test_dropout_changes_outputs_in_training_only(device, inputs):

@@ -24,6 +24,8 @@ SEQLENS = {
     "runs-of-equal-lengths": [16] * 6 + [32] * 3 + [16] * 2 + [1] * 4,
     "both-sides-of-the-short-switch": [_SHORT_BF16_DOCUMENT - 1, _SHORT_BF16_DOCUMENT, _SHORT_BF16_DOCUMENT + 1],
     "above-a-power-of-two": [129, 64, 128],
+    "empty-documents-behind": [16, 16, 5, 0, 0, 0],
+    "empty-documents-between": [0, 7, 0, 0, 7, 40, 0],
 }
 
 
@@ -142,6 +144,26 @@ def test_a_document_alone_attends_as_it_does_in_company(rung, device):
     together = attention(qkv, cumulative([100, 50], device), 100, slopes, rung)
     alone = attention(qkv[100:], cumulative([50], device), 50, slopes, rung)
     torch.testing.assert_close(together[100:], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_empty_documents_change_no_bit_of_outputs_and_gradients(rung, dtype, device):
+    seqlens, slopes = [9, 9, 200, 1], alibi_slopes(3)
+    qkv, grad_context = (random_qkv(sum(seqlens), 3, device, dtype) for _ in range(2))
+
+    def results(seqlens):
+        cu_seqlens = cumulative(seqlens, device)
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 200, slopes, rung), qkv, grad_context[:, 0])
+
+    for plain, filled in zip(results(seqlens), results([0, 9, 0, 9, 200, 1, 0, 0]), strict=True):
+        assert torch.equal(plain, filled)
+
+
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_a_max_seqlen_beyond_the_longest_document_changes_no_bit(rung, device):
+    slopes, qkv, cu_seqlens = alibi_slopes(3), random_qkv(50, 3, device, FP32), cumulative([30, 20, 0], device)
+    assert torch.equal(attention(qkv, cu_seqlens, 30, slopes, rung), attention(qkv, cu_seqlens, 512, slopes, rung))
 
 
 @pytest.mark.parametrize("rung", ["sdpa", "eager"])

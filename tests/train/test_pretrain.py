@@ -14,16 +14,17 @@ import torch
 from rich.console import Console
 
 from mosaicbert.batch import Batch, Step
-from mosaicbert.config import ConfigError
+from mosaicbert.config import ConfigError, ModelConfig
 from mosaicbert.config.load import load_recipe, save_recipe
+from mosaicbert.data.loader import build_loader
 from mosaicbert.data.prepare import check_store, prepare
 from mosaicbert.model.build import build_model
-from mosaicbert.train.adapter import data_spec
+from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.device import choose_precision, require_work_for_all
 from mosaicbert.train.monitor import read_metrics
 from mosaicbert.train.pretrain import build_trainer, pretrain
 from mosaicbert.train.run import RunFolder, open_run
-from tests.recipes import tiny_recipe
+from tests.recipes import TINY_MODEL, tiny_recipe
 
 _RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -87,6 +88,37 @@ def test_every_step_logs_loss_rate_and_speed(finished):
         assert np.isfinite(line["loss"])
         assert line["tokens_per_second"] > 0
         assert 0 < line["mfu"] < 1.5
+
+
+def test_every_step_logs_how_full_it_was_how_much_was_masked_and_how_long_it_waited(finished):
+    recipe, run, _ = finished
+    lines = [line for line in read_metrics(run.metrics) if "loss" in line]
+    steps = build_loader(recipe, 0, 1)
+    assert [line["masked"] for line in lines] == [
+        sum(int((batch.labels != -100).sum()) for batch in step.micro_batches) for step in steps
+    ]
+    for line, step in zip(lines, steps, strict=True):
+        real = sum(int(batch.cu_seqlens[batch.num_sequences]) for batch in step.micro_batches)
+        room = sum(len(batch.input_ids) for batch in step.micro_batches)
+        assert line["fill_rate"] == round(real / room, 4)
+        assert 0 < line["data_wait_seconds"] < line["seconds"]
+
+
+def test_tokens_and_samples_are_counted_without_filler(finished):
+    recipe, run, _ = finished
+    lines = [line for line in read_metrics(run.metrics) if "loss" in line]
+    steps = [step.micro_batches for step in build_loader(recipe, 0, 1)]
+    tokens = np.cumsum([sum(int(batch.cu_seqlens[batch.num_sequences]) for batch in step) for step in steps])
+    assert [line["tokens"] for line in lines] == tokens.tolist()
+    assert [line["samples"] for line in lines] == [16 * step for step in range(1, len(steps) + 1)]
+
+
+def test_the_result_sums_up_how_full_micro_batches_were_and_how_long_the_run_waited(finished):
+    _, run, _ = finished
+    result = json.loads(run.result.read_text())
+    lines = [line for line in read_metrics(run.metrics) if "loss" in line]
+    assert result["fill_rate"] == pytest.approx(np.mean([line["fill_rate"] for line in lines]), abs=1e-4)
+    assert result["data_wait_seconds"] == pytest.approx(sum(line["data_wait_seconds"] for line in lines), abs=0.006)
 
 
 def test_the_console_shows_attention_precision_progress_and_filled_masks(finished):
@@ -172,6 +204,108 @@ def test_micro_batches_are_moved_to_the_device():
     )
     moved = data_spec([Step(micro_batches=[batch], global_masked=1)], "meta").microbatch_transforms(batch)
     assert {tensor.device.type for tensor in vars(moved).values() if isinstance(tensor, torch.Tensor)} == {"meta"}
+
+
+def _trainee(architecture):
+    torch.manual_seed(5)
+    model = build_model(ModelConfig(**(TINY_MODEL | {"architecture": architecture, "initializer_range": 0.2})))
+    return MaskedLmTrainee(model.double().eval(), cpu_autocast=torch.float32)
+
+
+def _without_filler(batch):
+    tokens, sequences, masked = batch.num_tokens, batch.num_sequences, batch.num_masked
+    return replace(
+        batch,
+        input_ids=batch.input_ids[:tokens],
+        cu_seqlens=batch.cu_seqlens[: sequences + 1],
+        masked_indices=batch.masked_indices[:masked],
+        labels=batch.labels[:masked],
+    )
+
+
+def _loss_and_gradients(trainee, shares):
+    trainee.zero_grad()
+    loss = sum(share() for share in shares)
+    loss.backward()
+    found = {name: parameter.grad for name, parameter in trainee.named_parameters() if parameter.grad is not None}
+    return {"loss": loss.detach()} | {name: gradient.clone() for name, gradient in found.items()}
+
+
+def _assert_equal_but_for_rounding(ours, theirs, terms):
+    # The loss is a sum of `terms` numbers in fp32, whatever the model computes in; some gradients are sums to zero.
+    unit = terms * torch.finfo(torch.float32).eps
+    largest = max(float(values.abs().max()) for values in theirs.values())
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        torch.testing.assert_close(ours[name], values, rtol=unit, atol=unit * largest, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
+def test_filler_changes_neither_loss_nor_gradients(architecture, finished):
+    recipe, _, _ = finished
+    trainee = _trainee(architecture)
+    filled, plain = next(
+        (batch, plain)
+        for step in build_loader(recipe, 0, 1)
+        for batch in step.micro_batches
+        for plain in [_without_filler(batch)]
+        if all(more > less for more, less in zip(batch.shape, plain.shape, strict=True))
+    )
+    ours, theirs = (
+        _loss_and_gradients(trainee, [lambda batch=batch: trainee.loss(trainee(batch), batch)])
+        for batch in (filled, plain)
+    )
+    _assert_equal_but_for_rounding(ours, theirs, filled.num_masked)
+
+
+@pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
+def test_the_loss_is_the_mean_over_the_real_masked_tokens(architecture, finished):
+    recipe, _, _ = finished
+    trainee = _trainee(architecture)
+    batch = next(iter(build_loader(recipe, 0, 1))).micro_batches[-1]
+    logits = trainee(_without_filler(batch)).detach()
+    wanted = -logits.log_softmax(-1)[torch.arange(batch.num_masked), batch.labels[: batch.num_masked]].mean()
+    assert float(trainee.loss(trainee(batch), batch)) == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
+@pytest.mark.parametrize("world_size, micro_batch_tokens", [(1, 64), (2, 256), (3, 100), (8, 4096)])
+def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
+    world_size, micro_batch_tokens, architecture, finished
+):
+    recipe, _, _ = finished
+    trainee = _trainee(architecture)
+
+    def compute(ranks, tokens):
+        cut = replace(recipe, train=replace(recipe.train, micro_batch_tokens=tokens))
+        steps = [next(iter(build_loader(cut, rank, ranks))) for rank in range(ranks)]
+        shares = [
+            lambda batch=batch, masked=step.global_masked: (
+                trainee.loss(trainee(batch), batch) * (batch.num_masked / masked)
+            )
+            for step in steps
+            for batch in step.micro_batches
+        ]
+        return _loss_and_gradients(trainee, shares), steps[0].global_masked
+
+    ours, masked = compute(world_size, micro_batch_tokens)
+    theirs, _ = compute(1, 4096)
+    _assert_equal_but_for_rounding(ours, theirs, masked)
+
+
+@pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
+def test_a_micro_batch_without_a_masked_token_has_a_loss_of_zero(architecture, finished):
+    recipe, _, _ = finished
+    trainee = _trainee(architecture)
+    batch = next(iter(build_loader(recipe, 0, 1))).micro_batches[0]
+    empty = replace(
+        batch,
+        masked_indices=torch.zeros_like(batch.masked_indices),
+        labels=torch.full_like(batch.labels, -100),
+        num_masked=0,
+    )
+    found = _loss_and_gradients(trainee, [lambda: trainee.loss(trainee(empty), empty)])
+    assert all(not values.any() for values in found.values())
 
 
 def test_more_processes_than_samples_are_refused(finished):

@@ -1,0 +1,258 @@
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mosaicbert.config import SourceConfig
+from mosaicbert.data.loader import build_eval_loader, build_loader, sample_groups
+from mosaicbert.data.order import Group, mixed_order
+from mosaicbert.data.prepare import open_store, prepare
+from mosaicbert.data.sources import TRAIN, VALIDATION
+from tests.data.corpus import texts, write_jsonl
+from tests.recipes import tiny_recipe
+
+_STEPS = 12
+
+
+def _mixed(folder, **data):
+    """A recipe of two sources that stand in the store as 0.3 to 0.7, whatever their sizes."""
+    documents = texts()
+    sources = {
+        name: SourceConfig(path=str(write_jsonl(folder / f"{name}.jsonl", part)), weight=weight)
+        for name, part, weight in (("large", documents[:220], 0.3), ("small", documents[220:], 0.7))
+    }
+    fields = {"max_seq_len": 32, "held_out_fraction": 0.2, "num_workers": 0, "sources": sources} | data
+    recipe = tiny_recipe(folder, folder / "large.jsonl", data=fields, train={"total_samples": 16 * _STEPS})
+    prepare(recipe)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    recipe = tiny_recipe(folder, write_jsonl(folder / "docs.jsonl"), train={"total_samples": 16 * _STEPS})
+    prepare(recipe)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return _mixed(tmp_path_factory.mktemp("mixture"))
+
+
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory):
+    """A mixture of whole texts in pieces, masked more and more."""
+    return _mixed(tmp_path_factory.mktemp("chunked"), sampling="chunk", mask_rate=0.05, final_mask_rate=0.60)
+
+
+@pytest.fixture(params=["plain", "mixture", "chunked"])
+def recipe(request):
+    return request.getfixturevalue(request.param)
+
+
+def _changed(recipe, section, **fields):
+    return replace(recipe, **{section: replace(getattr(recipe, section), **fields)})
+
+
+def _documents(batches):
+    """The documents of some micro-batches, with their masks, in a fixed order."""
+    found = []
+    for batch in batches:
+        labels = torch.full_like(batch.input_ids, -100)
+        labels[batch.masked_indices[: batch.num_masked]] = batch.labels[: batch.num_masked]
+        ends = batch.cu_seqlens[: batch.num_sequences + 1].tolist()
+        for first, end in pairwise(ends):
+            found.append((tuple(batch.input_ids[first:end].tolist()), tuple(labels[first:end].tolist())))
+    return sorted(found)
+
+
+def _global_batches(recipe, world_size=1, build=build_loader):
+    """Each step's documents, of all ranks together."""
+    loaders = [build(recipe, rank, world_size) for rank in range(world_size)]
+    return [_documents(batch for step in steps for batch in step.micro_batches) for steps in zip(*loaders, strict=True)]
+
+
+def _originals(documents):
+    """Documents before they were masked."""
+    return sorted(
+        tuple(token if label == -100 else label for token, label in zip(ids, labels, strict=True))
+        for ids, labels in documents
+    )
+
+
+def _resumed(recipe, step, num_workers=0):
+    loader = build_loader(_changed(recipe, "data", num_workers=num_workers), 0, 1)
+    loader.dataset.load_state_dict(loader.dataset.state_dict(step * recipe.train.global_batch_samples, True))
+    return loader
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_global_batches_are_the_same_for_any_number_of_ranks(recipe, world_size):
+    assert _global_batches(recipe, world_size) == _global_batches(recipe)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_global_batches_are_the_same_for_any_number_of_workers(recipe, num_workers):
+    assert _global_batches(_changed(recipe, "data", num_workers=num_workers)) == _global_batches(recipe)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [32, 100, 4096])
+def test_global_batches_are_the_same_for_any_cut_into_micro_batches(recipe, micro_batch_tokens):
+    cut = _changed(recipe, "train", micro_batch_tokens=micro_batch_tokens)
+    assert _global_batches(cut, world_size=2) == _global_batches(recipe)
+
+
+def test_a_loader_begins_at_any_step(recipe):
+    whole = _global_batches(recipe)
+    for step in range(_STEPS):
+        assert _documents(next(iter(_resumed(recipe, step))).micro_batches) == whole[step]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 1, 4])
+def test_a_loader_that_begins_at_a_step_goes_on_to_the_last(recipe, num_workers):
+    rest = [_documents(step.micro_batches) for step in _resumed(recipe, 5, num_workers)]
+    assert rest == _global_batches(recipe)[5:]
+
+
+def test_nothing_is_left_after_the_last_step(plain):
+    assert list(_resumed(plain, _STEPS)) == []
+
+
+def test_a_loader_gives_the_same_batches_again(recipe):
+    loader = build_loader(recipe, 0, 1)
+    first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
+    assert first == second
+
+
+def test_another_seed_gives_other_batches(plain):
+    assert _global_batches(replace(plain, seed=18))[0] != _global_batches(plain)[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_rank_knows_the_masked_tokens_of_all_ranks(recipe, world_size):
+    for steps in zip(*(build_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
+        total = sum(int((batch.labels != -100).sum()) for step in steps for batch in step.micro_batches)
+        assert {step.global_masked for step in steps} == {total}
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_all_micro_batches_of_a_step_have_the_same_shape_on_all_ranks(recipe, world_size):
+    for steps in zip(*(build_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
+        assert len({batch.shape for step in steps for batch in step.micro_batches}) == 1
+
+
+def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
+    store = open_store(recipe, TRAIN)
+    groups = sample_groups(recipe, store.samples_by_source)
+    for number, documents in enumerate(_global_batches(recipe)):
+        _, samples = mixed_order(np.arange(16 * number, 16 * (number + 1)), groups, recipe.seed)
+        assert _originals(documents) == sorted((2, *ids.tolist(), 3) for ids in store.read(samples))
+
+
+def test_the_mask_rate_of_a_step_is_that_of_the_recipe(chunked):
+    wide = _changed(chunked, "train", global_batch_samples=2000, total_samples=8000)
+    steps = list(build_loader(wide, 0, 1))
+    for number, step in enumerate(steps):
+        ordinary = sum(token >= 5 for document in _originals(_documents(step.micro_batches)) for token in document)
+        assert stats.binomtest(step.global_masked, ordinary, wide.mask_rate_at(number)).pvalue > 1e-3
+    assert steps[0].global_masked < steps[-1].global_masked / 8
+
+
+def test_a_resumed_run_continues_the_schedule_of_mask_rates(chunked):
+    whole = [step.global_masked for step in build_loader(chunked, 0, 1)]
+    assert [step.global_masked for step in _resumed(chunked, 7)] == whole[7:]
+    assert sum(whole[7:]) > 2 * sum(whole[:5])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5, 7])
+def test_evaluation_sees_every_held_out_sample_once_for_any_number_of_ranks(plain, world_size):
+    store = open_store(plain, VALIDATION)
+    documents = [found for step in _global_batches(plain, world_size, build_eval_loader) for found in step]
+    wanted = sorted((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
+    assert _originals(documents) == wanted
+
+
+@pytest.mark.parametrize("world_size", [2, 5, 7])
+def test_evaluation_has_the_same_masks_for_any_number_of_ranks(recipe, world_size):
+    assert _global_batches(recipe, world_size, build_eval_loader) == _global_batches(recipe, build=build_eval_loader)
+
+
+def test_evaluation_is_the_same_whatever_the_seed_of_the_run(plain):
+    few = _changed(plain, "eval", max_samples=20)
+    assert _global_batches(replace(few, seed=18), build=build_eval_loader) == _global_batches(
+        few, build=build_eval_loader
+    )
+
+
+def test_evaluation_is_the_same_whenever_it_is_made(plain):
+    loader = build_eval_loader(plain, 0, 1)
+    first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
+    assert first == second
+
+
+def test_evaluation_has_a_mask_rate_of_its_own(plain):
+    rates = []
+    for rate in (0.15, 0.60):
+        (step,) = build_eval_loader(_changed(plain, "eval", mask_rate=rate), 0, 1)
+        rates.append(step.global_masked / sum(batch.num_tokens for batch in step.micro_batches))
+    assert rates[0] == pytest.approx(0.14, abs=0.03)
+    assert rates[1] == pytest.approx(0.56, abs=0.05)
+
+
+def test_a_part_of_the_held_out_samples_is_not_their_beginning(plain):
+    (documents,) = _global_batches(_changed(plain, "eval", max_samples=20), build=build_eval_loader)
+    beginning = open_store(plain, VALIDATION).read(np.arange(20))
+    assert len(documents) == 20
+    assert len(set(_originals(documents)) & {(2, *ids.tolist(), 3) for ids in beginning}) < 15
+
+
+def test_every_rank_evaluates_as_many_steps(plain):
+    steps = [list(build_eval_loader(plain, rank, 7)) for rank in range(7)]
+    assert {len(items) for items in steps} == {1}
+    assert all(step.micro_batches for items in steps for step in items)
+
+
+def test_fewer_held_out_samples_than_ranks_are_refused(plain):
+    with pytest.raises(ValueError, match="5 held-out samples cannot be shared by 6 processes"):
+        build_eval_loader(_changed(plain, "eval", max_samples=5), 0, 6)
+
+
+def test_sources_without_weights_are_one_group(plain):
+    (group,) = sample_groups(plain, {"text": 70})
+    assert (group.first_sample, group.num_samples) == (0, 70)
+
+
+def test_several_sources_without_weights_are_mixed_by_size(plain):
+    both = _changed(plain, "data", sources={name: SourceConfig(path="here") for name in ("large", "small")})
+    (group,) = sample_groups(both, {"large": 70, "small": 30})
+    assert (group.first_sample, group.num_samples) == (0, 100)
+
+
+def test_sources_with_weights_are_groups_in_the_order_of_the_store(mixture):
+    groups = sample_groups(mixture, {"small": 30, "large": 70})
+    assert groups == [
+        Group(first_sample=0, num_samples=30, weight=0.7),
+        Group(first_sample=30, num_samples=70, weight=0.3),
+    ]
+
+
+def test_each_group_holds_the_samples_of_its_source(mixture):
+    store = open_store(mixture, TRAIN)
+    large, small = sample_groups(mixture, store.samples_by_source)
+    assert large.num_samples + small.num_samples == store.num_samples
+    assert (large.first_sample, small.first_sample) == (0, large.num_samples)
+
+
+def test_a_weighted_source_is_read_as_often_as_its_weight_says(mixture):
+    store = open_store(mixture, TRAIN)
+    _, small = sample_groups(mixture, store.samples_by_source)
+    of_small = {(2, *ids.tolist(), 3) for ids in store.read(small.first_sample + np.arange(small.num_samples))}
+    read = [found for documents in _global_batches(mixture) for found in _originals(documents)]
+    share = sum(document in of_small for document in read)
+    assert stats.binomtest(share, len(read), 0.7).pvalue > 1e-3
