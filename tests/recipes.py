@@ -24,13 +24,10 @@ TINY_MODEL = {
 
 
 def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
-    """A run of a few seconds over `source`.
-
-    `changes` are fields of sections, e.g. train={"total_samples": 64}; source={...} are those of the only source.
-    """
+    """A run of a few seconds over `source`. `changes` are fields of sections, e.g. train={"total_samples": 64}."""
     sections = {
         "data": {
-            "sources": {"text": SourceConfig(path=str(source), **changes.pop("source", {}))},
+            "sources": {"text": SourceConfig(path=str(source))},
             "max_seq_len": 32,
             "held_out_fraction": 0.2,
             "num_workers": 0,

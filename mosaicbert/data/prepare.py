@@ -22,7 +22,6 @@ from mosaicbert.data.progress import Progress
 from mosaicbert.data.reading import BadDocument, Position, decode, read_blocks
 from mosaicbert.data.slices import (
     SliceRecord,
-    hash_listing,
     lock,
     parts_of_slice,
     prepare_slice,
@@ -63,12 +62,17 @@ def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
             plan = _make_plan(recipe, partial, progress)
             slices = [_prepare_slice(recipe, partial, plan, number, progress) for number in range(data.num_slices)]
             progress.say("putting the shards together")
-            with lock(partial):
-                _finish_store(recipe, partial, plan, slices)
-    for leftover in ("slices", "prepared_from.json", "assembly.txt", "lock", "in_use"):
-        _remove(partial / leftover)
-    partial.rename(folder)
-    return StoreRecord.read(folder)
+        else:
+            plan, slices = None, []  # interrupted when all was done but the cleaning up
+        with lock(partial):
+            if not folder.exists():  # another process may have finished while this one waited
+                if plan is not None:
+                    _finish_store(recipe, partial, plan, slices)
+                _require_same(partial, StoreRecord.read(partial).prepared_from, recipe)
+                for leftover in ("slices", "prepared_from.json", "assembly.txt", "lock", "in_use"):
+                    _remove(partial / leftover)
+                partial.rename(folder)
+    return check_store(recipe)
 
 
 def prepare_one_slice(recipe: Recipe, slice_number: int, console: Console | None = None) -> SliceRecord:
@@ -241,7 +245,7 @@ def _prepare_slice(
     parts = parts_of_slice(plan.parts, number, data.num_slices)
     begun = SliceRecord(
         tokenizer_sha256=hash_tokenizer(plan.tokenizer),
-        listing=hash_listing(plan.parts),
+        parts=[str(part) for part in parts],
         sizes=[part.size for part in parts],
     )
     doing = "tokenising" if data.num_slices == 1 else f"tokenising slice {number} of {data.num_slices}"
@@ -292,13 +296,6 @@ def read_texts(parts: Sequence[Part], skip_bad: bool) -> Iterator[tuple[Part, st
 
 
 def _finish_store(recipe: Recipe, partial: Path, plan: _Plan, slices: Sequence[tuple[Path, SliceRecord]]) -> None:
-    tokenizer_sha256 = hash_tokenizer(plan.tokenizer)
-    for folder, record in slices:
-        if (record.tokenizer_sha256, record.listing) != (tokenizer_sha256, hash_listing(plan.parts)):
-            raise ConfigError(
-                f"{folder}: was prepared with another tokenizer or when the sources had other files; "
-                "delete it and prepare it again."
-            )
     splits, repeated = assemble(partial, slices, id_dtype(recipe.model.vocab_size))
     dropped = {name: Counter({"duplicate": repeated[name]} if name in repeated else {}) for name in recipe.data.sources}
     documents: Counter[str] = Counter()
@@ -319,7 +316,7 @@ def _finish_store(recipe: Recipe, partial: Path, plan: _Plan, slices: Sequence[t
     held_out = [shard.file for shard in splits[VALIDATION].shards]
     StoreRecord(
         prepared_from=_prepared_from(recipe),
-        tokenizer_sha256=tokenizer_sha256,
+        tokenizer_sha256=hash_tokenizer(plan.tokenizer),
         splits=splits,
         documents=dict(documents),
         text_bytes=dict(text_bytes),

@@ -21,6 +21,7 @@ _LONGEST_DOCUMENT = 2**25  # bytes; a file without line breaks shall not fill th
 _CHUNK_BYTES = 2**18  # read from a file at once
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
+_WHOLLY_AGAIN = "fetch it again and delete the unfinished store, since what was read before may be wrong as well"
 _DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
@@ -159,14 +160,17 @@ def _read_lines(part: Part, start: Position) -> Iterator[Block]:
                 position = block.end
                 del buffer[:end]
             if len(buffer) > _LONGEST_DOCUMENT:
-                damage = f"a document of more than {_LONGEST_DOCUMENT >> 20} MiB from line {position.rows + 1} on"
+                damage = "behind line", f" stands a document of more than {_LONGEST_DOCUMENT >> 20} MiB; cut it up"
                 break
     except _DAMAGED as error:
-        damage = str(error) or type(error).__name__
+        if isinstance(error, EOFError):
+            damage = "ends too early, behind line", "; fetch it again"
+        else:
+            damage = "damaged behind line", f" ({_first_line(error)}); {_WHOLLY_AGAIN}"
     if damage is not None:
         ends = [found + len(boundary) for boundary in boundaries if (found := buffer.rfind(boundary)) >= 0]
         block = _line_block(part, position, bytes(buffer[: max(ends, default=0)]), 1.0)
-        yield replace(block, damage=f"damaged behind line {block.end.rows} ({damage})")
+        yield replace(block, damage=f"{damage[0]} {block.end.rows}{damage[1]}")
     elif buffer:
         yield _line_block(part, position, bytes(buffer), 1.0)
 
@@ -196,10 +200,12 @@ def _decompress(part: Part, skip: int) -> Iterator[tuple[bytes, float]]:
         # Files may be several compressed streams, one behind the other.
         stream = None
         while raw := file.read(_CHUNK_BYTES):
+            if stream is None and file.tell() > len(raw):
+                raw = raw.lstrip(b"\0")  # gzip allows zeros behind a stream
             while raw:
                 stream = _new_decompressor(part.compression) if stream is None else stream
                 chunk = stream.decompress(raw)
-                raw = stream.unused_data.lstrip(b"\0") if stream.eof else b""  # gzip allows zeros behind a stream
+                raw = stream.unused_data.lstrip(b"\0") if stream.eof else b""
                 stream = None if stream.eof else stream
                 skipped = min(skip, len(chunk))
                 skip -= skipped
@@ -218,7 +224,7 @@ def _read_columns(part: Part, start: Position) -> Iterator[Block]:
     try:
         for row, texts, fraction in _column_batches(part, start.rows):
             # A batch of long documents becomes several blocks.
-            pieces = max(1, sum(map(len, filter(None, texts))) // BLOCK_BYTES)
+            pieces = max(1, min(len(texts), sum(map(len, filter(None, texts))) // BLOCK_BYTES))
             for piece in range(pieces):
                 first, behind = len(texts) * piece // pieces, len(texts) * (piece + 1) // pieces
                 if start.rows < row + behind:
@@ -228,7 +234,7 @@ def _read_columns(part: Part, start: Position) -> Iterator[Block]:
     except _DAMAGED as error:
         if part.kind == "hub":
             raise
-        damage = f"damaged behind row {position.rows} ({str(error).strip().splitlines()[0]})"
+        damage = f"damaged behind row {position.rows} ({_first_line(error)}); {_WHOLLY_AGAIN}"
         yield Block(part=part, start=position, end=position, fraction=1.0, content=[], damage=damage)
 
 
@@ -282,6 +288,10 @@ def _arrow_batches(part: Part) -> Iterator[tuple[int, list[bytes | None], float]
             piece = batch.slice(first, _ROWS_PER_BATCH)
             yield row, _texts_of(piece, part), min(1.0, mapped.tell() / max(1, part.size))
             row += piece.num_rows
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _texts_of(batch: pa.RecordBatch, part: Part) -> list[bytes | None]:

@@ -8,7 +8,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 from collections import Counter
@@ -37,8 +36,8 @@ class SliceRecord:
 
     Attributes:
         tokenizer_sha256: see `hash_tokenizer`.
-        listing: hash of the parts of all slices.
-        sizes: of the slice's parts in bytes, as they were when reading began.
+        parts: of the slice, as messages name them.
+        sizes: of these parts in bytes, as they were when reading began.
         next_part: number of the part to go on with, among those of the slice.
         position: in that part.
         finished: whether all of the slice is in shards.
@@ -49,7 +48,7 @@ class SliceRecord:
     """
 
     tokenizer_sha256: str
-    listing: str
+    parts: list[str]
     sizes: list[int]
     next_part: int = 0
     position: Position = field(default_factory=Position)
@@ -90,11 +89,6 @@ def slice_folder(partial: Path, number: int, num_slices: int) -> Path:
 def parts_of_slice(parts: Sequence[Part], number: int, num_slices: int) -> Sequence[Part]:
     """Consecutive parts, nearly as many in every slice; all slices together hold them in order."""
     return parts[len(parts) * number // num_slices : len(parts) * (number + 1) // num_slices]
-
-
-def hash_listing(parts: Sequence[Part]) -> str:
-    """Tells lists of parts apart."""
-    return hashlib.sha256("\n".join(f"{part} {part.size}" for part in parts).encode()).hexdigest()
 
 
 def prepare_slice(
@@ -154,9 +148,7 @@ def refuse_damage(block: Block | TokenisedBlock, skip_bad: bool) -> None:
         ConfigError: where that is, and why.
     """
     if block.damage is not None and not skip_bad:
-        raise ConfigError(
-            f"{block.part}: {block.damage}; fetch it again, or leave the rest out: data.skip_bad_documents=true."
-        )
+        raise ConfigError(f"{block.part}: {block.damage}, or leave the rest out: data.skip_bad_documents=true.")
 
 
 @contextlib.contextmanager
@@ -181,10 +173,11 @@ def lock(folder: Path, refusal: str | None = None) -> Generator[None]:
 def _require_unchanged(folder: Path, record: SliceRecord, expected: SliceRecord, parts: Sequence[Part]) -> None:
     if record.tokenizer_sha256 != expected.tokenizer_sha256:
         raise ConfigError(f"{folder}: was begun with another tokenizer; delete {folder} to begin again.")
-    if len(record.sizes) != len(parts):
+    if record.parts != expected.parts:
+        differing = sorted(set(record.parts).symmetric_difference(expected.parts))[:2]
         raise ConfigError(
-            f"{folder}: was begun when the sources had other files ({len(record.sizes)} of this slice, now "
-            f"{len(parts)}); delete {folder} to begin again."
+            f"{folder}: was begun when the sources had other files ({', '.join(differing) or 'in another order'}); "
+            f"delete {folder} to begin again."
         )
     # The part that is being read may have been mended behind what was read of it.
     for part, size in zip(parts[: record.next_part], record.sizes, strict=False):
@@ -193,7 +186,7 @@ def _require_unchanged(folder: Path, record: SliceRecord, expected: SliceRecord,
                 f"{part}: has changed since it was prepared ({size:,} bytes then, {part.size:,} now); "
                 f"delete {folder} to begin again."
             )
-    record.listing, record.sizes = expected.listing, expected.sizes
+    record.sizes = expected.sizes
 
 
 def _blocks(parts: Sequence[Part], record: SliceRecord) -> Iterator[Block]:

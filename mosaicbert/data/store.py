@@ -178,9 +178,7 @@ def read_shard(path: Path) -> tuple[NDArray[Any], NDArray[np.int32]]:
 
 def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord]) -> None:
     """Writes the two files that `datasets.load_from_disk` looks for."""
-    import datasets
-
-    datasets.DatasetInfo(features=_features(dtype)).write_to_directory(str(folder))
+    info = {"features": _features(dtype).to_dict()}
     state = {
         "_data_files": [{"filename": shard.file} for shard in shards],
         "_fingerprint": hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16],
@@ -190,6 +188,7 @@ def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord
         "_output_all_columns": False,
         "_split": None,
     }
+    write_file(folder / "dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
     write_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
 
 

@@ -1,111 +1,97 @@
-import gzip
-import json
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
 
-from mosaicbert.config import ConfigError, DataConfig
-from mosaicbert.data.sources import read_texts
+from mosaicbert.config import ConfigError, SourceConfig
+from mosaicbert.data.sources import list_parts
 from tests.data.corpus import write_jsonl
 
-_TEXTS = ["The first text.", "The second one, with ünïcödé.", "And a third."]
+
+def _list(path, **keys):
+    return list_parts({"text": SourceConfig(path=str(path), **keys)})
 
 
-def _read(source, **keys):
-    return list(read_texts(DataConfig(source=str(source), **keys)))
+def _write(path, content=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
 
 
-def test_jsonl_is_read(tmp_path):
-    assert _read(write_jsonl(tmp_path / "a.jsonl", _TEXTS)) == _TEXTS
+def test_a_folder_is_its_files_and_those_of_its_subfolders_in_the_order_of_their_names(tmp_path):
+    for name in ("b/1.jsonl", "a.jsonl", "b/0.jsonl", "c.jsonl.gz", "README.md", ".hidden"):
+        _write(tmp_path / name)
+    names = [part.path.removeprefix(f"{tmp_path}/") for part in _list(tmp_path)]
+    assert names == ["a.jsonl", "b/0.jsonl", "b/1.jsonl", "c.jsonl.gz"]
+
+
+def test_a_glob_is_the_files_it_matches_in_the_order_of_their_names(tmp_path):
+    for name in ("part-1.jsonl", "part-0.jsonl", "other.jsonl"):
+        _write(tmp_path / name)
+    assert [part.path for part in _list(tmp_path / "part-*.jsonl")] == [
+        str(tmp_path / "part-0.jsonl"),
+        str(tmp_path / "part-1.jsonl"),
+    ]
+
+
+def test_sources_stand_in_the_order_of_the_recipe(tmp_path):
+    _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.jsonl")
+    sources = {name: SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in ("b", "a")}
+    assert [part.source for part in list_parts(sources)] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
-    ("suffix", "compress"),
-    [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)],
-    ids=["gzip", "zstandard"],
+    ("name", "kind", "compression"),
+    [
+        ("a.jsonl", ".jsonl", ""),
+        ("a.json", ".jsonl", ""),
+        ("a.json.gz", ".jsonl", ".gz"),
+        ("a.jsonl.zst", ".jsonl", ".zst"),
+        ("a.txt", ".txt", ""),
+        ("a.txt.gz", ".txt", ".gz"),
+        ("a.parquet", ".parquet", ""),
+        ("a.arrow", ".arrow", ""),
+    ],
 )
-def test_compressed_jsonl_is_read(tmp_path, suffix, compress):
-    plain = write_jsonl(tmp_path / "plain.jsonl", _TEXTS).read_bytes()
-    (tmp_path / f"b.jsonl{suffix}").write_bytes(compress(plain))
-    assert _read(tmp_path / f"b.jsonl{suffix}") == _TEXTS
+def test_a_files_name_says_how_it_is_read(tmp_path, name, kind, compression):
+    (part,) = _list(_write(tmp_path / name))
+    assert (part.kind, part.compression) == (kind, compression)
 
 
-def test_parquet_is_read(tmp_path):
-    pq.write_table(pa.table({"body": _TEXTS}), tmp_path / "c.parquet")
-    assert _read(tmp_path / "c.parquet", text_column="body") == _TEXTS
-
-
-def test_text_files_hold_texts_parted_by_blank_lines(tmp_path):
-    (tmp_path / "d.txt").write_text("One\nstill one\n\nTwo\n")
-    assert [text.strip() for text in _read(tmp_path / "d.txt")] == ["One\nstill one", "Two"]
-
-
-def test_a_folder_and_a_glob_are_read_in_the_order_of_their_names(tmp_path):
-    for index in (2, 0, 1):
-        write_jsonl(tmp_path / f"part-{index}.jsonl", [_TEXTS[index]])
-    assert _read(tmp_path) == _TEXTS
-    assert _read(tmp_path / "part-*.jsonl") == _TEXTS
-
-
-def test_installed_documentation_comes_in_a_fixed_order_without_empty_texts():
-    first, second = (read_texts(DataConfig(source="installed-documentation")) for _ in range(2))
-    heads = [[next(stream) for _ in range(200)] for stream in (first, second)]
-    assert heads[0] == heads[1]
-    assert all(heads[0])
+def test_a_part_knows_its_size(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["some text"])
+    assert _list(path)[0].size == path.stat().st_size
 
 
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
         (lambda folder: folder / "missing.jsonl", "no such file"),
-        (lambda folder: folder, "holds no .jsonl"),
-        (lambda folder: _write(folder / "x.csv", "a,b"), "must all be of one kind"),
-        (lambda folder: _write(folder / "x.jsonl", '{"text": "fine"}\n{broken\n'), "cannot be"),
-        (lambda folder: _write(folder / "x.jsonl", '{"body": "fine"}\n'), "no text in column 'text'"),
-        (lambda folder: _write(folder / "x.jsonl", '{"text": 3}\n'), "no text in column 'text'"),
-        (lambda folder: _truncated_gzip(folder / "x.jsonl.gz"), "cannot be"),
+        (lambda folder: folder / "missing-*.jsonl", "no such file"),
+        (lambda folder: folder / "missing", "no such file"),
+        (lambda folder: folder, r"the folder holds no \.jsonl, \.json, \.txt, \.parquet, \.arrow file"),
+        (lambda folder: _write(folder / "notes.md").parent, r"the folder holds no \.jsonl"),
+        (lambda folder: _write(folder / "x.csv"), r"x\.csv is of no known kind; its name must end in \.jsonl"),
+        (lambda folder: _write(folder / "x.parquet.gz"), "is of no known kind"),
     ],
-    ids=[
-        "missing",
-        "empty-folder",
-        "unknown-kind",
-        "broken-json",
-        "other-column",
-        "no-string",
-        "truncated-gzip",
-    ],
+    ids=["file", "glob", "folder", "empty-folder", "folder-without-texts", "unknown-kind", "compressed-parquet"],
 )
-def test_a_source_that_cannot_be_read_is_one_line_that_names_it(tmp_path, make, expected):
-    source = make(tmp_path)
+def test_a_path_without_text_is_refused_in_one_line_that_names_it(tmp_path, make, expected):
+    path = make(tmp_path)
     with pytest.raises(ConfigError, match=expected) as caught:
-        _read(source)
-    assert str(source) in str(caught.value)
+        _list(path)
+    assert "data.sources.text.path" in str(caught.value)
+    assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_of_two_kinds_is_refused_with_a_glob_to_use_instead(tmp_path):
+    _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"holds \.jsonl and \.parquet files; .*/\*\.jsonl"):
+        _list(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["subset", "validation_split"])
-def test_files_have_no_splits_to_ask_for(tmp_path, key):
-    source = write_jsonl(tmp_path / "a.jsonl", _TEXTS)
-    with pytest.raises(ConfigError, match=f"set data.{key}=null"):
-        _read(source, **{key: "validation"})
-
-
-def _truncated_gzip(path):
-    whole = "".join(json.dumps({"text": f"A text of number {number}"}) + "\n" for number in range(2000))
-    content = gzip.compress(whole.encode())
-    path.write_bytes(content[: len(content) // 2])
-    return path
-
-
-def _write(path, content):
-    path.write_text(content)
-    return path
-
-
-def test_a_row_after_good_ones_without_text_is_named_by_its_number(tmp_path):
-    path = tmp_path / "e.jsonl"
-    path.write_text(json.dumps({"text": "good"}) + "\n" + json.dumps({"text": None}) + "\n")
-    with pytest.raises(ConfigError, match="document 2"):
-        _read(path)
+@pytest.mark.parametrize("path", ["a.jsonl", "installed-documentation"])
+def test_only_hub_datasets_have_subsets_and_splits(tmp_path, monkeypatch, path, key):
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=rf"set data\.sources\.text\.{key}=null"):
+        _list(path, **{key: "validation"})

@@ -1,0 +1,225 @@
+import json
+import pickle
+import shutil
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mosaicbert.config import ConfigError
+from mosaicbert.data.store import (
+    SplitRecord,
+    StoreRecord,
+    TokenStore,
+    id_dtype,
+    open_tokenizer,
+    read_shard,
+    sha256_of,
+    write_file,
+    write_index,
+    write_shard,
+)
+from mosaicbert.data.tokenizer import hash_tokenizer
+from tests.data.corpus import samples_of, trained, write_tokenizer
+
+_SHARDS = [[[1, 2, 3], [4]], [[5, 6]], [[7], [8, 9, 511], [10]]]
+_ALL = [sample for shard in _SHARDS for sample in shard]
+
+
+def _write_split(folder, dtype=np.uint16):
+    folder.mkdir(parents=True)
+    records = []
+    for number, shard in enumerate(_SHARDS):
+        ids = np.array([token for sample in shard for token in sample], dtype=dtype)
+        seqlens = np.array([len(sample) for sample in shard], dtype=np.int32)
+        records.append(write_shard(folder / f"data-{number:05d}.arrow", "ab"[number // 2], ids, seqlens))
+    write_index(folder, np.dtype(dtype), records)
+    return SplitRecord(shards=records)
+
+
+def _record(splits):
+    return StoreRecord(
+        prepared_from={"data.max_seq_len": 32},
+        tokenizer_sha256=hash_tokenizer(trained()),
+        splits=splits,
+        documents={"a": 3, "b": 3},
+        text_bytes={"a": 30, "b": 30},
+        dropped={"a": {}, "b": {"duplicate": 1}},
+        unigram_entropy=2.5,
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    folder = tmp_path / "store"
+    splits = {split: _write_split(folder / split) for split in ("train", "validation")}
+    write_tokenizer(folder)
+    _record(splits).write(folder)
+    return folder
+
+
+def test_samples_are_read_in_any_order_across_shards(store):
+    numbers = np.array([5, 0, 2, 3, 0])
+    assert [ids.tolist() for ids in TokenStore(store, "train").read(numbers)] == [_ALL[number] for number in numbers]
+
+
+def test_samples_are_views_of_the_mapped_files(store):
+    (ids,) = TokenStore(store, "train").read(np.array([0]))
+    assert not ids.flags.owndata and not ids.flags.writeable
+
+
+def test_a_store_counts_its_samples_by_source(store):
+    opened = TokenStore(store, "train")
+    assert opened.num_samples == 6
+    assert opened.samples_by_source == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_hugging_face_datasets_opens_a_split_with_its_type(tmp_path, dtype):
+    _write_split(tmp_path / "train", dtype)
+    opened = datasets.load_from_disk(str(tmp_path / "train"))
+    assert opened["input_ids"][:] == _ALL
+    assert opened.features["input_ids"].feature.dtype == np.dtype(dtype).name
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_ids_are_stored_in_the_smallest_type_that_holds_them(vocab_size, dtype):
+    assert id_dtype(vocab_size) == dtype
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_the_largest_id_of_a_type_survives_a_shard(tmp_path, dtype):
+    largest = np.array([np.iinfo(dtype).max], dtype=dtype)
+    write_shard(tmp_path / "a.arrow", "text", largest, np.array([1], dtype=np.int32))
+    ids, ends = read_shard(tmp_path / "a.arrow")
+    assert (ids.dtype, ids.tolist(), ends.tolist()) == (np.dtype(dtype), largest.tolist(), [0, 1])
+
+
+def test_the_record_of_a_shard_has_the_checksum_of_its_file(store):
+    for shard in StoreRecord.read(store).splits["train"].shards:
+        assert sha256_of(store / "train" / shard.file) == shard.sha256
+
+
+def test_a_record_survives_its_file(store):
+    assert StoreRecord.read(store) == _record(StoreRecord.read(store).splits)
+
+
+def test_a_store_is_opened_without_its_shards(store):
+    for path in store.rglob("*.arrow"):
+        path.unlink()
+    assert TokenStore(store, "train").num_samples == 6
+
+
+def test_a_missing_shard_is_named_when_it_is_read_and_others_are_read(store):
+    (store / "train" / "data-00001.arrow").unlink()
+    opened = TokenStore(store, "train")
+    assert [ids.tolist() for ids in opened.read(np.array([0, 1, 3, 4, 5]))] == _SHARDS[0] + _SHARDS[2]
+    with pytest.raises(ConfigError, match=r"train/data-00001\.arrow: damaged \(.*No such file"):
+        opened.read(np.array([2]))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -8, -200])
+def test_a_truncated_shard_is_named_when_it_is_read(tmp_path, keep):
+    folder = tmp_path / "store"
+    ids = np.arange(1000, dtype=np.uint16)
+    (folder / "train").mkdir(parents=True)
+    shard = write_shard(folder / "train" / "data-00000.arrow", "a", ids, np.full(100, 10, dtype=np.int32))
+    _record({"train": SplitRecord(shards=[shard])}).write(folder)
+    path = folder / "train" / "data-00000.arrow"
+    path.write_bytes(path.read_bytes()[:keep])
+    try:
+        read = samples_of(folder, "train")
+    except ConfigError as error:
+        assert f"{path}: damaged (" in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert (keep, read) == (-8, np.arange(1000).reshape(100, 10).tolist())  # nothing but the end mark is gone
+
+
+def test_a_file_of_something_else_is_no_shard(tmp_path):
+    table = pa.table({"other": [1]})
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    with pytest.raises(ConfigError, match=r"a\.arrow: damaged"):
+        read_shard(tmp_path / "a.arrow")
+
+
+def test_shards_that_were_exchanged_are_refused_with_what_they_hold(store):
+    shutil.copy(store / "train" / "data-00002.arrow", store / "train" / "data-00000.arrow")
+    with pytest.raises(ConfigError, match=r"data-00000\.arrow: holds 3 samples of 5 tokens, store\.json says 2 of 4"):
+        samples_of(store, "train")
+
+
+def _drop(key):
+    def damage(text):
+        content = json.loads(text)
+        del content[key]
+        return json.dumps(content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda _: "",
+        lambda _: "[]",
+        lambda _: "{}",
+        lambda _: "null",
+        lambda text: text.replace('"samples"', '"sample"'),
+        _drop("splits"),
+        _drop("documents"),
+    ],
+    ids=["half", "empty", "list", "object", "null", "other-key", "no-splits", "no-documents"],
+)
+def test_a_damaged_record_is_one_line_that_names_it(store, damage):
+    path = store / "store.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ConfigError, match=r"store\.json: damaged \(.*delete .* and prepare it again") as caught:
+        TokenStore(store, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_store_says_how_to_make_one(tmp_path):
+    with pytest.raises(ConfigError, match="mosaicbert prepare RECIPE"):
+        StoreRecord.read(tmp_path / "none")
+
+
+def test_a_store_travels_to_other_processes_without_its_tokens(store):
+    opened = TokenStore(store, "train")
+    opened.read(np.arange(6))
+    pickled = pickle.dumps(opened)
+    assert len(pickled) < 300
+    assert [ids.tolist() for ids in pickle.loads(pickled).read(np.arange(6))] == _ALL
+
+
+def test_the_tokenizer_of_a_store_is_opened(store):
+    assert hash_tokenizer(open_tokenizer(store, StoreRecord.read(store))) == hash_tokenizer(trained())
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda path: path.unlink(), r"tokenizer\.json: missing"),
+        (lambda path: path.write_text("{"), r"tokenizer\.json: damaged"),
+        (
+            lambda path: path.write_text(path.read_text().replace("true", "false")),
+            "not the tokenizer that the store was",
+        ),
+    ],
+    ids=["missing", "damaged", "exchanged"],
+)
+def test_a_store_whose_tokenizer_is_not_its_own_is_refused(store, damage, expected):
+    damage(store / "tokenizer.json")
+    with pytest.raises(ConfigError, match=expected):
+        open_tokenizer(store, StoreRecord.read(store))
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a.partial").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"/a: cannot be written \(No space left on device\); make room and run the"):
+        write_file(tmp_path / "a", b"new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
