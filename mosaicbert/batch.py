@@ -67,12 +67,45 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one rank does in a training step; every rank has as many micro-batches, all of the same shape.
+    """What one rank does in a training step: K micro-batches of one shape, kept together so that they travel as one.
+
+    Every rank has as many if there are sequences enough for all.
 
     Attributes:
-        micro_batches: of this rank.
+        input_ids: (K, T) int64; row k of this and the others is what `Batch` says of its own.
+        cu_seqlens: (K, B + 1) int32.
+        max_seqlen: tokens of the longest document, at least.
+        masked_indices: (K, M) int64.
+        labels: (K, M) int64.
+        num_tokens: of each micro-batch.
+        num_sequences: of each micro-batch.
+        num_masked: of each micro-batch.
         global_masked: masked tokens of all ranks together, which each rank computes by itself.
     """
 
-    micro_batches: list[Batch]
+    input_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    masked_indices: Tensor
+    labels: Tensor
+    num_tokens: tuple[int, ...]
+    num_sequences: tuple[int, ...]
+    num_masked: tuple[int, ...]
     global_masked: int
+
+    @property
+    def micro_batches(self) -> list[Batch]:
+        """The micro-batches, as views of the step's tensors."""
+        return [
+            Batch(
+                input_ids=self.input_ids[number],
+                cu_seqlens=self.cu_seqlens[number],
+                max_seqlen=self.max_seqlen,
+                masked_indices=self.masked_indices[number],
+                labels=self.labels[number],
+                num_tokens=self.num_tokens[number],
+                num_sequences=self.num_sequences[number],
+                num_masked=self.num_masked[number],
+            )
+            for number in range(len(self.num_tokens))
+        ]

@@ -20,6 +20,7 @@ class SourceConfig:
     """One place that text comes from."""
 
     path: str  # "installed-documentation", a Hub dataset's name, or files: a path, a folder or a glob
+    revision: str = "main"  # branch, tag or commit of a Hub dataset; what it stands for is noted in the store
     subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
     text_column: str = "text"
     validation_split: str | None = None  # a split of a Hub dataset; None: held_out_fraction of the texts, by hash

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.slices import SliceRecord
+from mosaicbert.data.slices import DocumentTable, SliceRecord
 from mosaicbert.data.sources import TRAIN, VALIDATION
 from mosaicbert.data.store import (
     ShardRecord,
@@ -22,8 +22,6 @@ from mosaicbert.data.store import (
 )
 
 _DOCUMENTS_AT_ONCE = 2**23  # compared in memory, 24 bytes each and about as much again for sorting
-
-Documents = NDArray[np.uint64]  # (3, documents), see slices.py
 
 
 def assemble(
@@ -50,7 +48,7 @@ def assemble(
         for folder, record in slices
         for shard in record.shards[split]
     ]
-    documents = [_open_documents(folder / shard.file) for _, folder, shard in shards]
+    documents = [DocumentTable((folder / shard.file).with_suffix(".documents")) for _, folder, shard in shards]
     repeated = find_repetitions(documents)
     _require_same_plan(store, shards, repeated)
     splits: dict[str, list[ShardRecord]] = {TRAIN: [], VALIDATION: []}
@@ -86,23 +84,23 @@ def _require_same_plan(
     write_file(path, plan)
 
 
-def find_repetitions(tables: Sequence[Documents]) -> list[NDArray[np.int64]]:
+def find_repetitions(tables: Sequence[DocumentTable]) -> list[NDArray[np.int64]]:
     """The documents of each table whose text stood before: earlier in the table, or in an earlier one.
 
     Args:
-        tables: sorted by hash; may be mapped files, of which only a part is read at a time.
+        tables: of documents; only a range of their hashes is in memory at a time.
 
     Returns:
         For each table the numbers of these documents, ascending.
     """
-    total = sum(table.shape[1] for table in tables)
+    total = sum(table.num_documents for table in tables)
     portions = max(1, -(-total // _DOCUMENTS_AT_ONCE))
     found: list[list[NDArray[np.int64]]] = [[np.empty(0, dtype=np.int64)] for _ in tables]
     # Hashes are spread evenly, so portions of their range hold nearly equal numbers of documents.
     bounds = [2**64 * portion // portions for portion in range(portions)]
     starts = [_positions(table, bounds) for table in tables]
     for portion in range(portions):
-        pieces = [table[:, start[portion] : start[portion + 1]] for table, start in zip(tables, starts, strict=True)]
+        pieces = [table.read(start[portion], start[portion + 1]) for table, start in zip(tables, starts, strict=True)]
         high, low, number = np.concatenate([np.empty((3, 0), dtype=np.uint64), *pieces], axis=1)
         owner = np.repeat(np.arange(len(pieces)), [piece.shape[1] for piece in pieces])
         ordered = np.lexsort((low, high))  # stable: equal hashes keep the order of the tables
@@ -114,21 +112,18 @@ def find_repetitions(tables: Sequence[Documents]) -> list[NDArray[np.int64]]:
     return [np.sort(np.concatenate(numbers)) for numbers in found]
 
 
-def _open_documents(shard: Path) -> Documents:
-    return np.load(shard.with_suffix(".documents.npy"), mmap_mode="r")
-
-
-def _positions(table: Documents, bounds: Sequence[int]) -> list[int]:
-    inner = np.searchsorted(table[0], np.array(bounds, dtype=np.uint64)).tolist()
-    return [*inner, table.shape[1]]
+def _positions(table: DocumentTable, bounds: Sequence[int]) -> list[int]:
+    inner = np.searchsorted(table.first_halves(), np.array(bounds, dtype=np.uint64)).tolist()
+    return [*inner, table.num_documents]
 
 
 def _write_without(
-    path: Path, target: Path, shard: ShardRecord, documents: Documents, repeated: NDArray[np.int64]
+    path: Path, target: Path, shard: ShardRecord, documents: DocumentTable, repeated: NDArray[np.int64]
 ) -> ShardRecord:
     """Writes a shard without some documents; finds it written if it is."""
-    samples_per_document = np.empty(documents.shape[1], dtype=np.int64)
-    samples_per_document[(documents[2] >> np.uint64(32)).astype(np.int64)] = documents[2] & np.uint64(2**32 - 1)
+    numbers = documents.read(0, documents.num_documents)[2]
+    samples_per_document = np.empty(len(numbers), dtype=np.int64)
+    samples_per_document[(numbers >> np.uint64(32)).astype(np.int64)] = numbers & np.uint64(2**32 - 1)
     kept_documents = np.ones(len(samples_per_document), dtype=np.bool_)
     kept_documents[repeated] = False
     kept = np.repeat(kept_documents, samples_per_document)

@@ -1,5 +1,6 @@
 """Position to batches: which samples a step takes, how ranks share them, and how they become micro-batches."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosaicbert.batch import IGNORED, Batch, Step
+from mosaicbert.batch import IGNORED, Step
 from mosaicbert.data.hashing import Words
 from mosaicbert.data.masking import Vocabulary, choose_masked, replace_masked, token_counters
 from mosaicbert.data.order import Group, mixed_order, order
@@ -15,6 +16,7 @@ from mosaicbert.data.store import TokenStore
 
 _EVAL_SAMPLES_PER_STEP = 1024
 EVAL_SEED = 0  # runs with different seeds are measured by the same masks
+_MASKED_DEVIATIONS = 3  # of the number of masked tokens, for which there is room; if more are masked, the shape grows
 _SHAPES_PER_BUDGET = 128  # micro-batches are filled up to a multiple of so small a part of the budget
 
 
@@ -28,6 +30,7 @@ class BatchMaker:
         seed: of the masks.
         max_seq_len: tokens of the longest sample.
         micro_batch_tokens: tokens of a micro-batch, at most.
+        largest_mask_rate: of the run; micro-batches have room for it.
         rank: of this process among world_size.
         world_size: processes that share a step.
     """
@@ -37,6 +40,7 @@ class BatchMaker:
     seed: int
     max_seq_len: int
     micro_batch_tokens: int
+    largest_mask_rate: float
     rank: int
     world_size: int
 
@@ -57,9 +61,9 @@ class BatchMaker:
             self._draft(epochs[part], samples[part], [documents[index] for index in part], seqlens[part], mask_rate)
             for part in parts
         ]
-        shape = self._shape(drafts)
-        return Step(
-            micro_batches=[self._finish(draft, *shape) for draft in drafts[self.rank :: self.world_size]],
+        return self._put_together(
+            drafts[self.rank :: self.world_size],
+            self._shape(drafts),
             global_masked=sum(len(draft.masked_indices) for draft in drafts),
         )
 
@@ -88,33 +92,43 @@ class BatchMaker:
         largest = max(len(draft.input_ids) for draft in drafts)
         tokens = min(_round_up(largest, quantum), self.micro_batch_tokens)
         sequences = max(len(draft.ends) + -(-(tokens - len(draft.input_ids)) // self.max_seq_len) for draft in drafts)
-        masked = max(len(draft.masked_indices) for draft in drafts)
-        # Empty documents cost next to nothing, so their number may be rounded more generously.
-        return tokens, _round_up(sequences, max(1, 1 << sequences.bit_length() >> 3)), _round_up(masked, quantum // 2)
+        # Empty documents cost next to nothing, so their number is rounded generously.
+        sequences = _round_up(sequences, max(1, 1 << sequences.bit_length() >> 2))
+        # Room for the masked tokens follows from the tokens, so that it does not make shapes of its own.
+        rate = self.largest_mask_rate
+        expected = tokens * rate + _MASKED_DEVIATIONS * math.sqrt(tokens * rate * (1 - rate))
+        masked = max(math.ceil(expected), *(len(draft.masked_indices) for draft in drafts))
+        return tokens, sequences, _round_up(masked, max(8, quantum // 2))
 
-    def _finish(self, draft: "_Draft", tokens: int, sequences: int, masked: int) -> Batch:
-        num_tokens, num_sequences, num_masked = len(draft.input_ids), len(draft.ends), len(draft.masked_indices)
-        labels = np.full(masked, IGNORED, dtype=np.int64)
-        labels[:num_masked] = draft.input_ids[draft.masked_indices]
-        input_ids = np.full(tokens, self.vocabulary.pad_id, dtype=np.int64)
-        input_ids[:num_tokens] = draft.input_ids
-        input_ids[draft.masked_indices] = replace_masked(labels[:num_masked], draft.counters, self.vocabulary)
-        masked_indices = np.zeros(masked, dtype=np.int64)
-        masked_indices[:num_masked] = draft.masked_indices
-        cu_seqlens = np.full(sequences + 1, tokens, dtype=np.int32)
-        cu_seqlens[0] = 0
-        cu_seqlens[1 : num_sequences + 1] = draft.ends
-        filler = np.arange(num_tokens, tokens, self.max_seq_len)[1:]  # documents of filler are no longer than real ones
-        cu_seqlens[num_sequences + 1 : num_sequences + 1 + len(filler)] = filler
-        return Batch(
+    def _put_together(self, drafts: Sequence["_Draft"], shape: tuple[int, int, int], global_masked: int) -> Step:
+        tokens, sequences, masked = shape
+        input_ids = np.full((len(drafts), tokens), self.vocabulary.pad_id, dtype=np.int64)
+        cu_seqlens = np.full((len(drafts), sequences + 1), tokens, dtype=np.int32)
+        masked_indices = np.zeros((len(drafts), masked), dtype=np.int64)
+        labels = np.full((len(drafts), masked), IGNORED, dtype=np.int64)
+        for row, draft in enumerate(drafts):
+            num_tokens, num_sequences, num_masked = draft.counts
+            labels[row, :num_masked] = draft.input_ids[draft.masked_indices]
+            masked_indices[row, :num_masked] = draft.masked_indices
+            input_ids[row, :num_tokens] = draft.input_ids
+            input_ids[row, draft.masked_indices] = replace_masked(
+                labels[row, :num_masked], draft.counters, self.vocabulary
+            )
+            cu_seqlens[row, 0] = 0
+            cu_seqlens[row, 1 : num_sequences + 1] = draft.ends
+            filler = np.arange(num_tokens, tokens, self.max_seq_len)[1:]  # its documents are no longer than real ones
+            cu_seqlens[row, num_sequences + 1 : num_sequences + 1 + len(filler)] = filler
+        counts = [draft.counts for draft in drafts]
+        return Step(
             input_ids=torch.from_numpy(input_ids),
             cu_seqlens=torch.from_numpy(cu_seqlens),
             max_seqlen=self.max_seq_len,
             masked_indices=torch.from_numpy(masked_indices),
             labels=torch.from_numpy(labels),
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            num_masked=num_masked,
+            num_tokens=tuple(tokens for tokens, _, _ in counts),
+            num_sequences=tuple(sequences for _, sequences, _ in counts),
+            num_masked=tuple(masked for _, _, masked in counts),
+            global_masked=global_masked,
         )
 
 
@@ -126,6 +140,11 @@ class _Draft:
     ends: NDArray[np.int64]
     masked_indices: NDArray[np.int64]
     counters: Words
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens, documents, masked tokens."""
+        return len(self.input_ids), len(self.ends), len(self.masked_indices)
 
 
 def divide(seqlens: NDArray[np.int64], world_size: int, budget: int) -> list[NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 import functools
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,25 +11,44 @@ import zstandard
 
 from mosaicbert.config import ConfigError
 
-_ROWS_PER_BATCH = 1024
+_ROWS_PER_BATCH = 128  # of documents that may be long
 # What a missing network and damaged files raise from below `datasets`, which itself raises plain RuntimeErrors as well.
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zlib.error, zstandard.ZstdError)
+_UNREADABLE = (OSError, EOFError, RuntimeError, TypeError, ValueError, zlib.error, zstandard.ZstdError)
 
 
-def count_shards(path: str, subset: str | None, split: str) -> int:
+def find_revision(path: str, revision: str) -> str | None:
+    """The commit that a branch, tag or commit of a Hub dataset stands for; None for a folder.
+
+    Raises:
+        ConfigError: the dataset or the revision is not there, or the Hub is out of reach.
+    """
+    if Path(path).is_dir():
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(path, revision=revision).sha
+    except _UNREADABLE as error:
+        raise ConfigError(f"{path}: revision {revision} cannot be found: {_first_line(error)}") from error
+
+
+def count_shards(path: str, revision: str | None, subset: str | None, split: str) -> int:
     """How many shards, usually files, a split of a Hub dataset has.
 
     Raises:
         ConfigError: the dataset, its subset or its split is not there, or the Hub is out of reach.
     """
-    return _open(path, subset, split).num_shards
+    return _open(path, revision, subset, split).num_shards
 
 
-def read_shard(path: str, subset: str | None, split: str, shard: tuple[int, int]) -> Iterator[pa.RecordBatch]:
+def read_shard(
+    path: str, revision: str | None, subset: str | None, split: str, shard: tuple[int, int]
+) -> Iterator[pa.RecordBatch]:
     """Yields the rows of one shard, always cut into the same batches.
 
     Args:
         path: the dataset's name.
+        revision: its commit, see `find_revision`.
         subset: its configuration.
         split: to read.
         shard: which one, and of how many.
@@ -37,7 +57,7 @@ def read_shard(path: str, subset: str | None, split: str, shard: tuple[int, int]
         ConfigError: it cannot be opened or read on.
     """
     number, total = shard
-    rows = _open(path, subset, split).shard(num_shards=total, index=number).with_format("arrow")
+    rows = _open(path, revision, subset, split).shard(num_shards=total, index=number).with_format("arrow")
     row = 0
     try:
         for table in rows.iter(batch_size=_ROWS_PER_BATCH):
@@ -53,12 +73,12 @@ def read_shard(path: str, subset: str | None, split: str, shard: tuple[int, int]
 
 
 @functools.lru_cache(maxsize=8)  # opening asks the Hub for the list of all files
-def _open(path: str, subset: str | None, split: str) -> Any:
+def _open(path: str, revision: str | None, subset: str | None, split: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return datasets.load_dataset(path, name=subset, split=split, streaming=True)
+        return datasets.load_dataset(path, name=subset, split=split, revision=revision, streaming=True)
     except (DatasetNotFoundError, *_UNREADABLE) as error:
         place = path if subset is None else f"{path} ({subset})"
         raise ConfigError(f"{place}: split {split} cannot be opened: {_first_line(error)}") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mosaicbert.config import Recipe
 from mosaicbert.data.prepare import check_store, unigram_entropy
 from mosaicbert.data.sources import TRAIN
-from mosaicbert.data.store import ShardRecord, StoreRecord, open_tokenizer, read_shard, sha256_of
+from mosaicbert.data.store import ShardRecord, StoreRecord, count_ids, open_tokenizer, read_shard, sha256_of
 from mosaicbert.data.tokenizer import vocabulary_of
 from mosaicbert.data.workers import map_in_order
 
@@ -136,7 +136,7 @@ def _inspect_shard(task: _Task) -> _ShardInspection:
         count=len(seqlens),
     )
     return _ShardInspection(
-        frequencies=np.bincount(ids, minlength=task.entries),
+        frequencies=count_ids(ids, task.entries),
         lengths=np.bincount(seqlens, minlength=task.max_tokens + 1),
         hashes=hashes[hashes <= np.uint64(task.hashes_below)],
         problems=[],

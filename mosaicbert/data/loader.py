@@ -14,7 +14,9 @@ from mosaicbert.data.tokenizer import vocabulary_of
 
 def build_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[Step]:
     """The training steps of one rank."""
-    maker = _build_maker(recipe, TRAIN, recipe.seed, rank, world_size)
+    last = recipe.train.total_steps - 1
+    largest_mask_rate = max(recipe.mask_rate_at(0), recipe.mask_rate_at(last))
+    maker = _build_maker(recipe, TRAIN, recipe.seed, largest_mask_rate, rank, world_size)
     steps = TrainSteps(
         maker,
         groups=sample_groups(recipe, maker.store.samples_by_source),
@@ -31,7 +33,7 @@ def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[
     Raises:
         ValueError: there are fewer held-out samples than ranks.
     """
-    maker = _build_maker(recipe, VALIDATION, EVAL_SEED, rank, world_size)
+    maker = _build_maker(recipe, VALIDATION, EVAL_SEED, recipe.eval.mask_rate, rank, world_size)
     steps = EvalSteps(maker, max_samples=recipe.eval.max_samples, mask_rate=recipe.eval.mask_rate)
     return DataLoader(steps, batch_size=None)
 
@@ -59,7 +61,9 @@ def sample_groups(recipe: Recipe, samples_by_source: dict[str, int]) -> list[Gro
     return groups
 
 
-def _build_maker(recipe: Recipe, split: str, seed: int, rank: int, world_size: int) -> BatchMaker:
+def _build_maker(
+    recipe: Recipe, split: str, seed: int, largest_mask_rate: float, rank: int, world_size: int
+) -> BatchMaker:
     tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
     return BatchMaker(
         store=open_store(recipe, split),
@@ -67,6 +71,7 @@ def _build_maker(recipe: Recipe, split: str, seed: int, rank: int, world_size: i
         seed=seed,
         max_seq_len=recipe.data.max_seq_len,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
+        largest_mask_rate=largest_mask_rate,
         rank=rank,
         world_size=world_size,
     )

@@ -29,8 +29,17 @@ from mosaicbert.data.slices import (
     refuse_damage,
     slice_folder,
 )
-from mosaicbert.data.sources import TRAIN, VALIDATION, Part, list_parts, require_sources
-from mosaicbert.data.store import StoreRecord, TokenStore, id_dtype, open_tokenizer, read_shard, write_file
+from mosaicbert.data.sources import TRAIN, VALIDATION, Part, find_files, list_parts, require_sources, resolve_revisions
+from mosaicbert.data.store import (
+    StoreRecord,
+    TokenStore,
+    count_ids,
+    id_dtype,
+    open_tokenizer,
+    read_shard,
+    sha256_of,
+    write_file,
+)
 from mosaicbert.data.tokenise import SampleRules, clean, hash_text, split_of
 from mosaicbert.data.tokenizer import hash_tokenizer, load_tokenizer, train_tokenizer
 
@@ -53,9 +62,10 @@ def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
             f"data.slice={data.slice}: a slice is no store; leave data.slice out once all slices are prepared."
         )
     folder = recipe.store_folder
+    console = console or Console(stderr=True)
     if folder.exists():
         record = check_store(recipe)
-        _remove(_partial_folder(recipe))
+        _warn_of_other_files(recipe, record, console)
         return record
     with _workplace(recipe, console) as (partial, progress):
         if not (partial / "store.json").exists():
@@ -68,8 +78,7 @@ def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
             if not folder.exists():  # another process may have finished while this one waited
                 if plan is not None:
                     _finish_store(recipe, partial, plan, slices)
-                _require_same(partial, StoreRecord.read(partial).prepared_from, recipe)
-                for leftover in ("slices", "prepared_from.json", "assembly.txt", "lock", "in_use"):
+                for leftover in ("slices", "prepared_from.json", "revisions.json", "assembly.txt", "lock", "in_use"):
                     _remove(partial / leftover)
                 partial.rename(folder)
     return check_store(recipe)
@@ -83,7 +92,7 @@ def prepare_one_slice(recipe: Recipe, slice_number: int, console: Console | None
     """
     if recipe.store_folder.exists():
         raise ConfigError(f"{recipe.store_folder}: this store is finished; leave data.slice out.")
-    with _workplace(recipe, console) as (partial, progress):
+    with _workplace(recipe, console or Console(stderr=True)) as (partial, progress):
         plan = _make_plan(recipe, partial, progress)
         return _prepare_slice(recipe, partial, plan, slice_number, progress)[1]
 
@@ -148,22 +157,12 @@ def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def count_tokens(folder: Path, files: Sequence[str], vocab_size: int) -> NDArray[np.int64]:
-    """How often each id occurs in some shards, (vocab_size,) or longer if an id is larger."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for file in files:
-        more = np.bincount(read_shard(folder / file)[0], minlength=vocab_size)
-        counts = np.pad(counts, (0, max(0, len(more) - len(counts))))
-        counts[: len(more)] += more
-    return counts
-
-
 @contextlib.contextmanager
-def _workplace(recipe: Recipe, console: Console | None) -> Generator[tuple[Path, Progress]]:
-    """The folder in which the store grows. It is taken away again if an error comes before anything is finished."""
+def _workplace(recipe: Recipe, console: Console) -> Generator[tuple[Path, Progress]]:
+    """The folder in which the store grows. Who makes it takes it away again if an error comes before any shard."""
     require_sources(recipe.data.sources)
     partial = _partial_folder(recipe)
-    new_folders = [place for place in partial.parents if not place.exists()]
+    new_folders = [place for place in (partial, *partial.parents) if not place.exists()]
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -173,15 +172,15 @@ def _workplace(recipe: Recipe, console: Console | None) -> Generator[tuple[Path,
     with (partial / "in_use").open("w") as guests:
         fcntl.flock(guests, fcntl.LOCK_SH)  # any number of processes may work here
         try:
-            with Progress(console or Console(stderr=True)) as progress:
+            with Progress(console) as progress:
                 _begin(recipe, partial)
                 yield partial, progress
         except ConfigError:
             with contextlib.suppress(OSError):  # another process works here, or another run has put something there
                 fcntl.flock(guests, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not any(partial.glob("slices/*/progress.json")):
+                if partial in new_folders and not any(partial.glob("slices/*/*.arrow")):
                     shutil.rmtree(partial)
-                    for place in new_folders:
+                    for place in new_folders[1:]:
                         place.rmdir()
             raise
 
@@ -190,7 +189,11 @@ def _begin(recipe: Recipe, partial: Path) -> None:
     """Notes what is prepared here, and refuses to mix it with something else."""
     path = partial / "prepared_from.json"
     with lock(partial):
-        if path.exists():
+        if recipe.store_folder.exists():
+            raise ConfigError(f"{recipe.store_folder}: another process has just finished this store; run again.")
+        if (partial / "store.json").exists():  # interrupted while cleaning up
+            _require_same(partial, StoreRecord.read(partial).prepared_from, recipe)
+        elif path.exists():
             _require_same(partial, json.loads(path.read_text()), recipe)
         else:
             write_file(path, json.dumps(_prepared_from(recipe)).encode())
@@ -208,10 +211,12 @@ class _Plan:
 
     parts: Sequence[Part]
     tokenizer: Tokenizer
+    revisions: dict[str, str | None]
 
 
 def _make_plan(recipe: Recipe, partial: Path, progress: Progress) -> _Plan:
-    parts = list_parts(recipe.data.sources)
+    revisions = _find_revisions(recipe, partial)
+    parts = list_parts(recipe.data.sources, revisions)
     if len(parts) < recipe.data.num_slices:
         raise ConfigError(
             f"data.num_slices={recipe.data.num_slices}: the sources have only {len(parts)} files; "
@@ -220,14 +225,23 @@ def _make_plan(recipe: Recipe, partial: Path, progress: Progress) -> _Plan:
     if recipe.tokenizer.source != "train":
         tokenizer = load_tokenizer(recipe.tokenizer.source)
         _require_fit(tokenizer, recipe)
-        return _Plan(parts, tokenizer)
+        return _Plan(parts, tokenizer, revisions)
     path = partial / "tokenizer.json"
     with lock(partial):  # one of several machines trains it
         if not path.exists():
             progress.say("training a tokenizer")
             tokenizer = train_tokenizer(_training_texts(recipe, parts), recipe.model.vocab_size)
             write_file(path, tokenizer.to_str(pretty=True).encode())
-    return _Plan(parts, load_tokenizer(str(path)))
+    return _Plan(parts, load_tokenizer(str(path)), revisions)
+
+
+def _find_revisions(recipe: Recipe, partial: Path) -> dict[str, str | None]:
+    """The commits of the sources: those that were found first, however datasets change meanwhile."""
+    path = partial / "revisions.json"
+    with lock(partial):
+        if not path.exists():
+            write_file(path, json.dumps(resolve_revisions(recipe.data.sources)).encode())
+    return json.loads(path.read_text())
 
 
 def _prepare_slice(
@@ -307,21 +321,24 @@ def _finish_store(recipe: Recipe, partial: Path, plan: _Plan, slices: Sequence[t
             dropped[name].update(reasons)
     for split, shards in splits.items():
         if not shards.samples:
-            shutil.rmtree(partial)
             raise ConfigError(
                 f"{_describe_sources(recipe)}: no text for the {split} split (left out: {_describe(dropped)}); "
                 "point it at more text, lower data.min_characters or change data.held_out_fraction."
             )
     write_file(partial / "tokenizer.json", plan.tokenizer.to_str(pretty=True).encode())
-    held_out = [shard.file for shard in splits[VALIDATION].shards]
+    frequencies = np.zeros(recipe.model.vocab_size, dtype=np.int64)
+    for shard in splits[VALIDATION].shards:
+        frequencies += count_ids(read_shard(partial / VALIDATION / shard.file)[0], len(frequencies))
     StoreRecord(
         prepared_from=_prepared_from(recipe),
-        tokenizer_sha256=hash_tokenizer(plan.tokenizer),
+        tokenizer_sha256=sha256_of(partial / "tokenizer.json"),
+        revisions=plan.revisions,
+        files=_count_files(plan.parts),
         splits=splits,
         documents=dict(documents),
         text_bytes=dict(text_bytes),
         dropped={name: dict(reasons) for name, reasons in dropped.items()},
-        unigram_entropy=unigram_entropy(count_tokens(partial / VALIDATION, held_out, recipe.model.vocab_size)),
+        unigram_entropy=unigram_entropy(frequencies),
     ).write(partial)
 
 
@@ -380,5 +397,28 @@ def _partial_folder(recipe: Recipe) -> Path:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
+
+
+def _count_files(parts: Sequence[Part]) -> dict[str, tuple[int, int]]:
+    counts: dict[str, tuple[int, int]] = {}
+    for part in parts:
+        number, size = counts.get(part.source, (0, 0))
+        counts[part.source] = number + 1, size + part.size
+    return counts
+
+
+def _warn_of_other_files(recipe: Recipe, record: StoreRecord, console: Console) -> None:
+    """Says if local files have come or gone since the store was made; they may also be gone for good."""
+    for name, source in recipe.data.sources.items():
+        files = find_files(name, source)
+        size = sum(Path(file).stat().st_size for file in files)
+        if files and (len(files), size) != tuple(record.files[name]):
+            number, bytes_then = record.files[name]
+            console.print(
+                f"note: {source.path} holds {len(files):,} files of {size:,} bytes now, {number:,} of {bytes_then:,} "
+                f"when {recipe.store_folder} was prepared; delete that folder to prepare them anew.",
+                highlight=False,
+                soft_wrap=True,
+            )

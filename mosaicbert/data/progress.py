@@ -46,6 +46,8 @@ class Progress:
     def say(self, doing: str) -> None:
         """Shows what is being done where nothing is counted."""
         self._bar.update(self._task, description=doing, total=None, counts="")
+        if not self.console.is_terminal:
+            self.console.print(f"{doing} ...", highlight=False, soft_wrap=True)
 
     def start(self, doing: str, parts: Sequence[Part], next_part: int) -> None:
         """Begins to count, at a part; what was done before is not this process' work."""
@@ -54,11 +56,11 @@ class Progress:
         self._ends = [0.0]
         for part in parts:
             self._ends.append(self._ends[-1] + (part.size if known else 1.0))
-        self._begun_at = self._ends[next_part]
+        self._begun_at: float | None = None
         self._started = time.monotonic()
         self._doing = doing
         self._documents = self._tokens = self._text_bytes = 0
-        self._bar.update(self._task, description=doing, completed=self._begun_at, total=self._ends[-1] or 1.0)
+        self._bar.update(self._task, description=doing, completed=self._ends[next_part], total=self._ends[-1] or 1.0)
 
     def advance(self, part: int, block: TokenisedBlock) -> None:
         """Counts a block of one of the parts."""
@@ -67,6 +69,8 @@ class Progress:
         self._text_bytes += block.text_bytes
         now = time.monotonic()
         done = self._ends[part] + block.fraction * (self._ends[part + 1] - self._ends[part])
+        if self._begun_at is None:  # behind what was finished before, which says nothing about the speed
+            self._begun_at = done
         seconds = max(now - self._started, 1e-9)
         speed = (done - self._begun_at) / seconds
         left = "" if speed <= 0 else f", {timedelta(seconds=round((self._ends[-1] - done) / speed))} left"

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from mosaicbert.data.hub import read_shard
 from mosaicbert.data.sources import INSTALLED_DOCUMENTATION, Part
 
 BLOCK_BYTES = 2**22  # of text, more or less: what one process tokenises at a time
-_LONGEST_DOCUMENT = 2**25  # bytes; a file without line breaks shall not fill the memory
+_LONGEST_DOCUMENT = 2**25  # bytes
+_TOO_LONG = "too long", f", more than {_LONGEST_DOCUMENT >> 20} MiB; cut it up"
 _CHUNK_BYTES = 2**18  # read from a file at once
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
@@ -47,7 +48,7 @@ class Block:
         start: of the first of them.
         end: where the next block begins.
         fraction: of the part that has been read at its end, 0 if that is not known.
-        content: whole lines, or the texts of a column.
+        content: whole lines, or the texts of a column; None for a single document that is too long.
         damage: why the part cannot be read any further.
     """
 
@@ -55,7 +56,7 @@ class Block:
     start: Position
     end: Position
     fraction: float
-    content: bytes | list[bytes | None]
+    content: bytes | list[bytes | None] | None
     damage: str | None = None
 
 
@@ -93,17 +94,19 @@ def read_blocks(part: Part, start: Position) -> Iterator[Block]:
 
 def decode(block: Block) -> Iterator[str | BadDocument]:
     """Yields each document of a block: its text, or what is wrong with it."""
-    if isinstance(block.content, list):
+    first = block.start.rows + 1
+    place = "line"
+    if block.content is None:
+        texts = [(first, _TOO_LONG)]
+    elif isinstance(block.content, list):
         place = "row"
-        texts = ((number, _decode_value(raw)) for number, raw in enumerate(block.content, block.start.rows + 1))
+        texts = ((number, _decode_value(raw)) for number, raw in enumerate(block.content, first))
     elif block.part.kind == ".txt":
-        place = "line"
-        texts = _split_paragraphs(block.content, block.start.rows + 1)
+        texts = _split_paragraphs(block.content, first)
     else:
-        place = "line"
         texts = (
             (number, _decode_json(line, block.part.text_column))
-            for number, line in enumerate(block.content.split(b"\n"), block.start.rows + 1)
+            for number, line in enumerate(block.content.split(b"\n"), first)
             if line.strip()
         )
     for number, text in texts:
@@ -111,6 +114,8 @@ def decode(block: Block) -> Iterator[str | BadDocument]:
 
 
 def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
+    if len(line) > _LONGEST_DOCUMENT:
+        return _TOO_LONG
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -128,6 +133,8 @@ def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
 def _decode_value(raw: bytes | None) -> str | tuple[str, str]:
     if raw is None:
         return "no text", ", the column is empty there"
+    if len(raw) > _LONGEST_DOCUMENT:
+        return _TOO_LONG
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -148,44 +155,110 @@ def _split_paragraphs(content: bytes, first_line: int) -> Iterator[tuple[int, st
 
 def _read_lines(part: Part, start: Position) -> Iterator[Block]:
     # Blank lines part the texts of a .txt; a line is a document of a .jsonl.
-    boundaries = (b"\n\n", b"\n\r\n") if part.kind == ".txt" else (b"\n",)
-    position, buffer = start, bytearray()
-    fraction, damage = 0.0, None
+    cutter = _Cutter((b"\n\n", b"\n\r\n") if part.kind == ".txt" else (b"\n",))
+    position, fraction, damage = start, 0.0, None
     try:
         for chunk, fraction in _decompress(part, start.offset):
-            buffer += chunk
-            while (end := _first_boundary(buffer, boundaries)) > 0:
-                block = _line_block(part, position, bytes(buffer[:end]), fraction)
+            for piece in cutter.cut(chunk):
+                block = _line_block(part, position, piece, fraction)
                 yield block
                 position = block.end
-                del buffer[:end]
-            if len(buffer) > _LONGEST_DOCUMENT:
-                damage = "behind line", f" stands a document of more than {_LONGEST_DOCUMENT >> 20} MiB; cut it up"
-                break
     except _DAMAGED as error:
         if isinstance(error, EOFError):
             damage = "ends too early, behind line", "; fetch it again"
         else:
             damage = "damaged behind line", f" ({_first_line(error)}); {_WHOLLY_AGAIN}"
     if damage is not None:
-        ends = [found + len(boundary) for boundary in boundaries if (found := buffer.rfind(boundary)) >= 0]
-        block = _line_block(part, position, bytes(buffer[: max(ends, default=0)]), 1.0)
+        block = _line_block(part, position, cutter.whole_documents(), 1.0)
         yield replace(block, damage=f"{damage[0]} {block.end.rows}{damage[1]}")
-    elif buffer:
-        yield _line_block(part, position, bytes(buffer), 1.0)
+    elif (piece := cutter.rest()).num_bytes:
+        yield _line_block(part, position, piece, 1.0)
 
 
-def _line_block(part: Part, start: Position, content: bytes, fraction: float) -> Block:
-    end = Position(rows=start.rows + content.count(b"\n"), offset=start.offset + len(content))
-    return Block(part=part, start=start, end=end, fraction=fraction, content=content)
+@dataclass(frozen=True)
+class _Piece:
+    """Whole documents; no content if it is one that is too long."""
+
+    content: bytes | None
+    num_bytes: int
+    num_lines: int
 
 
-def _first_boundary(buffer: bytearray, boundaries: tuple[bytes, ...]) -> int:
-    """Where the first line or paragraph ends that reaches the size of a block; 0 if that has not been read yet."""
-    if len(buffer) < BLOCK_BYTES:
-        return 0
-    ends = [found + len(end) for end in boundaries if (found := buffer.find(end, BLOCK_BYTES - len(end))) >= 0]
-    return min(ends, default=0)
+class _Cutter:
+    """Cuts a stream into pieces, the same whatever the chunks in which it comes.
+
+    A piece ends at the first boundary from BLOCK_BYTES on. Where a document reaches _LONGEST_DOCUMENT beyond that, the
+    documents before it are a piece, and it is one without content: a file without boundaries shall not fill the memory.
+    """
+
+    def __init__(self, boundaries: Sequence[bytes]) -> None:
+        self.boundaries = boundaries
+        self._buffer = bytearray()
+        self._skipped: _Piece | None = None  # what is gone of a document that is too long
+
+    def cut(self, chunk: bytes) -> Iterator[_Piece]:
+        """Takes the next bytes, and yields the pieces that are complete by them."""
+        self._buffer += chunk
+        while True:
+            if self._skipped is not None:
+                end = self._find(0)
+                if not end:
+                    self._skip(max(0, len(self._buffer) - max(map(len, self.boundaries)) + 1))
+                    return
+                self._skip(end)
+                yield self._skipped
+                self._skipped = None
+            end = self._find(BLOCK_BYTES) if len(self._buffer) >= BLOCK_BYTES else 0
+            if 0 < end <= BLOCK_BYTES + _LONGEST_DOCUMENT:
+                yield self._take(end)
+            elif len(self._buffer) > BLOCK_BYTES + _LONGEST_DOCUMENT:
+                if before := self._find_last(BLOCK_BYTES):
+                    yield self._take(before)
+                self._skipped = _Piece(None, 0, 0)
+            else:
+                return
+
+    def whole_documents(self) -> _Piece:
+        """What is left, without a document that is not complete."""
+        return self._take(self._find_last(len(self._buffer)) if self._skipped is None else 0)
+
+    def rest(self) -> _Piece:
+        """What is left at the end of the stream."""
+        if self._skipped is None:
+            return self._take(len(self._buffer))
+        self._skip(len(self._buffer))
+        return self._skipped
+
+    def _take(self, end: int) -> _Piece:
+        content = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        return _Piece(content, end, content.count(b"\n"))
+
+    def _skip(self, end: int) -> None:
+        assert self._skipped is not None
+        gone = self._take(end)
+        self._skipped = _Piece(None, self._skipped.num_bytes + end, self._skipped.num_lines + gone.num_lines)
+
+    def _find(self, least: int) -> int:
+        ends = [
+            found + len(boundary)
+            for boundary in self.boundaries
+            if (found := self._buffer.find(boundary, max(0, least - len(boundary)))) >= 0
+        ]
+        return min(ends, default=0)
+
+    def _find_last(self, most: int) -> int:
+        ends = [
+            found + len(boundary)
+            for boundary in self.boundaries
+            if (found := self._buffer.rfind(boundary, 0, most)) >= 0
+        ]
+        return max(ends, default=0)
+
+
+def _line_block(part: Part, start: Position, piece: _Piece, fraction: float) -> Block:
+    end = Position(rows=start.rows + piece.num_lines, offset=start.offset + piece.num_bytes)
+    return Block(part=part, start=start, end=end, fraction=fraction, content=piece.content)
 
 
 def _decompress(part: Part, skip: int) -> Iterator[tuple[bytes, float]]:
@@ -251,7 +324,7 @@ def _column_batches(part: Part, rows_read: int) -> Iterator[tuple[int, list[byte
         yield from _arrow_batches(part)
     else:
         row = 0
-        for batch in read_shard(part.path, part.subset, part.hub_split, part.shard):
+        for batch in read_shard(part.path, part.revision, part.subset, part.hub_split, part.shard):
             yield row, _texts_of(batch, part), 0.0
             row += batch.num_rows
 
@@ -265,7 +338,8 @@ def _parquet_batches(part: Part, rows_read: int) -> Iterator[tuple[int, list[byt
         if row + rows <= rows_read:
             row += rows
             continue
-        for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=[part.text_column]):
+        rows_at_once = _rows_per_block(rows, _size_of_column(file.metadata.row_group(group), part.text_column))
+        for batch in file.iter_batches(rows_at_once, row_groups=[group], columns=[part.text_column]):
             yield row, _texts_of(batch, part), (row + batch.num_rows) / total
             row += batch.num_rows
 
@@ -284,14 +358,25 @@ def _arrow_batches(part: Part) -> Iterator[tuple[int, list[bytes | None], float]
         batches = pa.ipc.open_stream(mapped)
         _require_column(batches.schema, part)
     for batch in batches:
-        for first in range(0, batch.num_rows, _ROWS_PER_BATCH):
-            piece = batch.slice(first, _ROWS_PER_BATCH)
+        rows_at_once = _rows_per_block(batch.num_rows, batch.column(part.text_column).nbytes)
+        for first in range(0, batch.num_rows, rows_at_once):
+            piece = batch.slice(first, rows_at_once)
             yield row, _texts_of(piece, part), min(1.0, mapped.tell() / max(1, part.size))
             row += piece.num_rows
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _size_of_column(group: pq.RowGroupMetaData, name: str) -> int:
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == name)
+
+
+def _rows_per_block(rows: int, size: int) -> int:
+    """How many of some rows of a size in bytes are a block, on average."""
+    return max(1, min(_ROWS_PER_BATCH, rows * BLOCK_BYTES // max(1, size)))
 
 
 def _texts_of(batch: pa.RecordBatch, part: Part) -> list[bytes | None]:

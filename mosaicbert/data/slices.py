@@ -2,31 +2,32 @@
 
 <slice>/progress.json              what is finished; a shard that it does not name is written again
 <slice>/<split>-00000.arrow        samples
-<slice>/<split>-00000.documents.npy   (3, documents) uint64, sorted: two halves of a text's hash, and its number in
-                                   the shard << 32 | its samples there
+<slice>/<split>-00000.documents    of its documents, see `DocumentTable`
 """
 
 import contextlib
 import fcntl
-import io
+import functools
 import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mosaicbert.config import ConfigError
+from mosaicbert.data.ahead import read_ahead
 from mosaicbert.data.progress import Progress
 from mosaicbert.data.reading import BadDocument, Block, Position, read_blocks
 from mosaicbert.data.sources import TRAIN, VALIDATION, Part
 from mosaicbert.data.store import ShardRecord, write_file, write_shard
-from mosaicbert.data.tokenise import SampleRules, Samples, TokenisedBlock, start_tokenising, tokenise
-from mosaicbert.data.workers import map_in_order
+from mosaicbert.data.tokenise import Hashes, SampleRules, Samples, TokenisedBlock, start_tokenising, tokenise
+from mosaicbert.data.workers import count_cores, map_in_order
 
+_CORES_PER_READER = 4  # a reader that decompresses feeds four processes that tokenise the beginnings of texts
+_MOST_READERS = 8
 SHARD_TOKENS = 2**26  # 128 MiB of 16-bit ids: what is held in memory, and lost if the process is killed
 
 
@@ -35,7 +36,7 @@ class SliceRecord:
     """The contents of progress.json.
 
     Attributes:
-        tokenizer_sha256: see `hash_tokenizer`.
+        tokenizer_sha256: what `hash_tokenizer` says of it.
         parts: of the slice, as messages name them.
         sizes: of these parts in bytes, as they were when reading began.
         next_part: number of the part to go on with, among those of the slice.
@@ -190,10 +191,12 @@ def _require_unchanged(folder: Path, record: SliceRecord, expected: SliceRecord,
 
 
 def _blocks(parts: Sequence[Part], record: SliceRecord) -> Iterator[Block]:
-    position = record.position
-    for part in parts[record.next_part :]:
-        yield from read_blocks(part, position)
-        position = Position()
+    starts = [record.position, *(Position() for _ in parts)]
+    readers = (
+        functools.partial(read_blocks, part, start)
+        for part, start in zip(parts[record.next_part :], starts, strict=False)
+    )
+    return read_ahead(readers, num_threads=max(1, min(_MOST_READERS, count_cores() // _CORES_PER_READER)))
 
 
 class _SliceWriter:
@@ -243,7 +246,7 @@ class _SliceWriter:
                 seqlens = np.concatenate([samples.seqlens for samples in pending])
                 path = self.folder / f"{split}-{number:05d}.arrow"
                 record.shards[split].append(write_shard(path, str(self._source), ids, seqlens))
-                _write_documents(path.with_suffix(".documents.npy"), pending)
+                _write_documents(path.with_suffix(".documents"), pending)
             pending.clear()
         record.num_shards += 1
         record.next_part, record.position = self._place
@@ -253,11 +256,43 @@ class _SliceWriter:
         self._pending_tokens = 0
 
 
+class DocumentTable:
+    """The documents of a shard on disk, in the order of their hashes; nothing is kept open, and nothing in memory.
+
+    The file is (3, documents) uint64: the two halves of a text's hash, and its number in the shard << 32 | its samples.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_documents = path.stat().st_size // (3 * 8)
+
+    @staticmethod
+    def write(path: Path, hashes: Hashes, samples_per_document: NDArray[np.int32]) -> None:
+        """Writes the file.
+
+        Args:
+            path: of the file.
+            hashes: (documents, 2), in the order of the documents.
+            samples_per_document: (documents,).
+        """
+        high, low = hashes.T
+        numbers = np.arange(len(hashes), dtype=np.uint64)
+        rows = np.stack([high, low, numbers << np.uint64(32) | samples_per_document.astype(np.uint64)])
+        write_file(path, rows[:, np.lexsort((numbers, low, high))].tobytes())
+
+    def first_halves(self) -> NDArray[np.uint64]:
+        """(documents,) the halves of the hashes that decide on the order, ascending."""
+        return np.fromfile(self.path, dtype=np.uint64, count=self.num_documents)
+
+    def read(self, start: int, end: int) -> NDArray[np.uint64]:
+        """(3, end - start), some consecutive columns of the table."""
+        rows = [
+            np.fromfile(self.path, dtype=np.uint64, count=end - start, offset=8 * (row * self.num_documents + start))
+            for row in range(3)
+        ]
+        return np.stack(rows)
+
+
 def _write_documents(path: Path, pending: Sequence[Samples]) -> None:
-    high, low = np.concatenate([samples.hashes for samples in pending]).T
-    counts = np.concatenate([samples.samples_per_document for samples in pending]).astype(np.uint64)
-    numbers = np.arange(len(counts), dtype=np.uint64)
-    documents: NDArray[Any] = np.stack([high, low, numbers << np.uint64(32) | counts])
-    content = io.BytesIO()
-    np.save(content, documents[:, np.lexsort((numbers, low, high))])
-    write_file(path, content.getbuffer())
+    hashes = np.concatenate([samples.hashes for samples in pending])
+    DocumentTable.write(path, hashes, np.concatenate([samples.samples_per_document for samples in pending]))

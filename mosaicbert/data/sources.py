@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosaicbert.config import ConfigError, SourceConfig
-from mosaicbert.data.hub import count_shards
+from mosaicbert.data.hub import count_shards, find_revision
 
 INSTALLED_DOCUMENTATION = "installed-documentation"
 TRAIN, VALIDATION = "train", "validation"
@@ -28,6 +28,7 @@ class Part:
         compression: ".gz", ".zst" or "".
         text_column: that holds the text.
         split: that all its texts go to; None: each to the one that its hash says.
+        revision: commit of a Hub dataset.
         subset: configuration of a Hub dataset.
         hub_split: of a Hub dataset.
         shard: of a Hub dataset, and how many it has.
@@ -40,23 +41,47 @@ class Part:
     compression: str = ""
     text_column: str
     split: str | None = None
+    revision: str | None = None
     subset: str | None = None
     hub_split: str = TRAIN
     shard: tuple[int, int] = (0, 1)
     size: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}, {self.hub_split} shard {self.shard[0]}" if self.kind == "hub" else self.path
+        if self.kind != "hub":
+            return self.path
+        commit = "" if self.revision is None else f"@{self.revision}"
+        return f"{self.path}{commit}, {self.hub_split} shard {self.shard[0]} of {self.shard[1]}"
 
 
-def list_parts(sources: Mapping[str, SourceConfig]) -> list[Part]:
+def resolve_revisions(sources: Mapping[str, SourceConfig]) -> dict[str, str | None]:
+    """The commit that each Hub dataset is at; None for everything else.
+
+    Raises:
+        ConfigError: as `list_parts`.
+    """
+    require_sources(sources)
+    return {
+        name: find_revision(source.path, source.revision)
+        if source.path != INSTALLED_DOCUMENTATION and not _find_files(name, source.path)
+        else None
+        for name, source in sources.items()
+    }
+
+
+def list_parts(sources: Mapping[str, SourceConfig], revisions: Mapping[str, str | None] | None = None) -> list[Part]:
     """The parts of all sources, in the order of the recipe; of a source, training before validation.
+
+    Args:
+        sources: by name.
+        revisions: of each, if `resolve_revisions` has found them before.
 
     Raises:
         ConfigError: a source does not exist, holds files of no known kind, or is asked for splits it does not have.
     """
     require_sources(sources)
-    return [part for name, source in sources.items() for part in _parts_of(name, source)]
+    found = resolve_revisions(sources) if revisions is None else revisions
+    return [part for name, source in sources.items() for part in _parts_of(name, source, found[name])]
 
 
 def require_sources(sources: Mapping[str, SourceConfig]) -> None:
@@ -83,7 +108,7 @@ def require_sources(sources: Mapping[str, SourceConfig]) -> None:
                 )
 
 
-def _parts_of(name: str, source: SourceConfig) -> list[Part]:
+def _parts_of(name: str, source: SourceConfig, revision: str | None) -> list[Part]:
     if source.path == INSTALLED_DOCUMENTATION:
         return [Part(source=name, path=source.path, kind=INSTALLED_DOCUMENTATION, text_column=source.text_column)]
     files = _find_files(name, source.path)
@@ -94,7 +119,7 @@ def _parts_of(name: str, source: SourceConfig) -> list[Part]:
         splits = [(TRAIN, TRAIN), (source.validation_split, VALIDATION)]
     parts: list[Part] = []
     for hub_split, split in splits:
-        total = count_shards(source.path, source.subset, hub_split)
+        total = count_shards(source.path, revision, source.subset, hub_split)
         parts += [
             Part(
                 source=name,
@@ -102,6 +127,7 @@ def _parts_of(name: str, source: SourceConfig) -> list[Part]:
                 kind="hub",
                 text_column=source.text_column,
                 split=split,
+                revision=revision,
                 subset=source.subset,
                 hub_split=hub_split,
                 shard=(number, total),
@@ -121,6 +147,15 @@ def _file_part(name: str, source: SourceConfig, file: str) -> Part:
         text_column=source.text_column,
         size=Path(file).stat().st_size,
     )
+
+
+def find_files(name: str, source: SourceConfig) -> list[str]:
+    """The files of a source, by name; none for a dataset of the Hub, for the installed documentation, and if all have
+    gone that a folder or a glob once named."""
+    try:
+        return _find_files(name, source.path)
+    except ConfigError:
+        return []
 
 
 def _find_files(name: str, path: str) -> list[str]:

@@ -11,7 +11,6 @@ samples of a source stand together.
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.tokenizer import hash_tokenizer
+
+_IDS_COUNTED_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,10 @@ class StoreRecord:
 
     Attributes:
         prepared_from: the recipe's keys that decide what the store holds, with their values.
-        tokenizer_sha256: of tokenizer.json, see `hash_tokenizer`.
+        tokenizer_sha256: of the file tokenizer.json.
         splits: by name.
+        revisions: commit of each source that is a dataset of the Hub.
+        files: that were read, by source: how many, and of how many bytes (0 for the Hub).
         documents: that were read, by source.
         text_bytes: of them, in UTF-8, by source.
         dropped: number of documents left out, by source and reason.
@@ -78,10 +80,16 @@ class StoreRecord:
     prepared_from: dict[str, Any]
     tokenizer_sha256: str
     splits: dict[str, SplitRecord]
+    revisions: dict[str, str | None]
+    files: dict[str, tuple[int, int]]
     documents: dict[str, int]
     text_bytes: dict[str, int]
     dropped: dict[str, dict[str, int]]
     unigram_entropy: float
+
+    def shard_hashes(self) -> dict[str, list[str]]:
+        """What tells stores apart: the SHA-256 of every shard, by split."""
+        return {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
 
     def write(self, folder: Path) -> None:
         """Writes store.json, which appears only when it is complete."""
@@ -101,6 +109,7 @@ class StoreRecord:
                 name: SplitRecord(shards=[ShardRecord(**shard) for shard in split["shards"]])
                 for name, split in content["splits"].items()
             }
+            content["files"] = {name: tuple(counts) for name, counts in content["files"].items()}
             return StoreRecord(**content)
         except FileNotFoundError as error:
             raise ConfigError(f"{folder}: no token store there; make one with `mosaicbert prepare RECIPE`.") from error
@@ -166,14 +175,18 @@ def read_shard(path: Path) -> tuple[NDArray[Any], NDArray[np.int32]]:
     Raises:
         ConfigError: the file is missing or damaged.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: missing; delete the store and prepare it again.")
+    mapped = pa.memory_map(str(path))
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        (batch,) = pa.ipc.open_stream(pa.py_buffer(mapped))
+        # Arrow also raises OSError for what is no Arrow stream.
+        (batch,) = pa.ipc.open_stream(mapped)
         column = batch.column("input_ids")
         return column.values.to_numpy(), column.offsets.to_numpy()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise ConfigError(f"{path}: damaged ({error}); delete the store and prepare it again.") from error
+    finally:
+        mapped.close()  # the file, not the mapping: stores may have more shards than a process may have open files
 
 
 def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord]) -> None:
@@ -190,6 +203,14 @@ def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord
     }
     write_file(folder / "dataset_info.json", (json.dumps(info, indent=2) + "\n").encode())
     write_file(folder / "state.json", (json.dumps(state, indent=2) + "\n").encode())
+
+
+def count_ids(ids: NDArray[Any], num_ids: int) -> NDArray[np.int64]:
+    """How often each id below `num_ids` occurs, (num_ids,)."""
+    counts = np.zeros(num_ids, dtype=np.int64)
+    for first in range(0, len(ids), _IDS_COUNTED_AT_ONCE):  # bincount makes 64 bits of each
+        counts += np.bincount(ids[first : first + _IDS_COUNTED_AT_ONCE], minlength=num_ids)
+    return counts
 
 
 def sha256_of(path: Path) -> str:
@@ -262,13 +283,9 @@ def open_tokenizer(folder: Path, record: StoreRecord) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"{path}: missing; delete {folder} and prepare it again.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ConfigError(f"{path}: damaged ({error}); delete {folder} and prepare it again.") from error
-    if hash_tokenizer(tokenizer) != record.tokenizer_sha256:
+    if sha256_of(path) != record.tokenizer_sha256:
         raise ConfigError(f"{path}: not the tokenizer that the store was made with; delete {folder}, prepare it again.")
-    return tokenizer
+    return Tokenizer.from_file(str(path))
 
 
 def _features(dtype: np.dtype[Any]) -> Any:

@@ -1,7 +1,7 @@
 """Blocks to samples: what a worker process does with the documents of a block."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from mosaicbert.data.sources import TRAIN, VALIDATION, Part
 
 # A text's first characters are enough to find its first tokens; if this many per token are not, all of it is read.
 _CHARACTERS_PER_TOKEN = 6
+_CHARACTERS_AT_ONCE = 2**19
 Hashes = NDArray[np.uint64]
 
 
@@ -107,7 +108,8 @@ class Tokeniser:
     def __init__(self, rules: SampleRules) -> None:
         self.rules = rules
         self.tokenizer = Tokenizer.from_str(rules.tokenizer)
-        self._reads_prefixes = rules.sampling == "truncate" and _is_local(self.tokenizer)
+        self.tokenizer.encode_special_tokens = True  # a text about BERT may say "[MASK]", and means the word
+        self._is_local = _is_local(self.tokenizer)
 
     def __call__(self, block: Block) -> TokenisedBlock:
         dropped: Counter[str] = Counter()
@@ -148,7 +150,7 @@ class Tokeniser:
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The token ids of each text, without special tokens; in mode "truncate" as many as a sample can hold."""
-        if not self._reads_prefixes:
+        if self.rules.sampling == "chunk" or not self._is_local:
             return self._encode_whole(texts)
         room = self.rules.max_tokens
         prefixes = [_prefix(text, room * _CHARACTERS_PER_TOKEN) for text in texts]
@@ -164,9 +166,18 @@ class Tokeniser:
         return encoded
 
     def _encode_whole(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         end = self.rules.max_tokens if self.rules.sampling == "truncate" else None
-        return [np.array(encoding.ids[:end], dtype=self.rules.dtype) for encoding in encodings]
+        encoded: list[NDArray[Any]] = []
+        # A few at a time, and long ones in pieces: the library takes some hundred bytes for each token.
+        for some in _batches(texts):
+            pieces = [_pieces(text) if self._is_local else [text] for text in some]
+            encodings = iter(
+                self.tokenizer.encode_batch_fast([piece for text in pieces for piece in text], add_special_tokens=False)
+            )
+            for text in pieces:
+                ids = [np.array(next(encodings).ids, dtype=self.rules.dtype) for _ in text]
+                encoded.append(np.concatenate(ids)[:end])
+        return encoded
 
     def _sample(self, texts: list[str], hashes: list[tuple[int, int]]) -> tuple[Samples, int]:
         encoded = self.encode(texts)
@@ -200,6 +211,27 @@ def tokenise(block: Block) -> TokenisedBlock:
 
 
 _tokeniser: Tokeniser | None = None
+
+
+def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    first = characters = 0
+    for number, text in enumerate(texts):
+        characters += len(text)
+        if characters >= _CHARACTERS_AT_ONCE:
+            yield texts[first : number + 1]
+            first, characters = number + 1, 0
+    if first < len(texts):
+        yield texts[first:]
+
+
+def _pieces(text: str) -> list[str]:
+    """A text cut before spaces."""
+    pieces: list[str] = []
+    first = 0
+    while len(text) - first > _CHARACTERS_AT_ONCE and (end := text.find(" ", first + _CHARACTERS_AT_ONCE)) > 0:
+        pieces.append(text[first:end])
+        first = end
+    return [*pieces, text[first:]]
 
 
 def _prefix(text: str, characters: int) -> str:

@@ -66,8 +66,8 @@ def map_in_order(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise ConfigError(
-            "a worker process was ended by the system, most likely because memory ran out; "
-            "run the command again to continue, on fewer cores if it happens again (taskset)."
+            "a worker process has ended without a word: because memory ran out (run again to continue, with taskset on "
+            "fewer cores), or because a script that calls this lacks `if __name__ == '__main__':`."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

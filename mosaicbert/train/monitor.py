@@ -86,7 +86,7 @@ class Monitor(Callback):
         squares = sum(int(lengths.square().sum()) for lengths in seqlens)
         masked = sum(batch.num_masked for batch in batches)
         self._masked = state.batch.global_masked
-        self._fill_rate = tokens / sum(batch.shape[0] for batch in batches)
+        self._fill_rate = tokens / state.batch.input_ids.numel()
         self._step_flops = training_flops(self.recipe.model, tokens=tokens, squared_lengths=squares, masked=masked)
 
     def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002

@@ -26,7 +26,7 @@ from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_fl
 from mosaicbert.train.figure import draw_loss
 from mosaicbert.train.monitor import Monitor, SeededSteps, read_metrics
 from mosaicbert.train.result import export_run, summarise
-from mosaicbert.train.run import RunFolder, check_run, open_run
+from mosaicbert.train.run import RunFolder, check_run, open_run, require_same_store
 from mosaicbert.train.schedule import linear_schedule
 
 
@@ -44,11 +44,12 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
         return run
     record = prepare(recipe, console) if dist.get_world_size() == 1 else check_store(recipe)
     require_work_for_all(recipe, record, dist.get_world_size())
+    require_same_store(run, record)
     if dist.get_world_size() > 1 and not torch.cuda.is_available():
         limit_cpu_threads(dist.get_local_world_size())
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
     if dist.get_global_rank() == 0:
-        open_run(recipe)
+        open_run(recipe, record)
     dist.barrier()
 
     torch.manual_seed(recipe.seed)

@@ -13,11 +13,13 @@ import torch
 
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
+from mosaicbert.data.store import StoreRecord
 
 # Keys that move work about without changing what is computed: a run may be continued with other values.
 _FREE_KEYS = frozenset(
     {
         "runs_folder",
+        "data.store",
         "data.num_workers",
         "data.num_slices",
         "data.skip_bad_documents",
@@ -36,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
+        self.store = path / "store.json"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
@@ -73,13 +76,27 @@ def check_run(recipe: Recipe) -> RunFolder:
     return run
 
 
-def open_run(recipe: Recipe) -> RunFolder:
-    """Makes the run folder and writes the resolved recipe and the environment, unless they are there.
+def require_same_store(run: RunFolder, record: StoreRecord) -> None:
+    """Refuses to go on with other samples than the run began with: the same position would be other text.
 
     Raises:
-        ConfigError: as `check_run`.
+        ConfigError: the store has been prepared again, from other text, since the run began.
+    """
+    if run.store.exists() and StoreRecord.read(run.path).shard_hashes() != record.shard_hashes():
+        raise ConfigError(
+            f"{run.path}: this run began with another token store, see its store.json; choose another run_name=, "
+            "or give it that store back: data.store=."
+        )
+
+
+def open_run(recipe: Recipe, record: StoreRecord) -> RunFolder:
+    """Makes the run folder with the resolved recipe, the store's record and the environment, unless they are there.
+
+    Raises:
+        ConfigError: as `check_run` and `require_same_store`.
     """
     run = check_run(recipe)
+    require_same_store(run, record)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,6 +105,8 @@ def open_run(recipe: Recipe) -> RunFolder:
         partial = run.recipe.with_suffix(".partial")
         save_recipe(recipe, partial)
         partial.rename(run.recipe)
+    if not run.store.exists():
+        record.write(run.path)
     if not run.environment.exists():
         run.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n")
     return run

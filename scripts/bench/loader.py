@@ -19,8 +19,8 @@ from mosaicbert.batch import Step
 from mosaicbert.config import DataConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
 from mosaicbert.config.load import load_recipe
 from mosaicbert.data.loader import build_loader
-from mosaicbert.data.store import ShardRecord, SplitRecord, StoreRecord, write_shard
-from mosaicbert.data.tokenizer import hash_tokenizer, train_tokenizer
+from mosaicbert.data.store import ShardRecord, SplitRecord, StoreRecord, sha256_of, write_shard
+from mosaicbert.data.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 30_528
 HUGE = 10**9  # samples
@@ -125,7 +125,9 @@ def make_up_store(folder: Path, *, num_samples: int, max_seq_len: int, num_links
     tokenizer.save(str(folder / "tokenizer.json"))
     StoreRecord(
         prepared_from={},
-        tokenizer_sha256=hash_tokenizer(tokenizer),
+        tokenizer_sha256=sha256_of(folder / "tokenizer.json"),
+        revisions={},
+        files={},
         splits={"train": SplitRecord(shards=shards)},
         documents={},
         text_bytes={},

@@ -56,8 +56,10 @@ def write_jsonl(path: Path, documents: list[str] | None = None, column: str = "t
 
 @functools.cache
 def trained() -> Tokenizer:
-    """A tokenizer of 512 entries."""
-    return train_tokenizer(texts(), vocab_size=512)
+    """A tokenizer of 512 entries, to which "[MASK]" in a text is a word like any other."""
+    tokenizer = train_tokenizer(texts(), vocab_size=512)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def write_tokenizer(folder: Path) -> str:

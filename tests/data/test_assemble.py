@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +10,7 @@ from mosaicbert.config import SourceConfig
 from mosaicbert.data import assemble
 from mosaicbert.data.assemble import find_repetitions
 from mosaicbert.data.prepare import prepare
+from mosaicbert.data.slices import DocumentTable
 from tests.data.corpus import (
     all_samples,
     encode,
@@ -21,10 +25,16 @@ from tests.recipes import tiny_recipe
 _LARGEST = 2**64 - 1
 
 
-def _table(hashes):
-    """As slices.py writes it: sorted by hash, then by number."""
-    rows = sorted((high, low, number << 32 | 1) for number, (high, low) in enumerate(hashes))
-    return np.array(rows, dtype=np.uint64).reshape(-1, 3).T
+def _find(tables):
+    """The repetitions of tables of hashes, once they are on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = []
+        for number, hashes in enumerate(tables):
+            path = Path(folder) / f"{number}.documents"
+            bits = np.array(hashes, dtype=np.uint64).reshape(-1, 2)
+            DocumentTable.write(path, bits, np.ones(len(bits), dtype=np.int32))
+            written.append(DocumentTable(path))
+        return [numbers.tolist() for numbers in find_repetitions(written)]
 
 
 def _find_plainly(tables):
@@ -47,8 +57,8 @@ _HASHES = st.tuples(
 def test_repetitions_are_what_stood_before_in_the_same_or_an_earlier_table(tables, at_once):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "_DOCUMENTS_AT_ONCE", at_once)
-        found = find_repetitions([_table(hashes) for hashes in tables])
-    assert [numbers.tolist() for numbers in found] == _find_plainly(tables)
+        found = _find(tables)
+    assert found == _find_plainly(tables)
 
 
 @given(seed=st.integers(0, 2**32), at_once=st.sampled_from([10, 100, 5000]))
@@ -58,18 +68,17 @@ def test_repetitions_among_evenly_spread_hashes_are_found(seed, at_once):
     tables = [[known[number] for number in draw.integers(0, 300, size)] for size in (100, 0, 250, 1)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "_DOCUMENTS_AT_ONCE", at_once)
-        found = find_repetitions([_table(hashes) for hashes in tables])
-    assert [numbers.tolist() for numbers in found] == _find_plainly(tables)
+        found = _find(tables)
+    assert found == _find_plainly(tables)
 
 
 def test_only_a_portion_of_all_documents_is_compared_at_once(monkeypatch):
     monkeypatch.setattr(assemble, "_DOCUMENTS_AT_ONCE", 100)
     sizes = []
     lexsort = np.lexsort
-    monkeypatch.setattr(np, "lexsort", lambda keys: sizes.append(len(keys[0])) or lexsort(keys))
+    monkeypatch.setattr(np, "lexsort", lambda keys: (len(keys) == 2 and sizes.append(len(keys[0]))) or lexsort(keys))
     draw = np.random.default_rng(3).integers(0, _LARGEST, (4, 1000, 2), dtype=np.uint64)
-    tables = [_table([(int(high), int(low)) for high, low in hashes]) for hashes in draw]
-    find_repetitions(tables)
+    _find(draw)
     assert sum(sizes) == 4000
     assert max(sizes) < 200
 

@@ -55,6 +55,7 @@ def _maker(store, rank=0, world_size=1, max_seq_len=128, micro_batch_tokens=1024
         seed=seed,
         max_seq_len=max_seq_len,
         micro_batch_tokens=micro_batch_tokens,
+        largest_mask_rate=0.3,
         rank=rank,
         world_size=world_size,
     )

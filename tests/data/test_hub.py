@@ -45,7 +45,7 @@ def _documents(part):
 
 
 def test_a_split_has_a_shard_for_each_file(dataset):
-    assert [count_shards(dataset, "en", split) for split in ("train", "validation")] == [3, 1]
+    assert [count_shards(dataset, None, "en", split) for split in ("train", "validation")] == [3, 1]
 
 
 def test_each_shard_holds_the_texts_of_its_file_in_order(dataset):
@@ -99,12 +99,14 @@ def test_a_validation_split_is_held_out_as_it_is(dataset, monkeypatch):
 )
 def test_what_is_not_there_is_refused_in_one_line_that_names_it(dataset, make, subset, split, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
-        count_shards(make(dataset), subset, split)
+        count_shards(make(dataset), None, subset, split)
     assert "\n" not in str(caught.value)
 
 
 def test_another_column_is_refused_with_those_that_are_there(dataset):
-    with pytest.raises(ConfigError, match=r"train shard 0: no column 'body', only \['text'\]; set data\.sources\.text"):
+    with pytest.raises(
+        ConfigError, match=r"train shard 0 of 3: no column 'body', only \['text'\]; set data\.sources\.text"
+    ):
         _documents(_part(dataset, shard=(0, 3), text_column="body"))
 
 

@@ -23,7 +23,7 @@ import zstandard
 
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data import prepare as prepare_module
-from mosaicbert.data.prepare import check_store, count_tokens, open_store, prepare, prepare_and_report, unigram_entropy
+from mosaicbert.data.prepare import check_store, open_store, prepare, prepare_and_report, unigram_entropy
 from mosaicbert.data.slices import SliceRecord, slice_folder
 from mosaicbert.data.sources import TRAIN, VALIDATION, Part, list_parts
 from mosaicbert.data.store import StoreRecord, open_tokenizer
@@ -217,15 +217,6 @@ def test_the_recorded_entropy_is_that_of_the_held_out_tokens(recipe, record):
 
 def test_entropy_of_an_even_distribution_is_the_logarithm_of_its_size():
     assert unigram_entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))
-
-
-def test_tokens_are_counted_through_all_shards(tmp_path, monkeypatch):
-    use_small_shards(monkeypatch)
-    recipe = _recipe(tmp_path, {"text": write_jsonl(tmp_path / "a.jsonl", short_texts(100))})
-    files = [shard.file for shard in prepare(recipe).splits[TRAIN].shards]
-    counts = count_tokens(recipe.store_folder / TRAIN, files, 16)
-    expected = Counter(token for ids in _split(short_texts(100))[TRAIN] for token in ids)
-    assert {token: count for token, count in enumerate(counts.tolist()) if count} == expected
 
 
 # --- A store that is there.
@@ -536,7 +527,7 @@ def test_an_interrupted_run_trains_its_tokenizer_once(mixture, monkeypatch):
         "prepared_from.json",
         "tokenizer.json",
         "slices/00000-of-00001/train-00000.arrow",
-        "slices/00000-of-00001/validation-00000.documents.npy",
+        "slices/00000-of-00001/validation-00000.documents",
         "slices/00000-of-00001/progress.json",
         "train/data-00000.arrow",
         "train/dataset_info.json",
@@ -737,5 +728,29 @@ def test_what_was_left_of_another_recipe_at_the_very_end_is_refused(tmp_path):
     recipe = _recipe(tmp_path, {"text": write_jsonl(tmp_path / "a.jsonl", short_texts(50))})
     prepare(recipe)
     recipe.store_folder.rename(_partial(recipe))  # killed just before the store's folder got its name
+    finished = files_of(_partial(recipe))
     with pytest.raises(ConfigError, match=r"prepared with data\.max_seq_len=32, the recipe says 16"):
         prepare(replace(recipe, data=replace(recipe.data, max_seq_len=16)))
+    prepare(recipe)
+    assert files_of(recipe.store_folder) == finished
+
+
+def test_files_that_came_since_a_store_was_made_are_noted(tmp_path, console):
+    recipe = _recipe(tmp_path, {"text": write_jsonl(tmp_path / "a.jsonl", short_texts(50))})
+    prepare(recipe, console)
+    prepare(recipe, console)
+    assert "note" not in console.export_text()
+    write_jsonl(tmp_path / "a.jsonl", short_texts(60))
+    prepare(recipe, console)
+    assert "a.jsonl holds 1 files of" in console.export_text()
+    (tmp_path / "a.jsonl").unlink()
+    prepare(recipe, console)
+    assert "note" not in console.export_text()
+
+
+def test_the_beginning_of_a_store_that_another_process_has_finished_is_not_made_again(tmp_path):
+    recipe = _recipe(tmp_path, {"text": write_jsonl(tmp_path / "a.jsonl", short_texts(50))})
+    prepare(recipe)
+    with pytest.raises(ConfigError, match="this store is finished"):
+        prepare_module.prepare_one_slice(recipe, 0)
+    assert not _partial(recipe).exists()

@@ -318,13 +318,40 @@ def test_a_truncated_stream_of_arrow_is_read_up_to_its_last_whole_batch(tmp_path
     assert last.damage.startswith("damaged behind row 20 (")
 
 
-def test_a_document_too_long_for_the_memory_ends_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_LONGEST_DOCUMENT", 2**20)
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl(_TEXTS) + b"x" * 2**21)
-    *_, last = blocks = list(read_blocks(_part(path), Position()))
-    assert [text for block in blocks for text in decode(block)] == _TEXTS
-    assert last.damage == "behind line 3 stands a document of more than 1 MiB; cut it up"
+_LONG_ONES = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("places", _LONG_ONES.values(), ids=_LONG_ONES.keys())
+@pytest.mark.parametrize("block_bytes", [50, 3000], ids=["small-blocks", "large-blocks"])
+def test_a_document_too_long_for_the_memory_is_left_out_and_all_others_are_read(
+    tmp_path, monkeypatch, suffix, places, block_bytes
+):
+    monkeypatch.setattr(reading, "_LONGEST_DOCUMENT", 5000)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block_bytes)
+    documents = [f"short text {number}" for number in range(7)]
+    for place in places:
+        documents[place] = "long " * 20_000
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(jsonl(documents)) if suffix.endswith("gz") else jsonl(documents))
+    found = [doc for block in read_blocks(_part(path), Position()) for doc in decode(block)]
+    bad = {place for place, doc in enumerate(found) if not isinstance(doc, str)}
+    assert bad == set(places)
+    assert [doc for doc in found if isinstance(doc, str)] == [doc for doc in documents if len(doc) < 100]
+    assert all(found[place].kind == "too long" for place in bad)
+    assert all(found[place].place == f"{path}, line {place + 1}" for place in bad)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_a_file_without_line_breaks_is_one_document_that_is_too_long(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(reading, "_LONGEST_DOCUMENT", 5000)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", chunk)
+    (tmp_path / "a.txt").write_bytes(b"x" * 50_000)
+    (block,) = read_blocks(_part(tmp_path / "a.txt"), Position())
+    assert block.content is None
+    assert block.end.offset == 50_000
+    assert [doc.kind for doc in decode(block)] == ["too long"]
 
 
 # --- What is read does not depend on where reading begins, nor on the sizes of blocks and chunks.

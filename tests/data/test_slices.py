@@ -162,6 +162,15 @@ def test_other_files_of_the_same_sizes_are_refused(recipe, tmp_path):
         prepare(sliced)
 
 
+def test_sources_in_another_order_are_refused_when_going_on(recipe, tmp_path):
+    sources = {name: SourceConfig(path=str(tmp_path / folder)) for name, folder in (("a", "first"), ("b", "second"))}
+    begun = replace(_of(recipe, "ordered", 2), data=replace(_of(recipe, "ordered", 2).data, sources=sources))
+    prepare_one_slice(begun, 0)
+    turned = dict(reversed(sources.items()))
+    with pytest.raises(ConfigError, match=r"other files .* delete .* to begin again"):
+        prepare(replace(begun, data=replace(begun.data, sources=turned)))
+
+
 def test_another_number_of_slices_is_refused_and_what_is_prepared_stays(recipe):
     prepare_one_slice(_of(recipe, "sliced", 2), 0)
     with pytest.raises(ConfigError, match=r"was begun with another data\.num_slices than 3; set that again, or delete"):

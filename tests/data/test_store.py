@@ -1,6 +1,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -12,6 +14,7 @@ from mosaicbert.data.store import (
     SplitRecord,
     StoreRecord,
     TokenStore,
+    count_ids,
     id_dtype,
     open_tokenizer,
     read_shard,
@@ -38,11 +41,13 @@ def _write_split(folder, dtype=np.uint16):
     return SplitRecord(shards=records)
 
 
-def _record(splits):
+def _record(folder, splits):
     return StoreRecord(
         prepared_from={"data.max_seq_len": 32},
-        tokenizer_sha256=hash_tokenizer(trained()),
+        tokenizer_sha256=sha256_of(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else "",
         splits=splits,
+        revisions={"a": None, "b": None},
+        files={"a": (1, 30), "b": (1, 30)},
         documents={"a": 3, "b": 3},
         text_bytes={"a": 30, "b": 30},
         dropped={"a": {}, "b": {"duplicate": 1}},
@@ -55,7 +60,7 @@ def store(tmp_path):
     folder = tmp_path / "store"
     splits = {split: _write_split(folder / split) for split in ("train", "validation")}
     write_tokenizer(folder)
-    _record(splits).write(folder)
+    _record(folder, splits).write(folder)
     return folder
 
 
@@ -102,7 +107,7 @@ def test_the_record_of_a_shard_has_the_checksum_of_its_file(store):
 
 
 def test_a_record_survives_its_file(store):
-    assert StoreRecord.read(store) == _record(StoreRecord.read(store).splits)
+    assert StoreRecord.read(store) == _record(store, StoreRecord.read(store).splits)
 
 
 def test_a_store_is_opened_without_its_shards(store):
@@ -115,7 +120,7 @@ def test_a_missing_shard_is_named_when_it_is_read_and_others_are_read(store):
     (store / "train" / "data-00001.arrow").unlink()
     opened = TokenStore(store, "train")
     assert [ids.tolist() for ids in opened.read(np.array([0, 1, 3, 4, 5]))] == _SHARDS[0] + _SHARDS[2]
-    with pytest.raises(ConfigError, match=r"train/data-00001\.arrow: damaged \(.*No such file"):
+    with pytest.raises(ConfigError, match=r"train/data-00001\.arrow: missing"):
         opened.read(np.array([2]))
 
 
@@ -125,7 +130,7 @@ def test_a_truncated_shard_is_named_when_it_is_read(tmp_path, keep):
     ids = np.arange(1000, dtype=np.uint16)
     (folder / "train").mkdir(parents=True)
     shard = write_shard(folder / "train" / "data-00000.arrow", "a", ids, np.full(100, 10, dtype=np.int32))
-    _record({"train": SplitRecord(shards=[shard])}).write(folder)
+    _record(folder, {"train": SplitRecord(shards=[shard])}).write(folder)
     path = folder / "train" / "data-00000.arrow"
     path.write_bytes(path.read_bytes()[:keep])
     try:
@@ -203,7 +208,7 @@ def test_the_tokenizer_of_a_store_is_opened(store):
     ("damage", "expected"),
     [
         (lambda path: path.unlink(), r"tokenizer\.json: missing"),
-        (lambda path: path.write_text("{"), r"tokenizer\.json: damaged"),
+        (lambda path: path.write_text("{"), "not the tokenizer that the store was"),
         (
             lambda path: path.write_text(path.read_text().replace("true", "false")),
             "not the tokenizer that the store was",
@@ -223,3 +228,23 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(
     with pytest.raises(ConfigError, match=r"/a: cannot be written \(No space left on device\); make room and run the"):
         write_file(tmp_path / "a", b"new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+def test_ids_are_counted_portion_by_portion(monkeypatch):
+    monkeypatch.setattr("mosaicbert.data.store._IDS_COUNTED_AT_ONCE", 7)
+    ids = np.random.default_rng(5).integers(0, 20, 100).astype(np.uint16)
+    assert count_ids(ids, 20).tolist() == np.bincount(ids, minlength=20).tolist()
+
+
+def test_a_store_of_more_shards_than_a_process_may_open_files_is_read(store):
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from mosaicbert.data.store import TokenStore, read_shard\n"
+        "path = next(Path(sys.argv[1]).glob('train/*.arrow'))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "print(sum(len(ids) for ids, _ in [read_shard(path) for _ in range(200)]))\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) > 0

@@ -60,12 +60,14 @@ _TEXTS = st.lists(st.one_of(_FRAGMENTS, st.text(max_size=20)), max_size=40).map(
 def _added(token):
     tokenizer = Tokenizer.from_str(trained().to_str())
     tokenizer.add_tokens([token])
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def _other_pre_tokenizer():
     tokenizer = Tokenizer.from_str(trained().to_str())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
@@ -91,6 +93,24 @@ def test_truncation_gives_the_first_tokens_of_the_whole_text(name, documents, ma
     encoded = _tokeniser(_TOKENIZERS[name], max_tokens=max_tokens).encode(documents)
     whole = [_TOKENIZERS[name].encode(text, add_special_tokens=False).ids for text in documents]
     assert [ids.tolist() for ids in encoded] == [ids[:max_tokens] for ids in whole]
+
+
+@pytest.mark.parametrize("name", _TOKENIZERS)
+@given(documents=st.lists(_TEXTS, min_size=1, max_size=4), at_once=st.integers(1, 40))
+def test_a_long_text_is_tokenised_in_pieces_as_it_is_in_one(name, documents, at_once):
+    documents = [clean(text) for text in documents]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mosaicbert.data.tokenise._CHARACTERS_AT_ONCE", at_once)
+        encoded = _tokeniser(_TOKENIZERS[name], sampling="chunk").encode(documents)
+    assert [ids.tolist() for ids in encoded] == [
+        _TOKENIZERS[name].encode(text, add_special_tokens=False).ids for text in documents
+    ]
+
+
+def test_the_names_of_special_tokens_in_a_text_are_words_like_any_other():
+    (ids,) = _tokeniser(max_tokens=99).encode(["[MASK] and [SEP], [PAD] or [CLS]"])
+    assert min(ids) >= 5
+    assert trained().decode(ids.tolist()) == "[ mask ] and [ sep ], [ pad ] or [ cls ]"
 
 
 def test_truncation_reads_no_more_of_a_long_text_than_it_needs(monkeypatch):

@@ -68,7 +68,7 @@ def test_an_error_in_a_process_is_raised_here():
 
 
 def test_a_process_ended_by_the_system_is_one_line_that_says_how_to_go_on():
-    with pytest.raises(ConfigError, match="run the command again to continue") as caught:
+    with pytest.raises(ConfigError, match="run again to continue") as caught:
         list(map_in_order(_end_at_three, range(6)))
     assert "\n" not in str(caught.value)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mosaicbert.batch import Batch, Step
+from mosaicbert.batch import Batch
 from mosaicbert.config import ConfigError, ModelConfig
 from mosaicbert.config.load import load_recipe, save_recipe
 from mosaicbert.data.loader import build_loader
@@ -24,6 +24,7 @@ from mosaicbert.train.device import choose_precision, require_work_for_all
 from mosaicbert.train.monitor import read_metrics
 from mosaicbert.train.pretrain import build_trainer, pretrain
 from mosaicbert.train.run import RunFolder, open_run
+from tests.data.corpus import texts, write_jsonl
 from tests.recipes import TINY_MODEL, tiny_recipe
 
 _RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -43,8 +44,7 @@ def _evaluations(run):
 
 def _train(recipe):
     """Trains without the export at the end."""
-    prepare(recipe)
-    run = open_run(recipe)
+    run = open_run(recipe, prepare(recipe))
     torch.manual_seed(recipe.seed)
     dtype, _ = choose_precision(recipe)
     trainer = build_trainer(recipe, run, build_model(recipe.model), dtype, 1e12, Console(quiet=True))
@@ -202,7 +202,7 @@ def test_micro_batches_are_moved_to_the_device():
         num_sequences=1,
         num_masked=1,
     )
-    moved = data_spec([Step(micro_batches=[batch], global_masked=1)], "meta").microbatch_transforms(batch)
+    moved = data_spec([], "meta").microbatch_transforms(batch)
     assert {tensor.device.type for tensor in vars(moved).values() if isinstance(tensor, torch.Tensor)} == {"meta"}
 
 
@@ -362,15 +362,18 @@ def test_training_learns(source, tmp_path):
 
 
 @pytest.mark.parametrize("path", _RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_runs_three_steps_with_a_small_model(path, source, tmp_path):
+def test_every_recipe_runs_three_steps_with_a_small_model(path, tmp_path):
+    names = list(load_recipe(path).data.sources)
+    for number, name in enumerate(names):
+        write_jsonl(tmp_path / f"{name}.jsonl", texts()[number :: len(names)])
     recipe = load_recipe(
         path,
         [
             f"runs_folder={tmp_path}",
             *(
                 f"data.sources.{name}.{key}"
-                for name in load_recipe(path).data.sources
-                for key in (f"path={source}", "subset=null", "validation_split=null", "text_column=text")
+                for name in names
+                for key in (f"path={tmp_path / name}.jsonl", "subset=null", "validation_split=null", "text_column=text")
             ),
             "data.num_slices=1",
             "data.held_out_fraction=0.2",
@@ -404,6 +407,28 @@ def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(finishe
     with pytest.raises(ConfigError, match=r"seed \(17 there, 18 now\), model\.num_hidden_layers \(2 there, 3 now\)"):
         pretrain(other, console)
     assert run.metrics.read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_a_store_of_other_text(source, tmp_path, console):
+    recipe = tiny_recipe(tmp_path, source, data={"store": str(tmp_path / "store")})
+    open_run(recipe, prepare(recipe))
+    shutil.rmtree(tmp_path / "store")
+    source = write_jsonl(tmp_path / "other.jsonl", texts()[:100])
+    other = replace(recipe, data=replace(recipe.data, sources=tiny_recipe(tmp_path, source).data.sources))
+    prepare(other)
+    store_record = (
+        (tmp_path / "store" / "store.json").read_text().replace(str(source), recipe.data.sources["text"].path)
+    )
+    (tmp_path / "store" / "store.json").write_text(store_record)
+    with pytest.raises(ConfigError, match="began with another token store"):
+        pretrain(recipe, console)
+
+
+def test_a_store_may_move_between_sittings(finished, console, tmp_path):
+    recipe, _, _ = finished
+    shutil.copytree(recipe.store_folder, tmp_path / "nearer")
+    pretrain(replace(recipe, data=replace(recipe.data, store=str(tmp_path / "nearer"))), console)
+    assert "this run is finished" in console.export_text()
 
 
 def test_keys_that_only_move_work_about_may_change_between_sittings(finished, console):
