@@ -161,9 +161,13 @@ def lock(folder: Path, refusal: str | None = None) -> Generator[None]:
         refusal: what to say if another process is in; None: wait for it.
 
     Raises:
-        ConfigError: another process is in.
+        ConfigError: another process is in, or the folder has gone.
     """
-    with (folder / "lock").open("w") as file:
+    try:
+        file = (folder / "lock").open("w")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: has gone; another process may have finished here, run again.") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
         except BlockingIOError as error:

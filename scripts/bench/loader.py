@@ -31,7 +31,8 @@ STEPS_AHEAD = 20
 def main() -> None:
     torch.set_num_threads(1)
     if len(sys.argv) > 1:
-        measure(load_recipe(sys.argv[1]), load_recipe(sys.argv[1]).run_name)
+        recipe = load_recipe(sys.argv[1], ["data.num_workers=0"])
+        measure(recipe, recipe.run_name)
         return
     with tempfile.TemporaryDirectory() as folder:
         for max_seq_len, samples in ((128, 4096), (512, 1024)):
