@@ -95,14 +95,14 @@ class Step:
 
     @property
     def micro_batches(self) -> list[Batch]:
-        """The micro-batches, as views of the step's tensors."""
+        """The micro-batches, as copies: who copies a view deeply, as Composer does, copies all of the step."""
         return [
             Batch(
-                input_ids=self.input_ids[number],
-                cu_seqlens=self.cu_seqlens[number],
+                input_ids=self.input_ids[number].clone(),
+                cu_seqlens=self.cu_seqlens[number].clone(),
                 max_seqlen=self.max_seqlen,
-                masked_indices=self.masked_indices[number],
-                labels=self.labels[number],
+                masked_indices=self.masked_indices[number].clone(),
+                labels=self.labels[number].clone(),
                 num_tokens=self.num_tokens[number],
                 num_sequences=self.num_sequences[number],
                 num_masked=self.num_masked[number],

@@ -1,6 +1,6 @@
 import torch
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import Batch, Step
 
 _TENSORS = ("input_ids", "cu_seqlens", "masked_indices", "labels")
 
@@ -97,3 +97,31 @@ def test_to_keeps_every_number():
 def test_to_another_kind_of_device_moves_every_tensor():
     moved = make_batch().to("meta")
     assert {getattr(moved, name).device.type for name in _TENSORS} == {"meta"}
+
+
+def make_step():
+    return Step(
+        input_ids=torch.arange(12).reshape(2, 6),
+        cu_seqlens=torch.tensor([[0, 4, 6], [0, 6, 6]], dtype=torch.int32),
+        max_seqlen=6,
+        masked_indices=torch.tensor([[1, 3], [5, 0]]),
+        labels=torch.tensor([[7, 8], [9, -100]]),
+        num_tokens=(6, 6),
+        num_sequences=(2, 1),
+        num_masked=(2, 1),
+        global_masked=5,
+    )
+
+
+def test_a_steps_micro_batches_are_its_rows():
+    first, second = make_step().micro_batches
+    assert first.input_ids.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (second.cu_seqlens.tolist(), second.labels.tolist()) == ([0, 6, 6], [9, -100])
+    assert (first.num_sequences, second.num_sequences, second.num_masked) == (2, 1, 1)
+
+
+def test_a_micro_batch_can_be_copied_without_the_rest_of_its_step():
+    for batch in make_step().micro_batches:
+        for name in ("input_ids", "cu_seqlens", "masked_indices", "labels"):
+            tensor = getattr(batch, name)
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes, name

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ class BatchMaker:
         return self._put_together(
             drafts[self.rank :: self.world_size],
             self._shape(drafts),
-            global_masked=sum(len(draft.masked_indices) for draft in drafts),
+            global_masked=sum(draft.counts[2] for draft in drafts),
         )
 
     def _draft(
@@ -75,76 +76,81 @@ class BatchMaker:
         seqlens: NDArray[np.int64],
         mask_rate: float,
     ) -> "_Draft":
-        ends = np.cumsum(seqlens)
-        starts = ends - seqlens
-        is_text = np.ones(ends[-1], dtype=np.bool_)
-        is_text[starts] = is_text[ends - 1] = False
-        input_ids = np.empty(ends[-1], dtype=np.int64)
-        input_ids[starts] = self.vocabulary.cls_id
-        input_ids[is_text] = np.concatenate(documents)
-        input_ids[ends - 1] = self.vocabulary.sep_id
-        counters = token_counters(self.seed, epochs, samples, seqlens)
-        masked_indices = choose_masked(input_ids, counters, mask_rate, self.vocabulary)
-        return _Draft(input_ids, ends, masked_indices, counters[masked_indices])
+        text = np.concatenate(documents)
+        # [CLS] stands at position 0 of each sequence and is never masked, nor is [SEP].
+        counters = token_counters(self.seed, epochs, samples, seqlens - 2, first_position=1)
+        chosen = choose_masked(text, counters, mask_rate, self.vocabulary)
+        return _Draft(text, seqlens, chosen, counters[chosen])
 
     def _shape(self, drafts: Sequence["_Draft"]) -> tuple[int, int, int]:
         quantum = max(8, self.micro_batch_tokens // _SHAPES_PER_BUDGET)
-        largest = max(len(draft.input_ids) for draft in drafts)
-        tokens = min(_round_up(largest, quantum), self.micro_batch_tokens)
-        sequences = max(len(draft.ends) + -(-(tokens - len(draft.input_ids)) // self.max_seq_len) for draft in drafts)
-        # Empty documents cost next to nothing, so their number is rounded generously.
+        num_tokens, num_sequences, num_masked = zip(*(draft.counts for draft in drafts), strict=True)
+        tokens = min(_round_up(max(num_tokens), quantum), self.micro_batch_tokens)
+        # Filler stands behind the real documents. Empty ones cost next to nothing: their number is rounded generously.
+        fillers = [-(-(tokens - number) // self.max_seq_len) for number in num_tokens]
+        sequences = max(map(sum, zip(num_sequences, fillers, strict=True)))
         sequences = _round_up(sequences, max(1, 1 << sequences.bit_length() >> 2))
         # Room for the masked tokens follows from the tokens, so that it does not make shapes of its own.
         rate = self.largest_mask_rate
         expected = tokens * rate + _MASKED_DEVIATIONS * math.sqrt(tokens * rate * (1 - rate))
-        masked = max(math.ceil(expected), *(len(draft.masked_indices) for draft in drafts))
-        return tokens, sequences, _round_up(masked, max(8, quantum // 2))
+        return tokens, sequences, _round_up(max(math.ceil(expected), *num_masked), max(8, quantum // 2))
 
     def _put_together(self, drafts: Sequence["_Draft"], shape: tuple[int, int, int], global_masked: int) -> Step:
         tokens, sequences, masked = shape
         input_ids = np.full((len(drafts), tokens), self.vocabulary.pad_id, dtype=np.int64)
         cu_seqlens = np.full((len(drafts), sequences + 1), tokens, dtype=np.int32)
+        cu_seqlens[:, 0] = 0
         masked_indices = np.zeros((len(drafts), masked), dtype=np.int64)
         labels = np.full((len(drafts), masked), IGNORED, dtype=np.int64)
-        for row, draft in enumerate(drafts):
-            num_tokens, num_sequences, num_masked = draft.counts
-            labels[row, :num_masked] = draft.input_ids[draft.masked_indices]
-            masked_indices[row, :num_masked] = draft.masked_indices
-            input_ids[row, :num_tokens] = draft.input_ids
-            input_ids[row, draft.masked_indices] = replace_masked(
-                labels[row, :num_masked], draft.counters, self.vocabulary
-            )
-            cu_seqlens[row, 0] = 0
-            cu_seqlens[row, 1 : num_sequences + 1] = draft.ends
+        counts = [draft.counts for draft in drafts]
+        for row, (draft, (num_tokens, num_sequences, num_masked)) in enumerate(zip(drafts, counts, strict=True)):
+            ends = np.cumsum(draft.seqlens)
+            starts = ends - draft.seqlens
+            is_text = np.ones(num_tokens, dtype=np.bool_)
+            is_text[starts] = is_text[ends - 1] = False
+            ids = input_ids[row, :num_tokens]
+            ids[is_text] = draft.text
+            ids[starts], ids[ends - 1] = self.vocabulary.cls_id, self.vocabulary.sep_id
+            cu_seqlens[row, 1 : num_sequences + 1] = ends
             filler = np.arange(num_tokens, tokens, self.max_seq_len)[1:]  # its documents are no longer than real ones
             cu_seqlens[row, num_sequences + 1 : num_sequences + 1 + len(filler)] = filler
-        counts = [draft.counts for draft in drafts]
+            indices = np.flatnonzero(is_text)[draft.chosen]
+            masked_indices[row, :num_masked] = indices
+            labels[row, :num_masked] = ids[indices]
+            ids[indices] = replace_masked(labels[row, :num_masked], draft.counters, self.vocabulary)
         return Step(
             input_ids=torch.from_numpy(input_ids),
             cu_seqlens=torch.from_numpy(cu_seqlens),
             max_seqlen=self.max_seq_len,
             masked_indices=torch.from_numpy(masked_indices),
             labels=torch.from_numpy(labels),
-            num_tokens=tuple(tokens for tokens, _, _ in counts),
-            num_sequences=tuple(sequences for _, sequences, _ in counts),
-            num_masked=tuple(masked for _, _, masked in counts),
+            num_tokens=tuple(number for number, _, _ in counts),
+            num_sequences=tuple(number for _, number, _ in counts),
+            num_masked=tuple(number for _, _, number in counts),
             global_masked=global_masked,
         )
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A micro-batch before its shape is known: tokens, ends of the documents, masked positions and their counters."""
+    """A micro-batch of any rank before its shape is known.
 
-    input_ids: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    masked_indices: NDArray[np.int64]
+    Attributes:
+        text: tokens of its documents, without [CLS] and [SEP].
+        seqlens: of the documents, with them.
+        chosen: positions in the text that are masked.
+        counters: of these positions.
+    """
+
+    text: NDArray[Any]
+    seqlens: NDArray[np.int64]
+    chosen: NDArray[np.int64]
     counters: Words
 
     @property
     def counts(self) -> tuple[int, int, int]:
         """Tokens, documents, masked tokens."""
-        return len(self.input_ids), len(self.ends), len(self.masked_indices)
+        return len(self.text) + 2 * len(self.seqlens), len(self.seqlens), len(self.chosen)
 
 
 def divide(seqlens: NDArray[np.int64], world_size: int, budget: int) -> list[NDArray[np.int64]]:

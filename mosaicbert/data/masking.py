@@ -39,7 +39,7 @@ def choose_masked(
     """Chooses a share of the ordinary tokens, each for itself.
 
     Args:
-        input_ids: (T,) tokens, specials included.
+        input_ids: (T,) tokens, some of which may be special.
         counters: (T,) one number per token that no other token of the run has, see `token_counters`.
         rate: the probability that an ordinary token is chosen; what is chosen at a rate is also chosen at a higher one.
         vocabulary: of the tokenizer.
@@ -69,10 +69,22 @@ def replace_masked(labels: NDArray[np.int64], counters: Words, vocabulary: Vocab
 
 
 def token_counters(
-    seed: int, epochs: NDArray[np.int64], samples: NDArray[np.int64], seqlens: NDArray[np.int64]
+    seed: int,
+    epochs: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    seqlens: NDArray[np.int64],
+    first_position: int = 0,
 ) -> Words:
-    """One number for every token of some documents, of B documents with T tokens in all: (T,)."""
+    """One number for every token of some documents, of B documents with T tokens in all: (T,).
+
+    Args:
+        seed: of the run.
+        epochs: (B,) of each document.
+        samples: (B,) their numbers in the store.
+        seqlens: (B,) tokens of each.
+        first_position: in its document, of each document's first token.
+    """
     keys = key_of(seed, epochs.astype(np.uint64), samples.astype(np.uint64))  # (B,)
-    starts = np.cumsum(seqlens) - seqlens
+    starts = np.cumsum(seqlens) - seqlens - first_position
     positions = np.arange(seqlens.sum()) - np.repeat(starts, seqlens)
     return mix(np.repeat(keys, seqlens) ^ positions.astype(np.uint64))

@@ -73,13 +73,14 @@ def data_spec(loader: DataLoader[Step], device: str) -> DataSpec:
         loader,
         microbatch_transforms=lambda batch: batch.to(device, non_blocking=True),
         split_batch=lambda step, _size: step.micro_batches,
-        get_num_samples_in_batch=lambda item: sum(batch.num_sequences for batch in _micro_batches(item)),
+        get_num_samples_in_batch=lambda item: _total(item.num_sequences),
         get_num_tokens_in_batch=lambda item: {
-            "total": sum(batch.num_tokens for batch in _micro_batches(item)),
-            "loss_generating": sum(batch.num_masked for batch in _micro_batches(item)),
+            "total": _total(item.num_tokens),
+            "loss_generating": _total(item.num_masked),
         },
     )
 
 
-def _micro_batches(item: Batch | Step) -> list[Batch]:
-    return [item] if isinstance(item, Batch) else item.micro_batches
+def _total(counts: int | tuple[int, ...]) -> int:
+    # Composer asks for the counts of steps and of micro-batches.
+    return counts if isinstance(counts, int) else sum(counts)

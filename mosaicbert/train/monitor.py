@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from mosaicbert.accounting import training_flops
+from mosaicbert.batch import Step
 from mosaicbert.config import Recipe
 
 _WINDOW_STEPS = 20  # speed is averaged over so many steps
@@ -80,13 +81,13 @@ class Monitor(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         self._learning_rate = state.optimizers[0].param_groups[0]["lr"]  # at the step's end it is the next one's
         # This rank's share is as good as any other's: steps are dealt out evenly.
-        batches = state.batch.micro_batches
-        tokens = sum(batch.num_tokens for batch in batches)
-        seqlens = [batch.cu_seqlens[: batch.num_sequences + 1].diff().long() for batch in batches]
-        squares = sum(int(lengths.square().sum()) for lengths in seqlens)
-        masked = sum(batch.num_masked for batch in batches)
-        self._masked = state.batch.global_masked
-        self._fill_rate = tokens / state.batch.input_ids.numel()
+        step: Step = state.batch
+        tokens = sum(step.num_tokens)
+        ends = zip(step.cu_seqlens, step.num_sequences, strict=True)
+        squares = sum(int(row[: number + 1].diff().long().square().sum()) for row, number in ends)
+        masked = sum(step.num_masked)
+        self._masked = step.global_masked
+        self._fill_rate = tokens / step.input_ids.numel()
         self._step_flops = training_flops(self.recipe.model, tokens=tokens, squared_lengths=squares, masked=masked)
 
     def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
