@@ -21,7 +21,7 @@ from mosaicbert.data.store import (
     write_shard,
 )
 
-_DOCUMENTS_AT_ONCE = 2**23  # compared in memory, 24 bytes each and about as much again for sorting
+_DOCUMENTS_AT_ONCE = 2**22  # compared in memory, some 100 bytes each
 
 
 def assemble(
