@@ -50,7 +50,7 @@ def _read(reader: Callable[[], Iterator[Any]], items: "queue.Queue[Any]", stop: 
             if stop.is_set():
                 return
         _put(items, _END, stop)
-    except Exception as error:
+    except Exception as error:  # raised where its items are waited for
         _put(items, error, stop)
 
 
