@@ -16,20 +16,21 @@ _ROWS_PER_BATCH = 128  # of documents that may be long
 _UNREADABLE = (OSError, EOFError, RuntimeError, TypeError, ValueError, zlib.error, zstandard.ZstdError)
 
 
-def find_revision(path: str, revision: str) -> str | None:
+def find_revision(path: str, subset: str | None, revision: str) -> str | None:
     """The commit that a branch, tag or commit of a Hub dataset stands for; None for a folder.
 
     Raises:
-        ConfigError: the dataset or the revision is not there, or the Hub is out of reach.
+        ConfigError: the dataset, its subset or the revision is not there, or the Hub is out of reach.
     """
     if Path(path).is_dir():
         return None
-    from huggingface_hub import HfApi
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return HfApi().dataset_info(path, revision=revision).sha
-    except _UNREADABLE as error:
-        raise ConfigError(f"{path}: revision {revision} cannot be found: {_first_line(error)}") from error
+        return datasets.load_dataset_builder(path, name=subset, revision=revision).hash
+    except (DatasetNotFoundError, *_UNREADABLE) as error:
+        raise ConfigError(f"{path}: revision {revision} cannot be opened: {_first_line(error)}") from error
 
 
 def count_shards(path: str, revision: str | None, subset: str | None, split: str) -> int:

@@ -62,7 +62,7 @@ def resolve_revisions(sources: Mapping[str, SourceConfig]) -> dict[str, str | No
     """
     require_sources(sources)
     return {
-        name: find_revision(source.path, source.revision)
+        name: find_revision(source.path, source.subset, source.revision)
         if source.path != INSTALLED_DOCUMENTATION and not _find_files(name, source.path)
         else None
         for name, source in sources.items()

@@ -1,8 +1,12 @@
 import gzip
+import os
+import subprocess
+import sys
 
 import pytest
 
 from mosaicbert.config import ConfigError, SourceConfig
+from mosaicbert.config.load import save_recipe
 from mosaicbert.data.hub import count_shards
 from mosaicbert.data.prepare import prepare
 from mosaicbert.data.reading import Position, decode, read_blocks
@@ -160,3 +164,18 @@ def test_a_text_in_both_splits_of_the_hub_stays_in_training(tmp_path, monkeypatc
     assert prepare(recipe).dropped == {"text": {"duplicate": 1}}
     assert samples_of(recipe.store_folder, "train")[-1] == encode(both)
     assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _HELD_OUT if text != both]
+
+
+def test_a_hub_out_of_reach_is_one_line_and_leaves_nothing(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    save_recipe(tiny_recipe(tmp_path / "runs", "nobody/nothing"), path)
+    command = [sys.executable, "-m", "mosaicbert", "prepare", str(path)]
+    answer = subprocess.run(
+        command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1].startswith(
+        "mosaicbert prepare: nobody/nothing: revision main cannot be opened"
+    )
+    assert "Traceback" not in answer.stderr
+    assert not (tmp_path / "runs").exists()
