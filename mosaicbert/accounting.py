@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from mosaicbert.config import ModelConfig, Recipe
+from mosaicbert.config import DataConfig, ModelConfig, Recipe
+from mosaicbert.config.plan import Plan
 
 BERT_MAX_POSITIONS = 512
 
@@ -59,34 +60,51 @@ def training_flops(model: ModelConfig, *, tokens: float, squared_lengths: float,
     return 6.0 * multiply_adds
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run would take. FLOPs and tokens assume that every sample is full."""
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run would take. FLOPs and tokens assume that every sample is full.
+
+    Attributes:
+        parameters: of the model.
+        steps: None if the run's duration is a time, as are samples, tokens and flops.
+        samples: trained.
+        tokens: trained.
+        flops: of the whole run.
+        flops_per_token: of a forward and a backward pass.
+        memory_bytes: per device.
+    """
 
     parameters: int
-    steps: int
-    samples: int
-    tokens: int
-    flops: float
+    steps: int | None
+    samples: int | None
+    tokens: int | None
+    flops: float | None
+    flops_per_token: float
     memory_bytes: float
 
 
-def plan(recipe: Recipe) -> Plan:
+def estimate(recipe: Recipe) -> Estimate:
     """Works out what `recipe` would take; starts nothing."""
     length = recipe.data.max_seq_len
-    samples = recipe.train.total_steps * recipe.train.global_batch_samples
-    tokens = samples * length
-    flops = training_flops(
-        recipe.model, tokens=tokens, squared_lengths=tokens * length, masked=tokens * recipe.data.mask_rate
+    flops_per_token = training_flops(
+        recipe.model, tokens=1, squared_lengths=length, masked=_mean_mask_rate(recipe.data)
     )
-    return Plan(
+    plan = Plan(recipe, tokens_per_sample=length)
+    samples = None if plan.num_steps is None else plan.first_sample(plan.num_steps)
+    tokens = None if samples is None else samples * length
+    return Estimate(
         parameters=count_parameters(recipe.model),
-        steps=recipe.train.total_steps,
+        steps=plan.num_steps,
         samples=samples,
         tokens=tokens,
-        flops=flops,
+        flops=None if tokens is None else tokens * flops_per_token,
+        flops_per_token=flops_per_token,
         memory_bytes=_memory(recipe),
     )
+
+
+def _mean_mask_rate(data: DataConfig) -> float:
+    return data.mask_rate if data.final_mask_rate is None else (data.mask_rate + data.final_mask_rate) / 2
 
 
 def _memory(recipe: Recipe) -> float:

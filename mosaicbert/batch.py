@@ -80,7 +80,11 @@ class Step:
         num_tokens: of each micro-batch.
         num_sequences: of each micro-batch.
         num_masked: of each micro-batch.
-        global_masked: masked tokens of all ranks together, which each rank computes by itself.
+        global_tokens: real tokens of all ranks together, which each rank computes by itself.
+        global_samples: real documents of all ranks together.
+        global_masked: masked tokens of all ranks together.
+        mask_rate: that the step was masked at.
+        batch: number of the batch in the run's order; 0 in evaluation.
     """
 
     input_ids: Tensor
@@ -91,18 +95,27 @@ class Step:
     num_tokens: tuple[int, ...]
     num_sequences: tuple[int, ...]
     num_masked: tuple[int, ...]
+    global_tokens: int
+    global_samples: int
     global_masked: int
+    mask_rate: float
+    batch: int = 0
+
+    def pin_memory(self) -> Step:
+        """The same step in memory that a GPU copies from without waiting; what a DataLoader asks for."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     @property
     def micro_batches(self) -> list[Batch]:
-        """The micro-batches, as copies: who copies a view deeply, as Composer does, copies all of the step."""
+        """The micro-batches, as views."""
         return [
             Batch(
-                input_ids=self.input_ids[number].clone(),
-                cu_seqlens=self.cu_seqlens[number].clone(),
+                input_ids=self.input_ids[number],
+                cu_seqlens=self.cu_seqlens[number],
                 max_seqlen=self.max_seqlen,
-                masked_indices=self.masked_indices[number].clone(),
-                labels=self.labels[number].clone(),
+                masked_indices=self.masked_indices[number],
+                labels=self.labels[number],
                 num_tokens=self.num_tokens[number],
                 num_sequences=self.num_sequences[number],
                 num_masked=self.num_masked[number],

@@ -103,7 +103,7 @@ def _describe(recipe: Recipe, inspection: Inspection, groups: list[Group]) -> li
         lines.append((f"epochs {name}".rstrip(), f"{epochs:.2f}"))
     available = record.splits[TRAIN].samples // recipe.train.global_batch_samples
     lines += [
-        ("steps", f"{recipe.train.total_steps:,} asked; one pass over all samples is {available:,}"),
+        ("steps", f"{_describe_steps(recipe)}; one pass over all samples is {available:,}"),
         (
             "unigram entropy",
             f"{inspection.splits[VALIDATION].unigram_entropy:.3f} nats held out, "
@@ -120,7 +120,7 @@ def _warnings(recipe: Recipe, inspection: Inspection, groups: list[Group]) -> li
         if epochs > _MANY_EPOCHS:
             found.append(
                 f"{name or 'all text'} is passed over {epochs:.1f} times; from {_MANY_EPOCHS} on a model learns little "
-                "more from it. Add text, lower train.total_samples, or the source's weight."
+                "more from it. Add text, lower train.duration, or the source's weight."
             )
     for name, split in inspection.splits.items():
         if (unknown := _share_unknown(inspection, split)) > _MANY_UNKNOWN:
@@ -132,9 +132,15 @@ def _warnings(recipe: Recipe, inspection: Inspection, groups: list[Group]) -> li
     return found
 
 
+def _describe_steps(recipe: Recipe) -> str:
+    steps = plan_run(recipe).num_steps
+    return f"as many as {recipe.train.duration} hold" if steps is None else f"{steps:,} for {recipe.train.duration}"
+
+
 def _epochs(recipe: Recipe, inspection: Inspection, groups: list[Group]) -> dict[str, float]:
-    """Passes over each source, or over everything under the empty name."""
-    samples = recipe.train.total_steps * recipe.train.global_batch_samples
+    """Passes over each source, or over everything under the empty name; 0 for a run whose duration is a time."""
+    plan = plan_run(recipe)
+    samples = 0 if plan.num_steps is None else plan.first_sample(plan.num_steps)
     whole = sum(group.weight for group in groups)
     names = list(inspection.record.splits[TRAIN].samples_by_source()) if len(groups) > 1 else [""]
     return {name: samples * group.weight / whole / group.num_samples for name, group in zip(names, groups, strict=True)}

@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from mosaicbert.accounting import ACCELERATORS, plan
-from mosaicbert.config import Recipe, SourceConfig
+from mosaicbert.accounting import ACCELERATORS, Estimate, estimate
+from mosaicbert.config import OptimizerConfig, Recipe, SourceConfig
 
 _ASSUMED_MFU = 0.30  # what MosaicBERT's own run reached on A100s
 
@@ -14,7 +14,7 @@ _SAMPLING = {"truncate": "the beginnings of texts", "chunk": "whole texts in pie
 
 def show(recipe: Recipe, console: Console) -> None:
     """Prints the size, the work, the memory, the time and the price of `recipe`."""
-    expected = plan(recipe)
+    expected = estimate(recipe)
     model, data, train = recipe.model, recipe.data, recipe.train
     rows = {
         "run": f"{recipe.run_name}, into {recipe.run_folder}",
@@ -24,32 +24,60 @@ def show(recipe: Recipe, console: Console) -> None:
         "samples": f"{_SAMPLING[data.sampling]}, up to {data.max_seq_len} tokens each, {data.mask_rate:.0%}"
         f"{'' if data.final_mask_rate is None else f' falling to {data.final_mask_rate:.0%}'} of them masked",
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
-        "training": f"{expected.samples:,} samples in {expected.steps:,} steps of {train.global_batch_samples:,}; "
-        f"at most {expected.tokens:,} tokens",
-        "learning rate": f"{recipe.optimizer.peak_lr:g} after {recipe.warmup_steps:,} steps, then linearly to "
-        f"{recipe.optimizer.peak_lr * recipe.optimizer.final_lr_fraction:g}",
-        "work": f"{expected.flops:.3g} FLOP, {expected.flops / expected.tokens / 1e6:,.0f} MFLOP per token",
+        "training": _describe_length(recipe, expected),
+        "optimizer": f"{recipe.optimizer.name}, {_describe_schedule(recipe.optimizer)}",
+        "work": f"{expected.flops_per_token / 1e6:,.0f} MFLOP per token"
+        f"{'' if expected.flops is None else f', {expected.flops:.3g} FLOP in all'}",
         "memory": f"about {expected.memory_bytes / 2**30:.1f} GiB per device, "
         f"micro-batches of {train.micro_batch_tokens:,} tokens, {train.precision}",
     }
     for name, value in rows.items():
         console.print(f"{name + ':':15}{value}", highlight=False, soft_wrap=True)
-    table = Table("device", "device-hours", "hours on 8", "dollars per device-hour", "dollars")
-    for accelerator in ACCELERATORS:
-        hours = expected.flops / (accelerator.peak_flops * _ASSUMED_MFU) / 3600
-        table.add_row(
-            accelerator.name,
-            f"{hours:,.2f}",
-            f"{hours / 8:,.2f}",
-            f"{accelerator.dollars_per_hour:.2f}",
-            f"{hours * accelerator.dollars_per_hour:,.2f}",
-        )
-    console.print(table)
+    console.print(_by_device(recipe, expected))
     console.print(
         f"At {_ASSUMED_MFU:.0%} of the bf16 peak, every sample full. Prices are assumptions: mosaicbert/accounting.py.",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _by_device(recipe: Recipe, expected: Estimate) -> Table:
+    """Hours and dollars of a length in steps, samples or tokens; tokens and dollars of a time."""
+    if expected.flops is None:
+        hours = recipe.train.length.amount / 3600
+        table = Table("device", "tokens on 1", "tokens on 8", "dollars per device-hour", "dollars for 1")
+        for device in ACCELERATORS:
+            tokens = hours * 3600 * device.peak_flops * _ASSUMED_MFU / expected.flops_per_token
+            prices = f"{device.dollars_per_hour:.2f}", f"{hours * device.dollars_per_hour:,.2f}"
+            table.add_row(device.name, f"{tokens:,.2g}", f"{8 * tokens:,.2g}", *prices)
+        return table
+    table = Table("device", "device-hours", "hours on 8", "dollars per device-hour", "dollars")
+    for device in ACCELERATORS:
+        hours = expected.flops / (device.peak_flops * _ASSUMED_MFU) / 3600
+        prices = f"{device.dollars_per_hour:.2f}", f"{hours * device.dollars_per_hour:,.2f}"
+        table.add_row(device.name, f"{hours:,.2f}", f"{hours / 8:,.2f}", *prices)
+    return table
+
+
+def _describe_length(recipe: Recipe, expected: Estimate) -> str:
+    train = recipe.train
+    grown = f"{train.global_batch_samples:,}"
+    if train.initial_batch_samples is not None:
+        grown = f"{train.initial_batch_samples:,}, growing to {grown} over {train.batch_warmup_tokens:,} tokens"
+    if expected.steps is None:
+        return f"{train.duration}, in steps of {grown} samples"
+    return (
+        f"{train.duration}: {expected.samples:,} samples in {expected.steps:,} steps of {grown}; "
+        f"at most {expected.tokens:,} tokens"
+    )
+
+
+def _describe_schedule(optimizer: OptimizerConfig) -> str:
+    rise = f"learning rate up to {optimizer.peak_lr:g} in {optimizer.warmup_fraction:.0%} of the run"
+    fall = f"{optimizer.peak_lr * optimizer.final_lr_fraction:g}"
+    if optimizer.schedule == "linear":
+        return f"{rise}, then linearly to {fall}"
+    return f"{rise}, down to {fall} in the last {optimizer.decay_fraction:.0%}"
 
 
 def _describe(source: SourceConfig) -> str:

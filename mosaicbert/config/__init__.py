@@ -1,10 +1,14 @@
 """Every knob of a run: frozen dataclasses and the strict loader of YAML recipes. Imports no torch."""
 
+from mosaicbert.config.duration import Duration, parse_duration
 from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.model import ModelConfig
 from mosaicbert.config.recipe import (
+    CheckpointConfig,
     DataConfig,
     EvalConfig,
+    FaultConfig,
+    LogConfig,
     OptimizerConfig,
     Recipe,
     SourceConfig,
@@ -13,13 +17,18 @@ from mosaicbert.config.recipe import (
 )
 
 __all__ = [
+    "CheckpointConfig",
     "ConfigError",
     "DataConfig",
+    "Duration",
     "EvalConfig",
+    "FaultConfig",
+    "LogConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Recipe",
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "parse_duration",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mosaicbert.config.duration import Duration, parse_duration
 from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.model import ModelConfig
 
@@ -95,13 +96,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Composer's DecoupledAdamW under a linear warm-up and a linear decay. The defaults are the paper's."""
+    """The optimizer and the course of its learning rate. The defaults are the paper's."""
 
+    name: Literal["decoupled_adamw", "stable_adamw", "muon"] = "decoupled_adamw"
     peak_lr: float = 5.0e-4
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1.0e-6
+    momentum: float = 0.95  # of muon's matrices
     weight_decay: float = 1.0e-5  # decoupled: p *= 1 - weight_decay * lr / peak_lr
-    warmup_fraction: float = 0.06  # of the run's steps
+    schedule: Literal["linear", "warmup_stable_decay"] = "linear"
+    warmup_fraction: float = 0.06  # of the run's duration, whatever it is given in
+    decay_fraction: float = 0.1  # of the run's duration: the decay at the end of warmup_stable_decay
     final_lr_fraction: float = 0.02  # of peak_lr
 
     def __post_init__(self) -> None:
@@ -110,56 +115,128 @@ class OptimizerConfig:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} trains nothing; give a number above zero.")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ConfigError(f"optimizer.betas={self.betas} are no decay rates; give two numbers in [0, 1).")
-        if not 0.0 <= self.weight_decay < 1.0:
-            raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is no decay; give a number in [0, 1).")
-        for name in ("warmup_fraction", "final_lr_fraction"):
+        for name in ("weight_decay", "momentum"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)} is no decay; give a number in [0, 1).")
+        for name in ("warmup_fraction", "decay_fraction", "final_lr_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is no fraction; give a number in [0, 1].")
+        if self.schedule == "warmup_stable_decay" and self.warmup_fraction + self.decay_fraction > 1.0:
+            raise ConfigError(
+                f"optimizer.warmup_fraction={self.warmup_fraction} and "
+                f"optimizer.decay_fraction={self.decay_fraction} are more than the whole run; make one smaller."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, in which portions, and on what the run trains."""
 
-    total_samples: int
+    duration: str  # "70_000 steps", "286_720_000 samples", "20e9 tokens", "30min"; see config.duration
     global_batch_samples: int = 4096  # sequences per optimizer step, over all devices
+    initial_batch_samples: int | None = None  # of the first step; grows while batch_warmup_tokens are trained
+    batch_warmup_tokens: int | None = None  # None: global_batch_samples from the first step on
     micro_batch_tokens: int = 16384  # per device and forward pass, at most
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the processor multiplies it faster
-    checkpoint_interval_steps: int = 3500
+    compile: bool | None = None  # torch.compile of the encoder's layers; None: on a GPU
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer shared out among the devices
     num_processes: int | None = None  # None: one per GPU, or one on a machine without
 
     def __post_init__(self) -> None:
-        for name in ("total_samples", "global_batch_samples", "micro_batch_tokens", "checkpoint_interval_steps"):
+        parse_duration("train.duration", self.duration)
+        for name in ("global_batch_samples", "micro_batch_tokens"):
             _require_at_least(f"train.{name}", getattr(self, name), 1)
+        if (self.initial_batch_samples is None) != (self.batch_warmup_tokens is None):
+            raise ConfigError(
+                f"train.initial_batch_samples={self.initial_batch_samples} and "
+                f"train.batch_warmup_tokens={self.batch_warmup_tokens} belong together; give both or neither."
+            )
+        if self.initial_batch_samples is not None and self.batch_warmup_tokens is not None:
+            _require_at_least("train.initial_batch_samples", self.initial_batch_samples, 1)
+            _require_at_least("train.batch_warmup_tokens", self.batch_warmup_tokens, 1)
+            if self.initial_batch_samples > self.global_batch_samples:
+                raise ConfigError(
+                    f"train.initial_batch_samples={self.initial_batch_samples} is more than "
+                    f"train.global_batch_samples={self.global_batch_samples}; a batch only grows."
+                )
         if self.num_processes is not None:
             _require_at_least("train.num_processes", self.num_processes, 1)
-            if self.num_processes > self.global_batch_samples:
+            if self.num_processes > self.smallest_batch_samples:
                 raise ConfigError(
-                    f"train.num_processes={self.num_processes} is more than "
-                    f"train.global_batch_samples={self.global_batch_samples}; every process needs a sample per step."
+                    f"train.num_processes={self.num_processes} is more than the {self.smallest_batch_samples} samples "
+                    "of a step; every process needs one: raise train.global_batch_samples or initial_batch_samples."
                 )
-        if self.total_samples < self.global_batch_samples:
+        if self.length.unit == "samples" and self.length.amount < self.smallest_batch_samples:
             raise ConfigError(
-                f"train.total_samples={self.total_samples} is less than one step of "
-                f"train.global_batch_samples={self.global_batch_samples}; train longer or in smaller batches."
+                f"train.duration={self.duration!r} is less than one step of {self.smallest_batch_samples} samples; "
+                "train longer or in smaller batches."
             )
 
     @property
-    def total_steps(self) -> int:
-        return self.total_samples // self.global_batch_samples
+    def length(self) -> Duration:
+        return parse_duration("train.duration", self.duration)
+
+    @property
+    def smallest_batch_samples(self) -> int:
+        return self.global_batch_samples if self.initial_batch_samples is None else self.initial_batch_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of the run is written, and what of it is kept. Each kept one is a Hugging Face folder too."""
+
+    interval: str = "3500 steps"  # or samples, tokens, time
+    keep_last: int = 2  # so many of the newest
+    keep_every: int | None = None  # and every so-manieth; None: only the newest
+
+    def __post_init__(self) -> None:
+        parse_duration("checkpoint.interval", self.interval)
+        _require_at_least("checkpoint.keep_last", self.keep_last, 1)
+        if self.keep_every is not None:
+            _require_at_least("checkpoint.keep_every", self.keep_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultConfig:
+    """What is done about numbers that go wrong: see docs/training.md."""
+
+    spike_deviations: float = 10.0  # robust deviations above the recent losses that make a loss a spike
+    window_steps: int = 100  # how many losses are recent
+    max_skipped_steps: int = 10  # steps in a row without a finite loss and gradient, before going back
+    max_rollbacks: int = 5  # times that the run goes back to a checkpoint, before it stops
+
+    def __post_init__(self) -> None:
+        if not self.spike_deviations > 0.0:
+            raise ConfigError(
+                f"faults.spike_deviations={self.spike_deviations} makes every loss a spike; give a number above zero."
+            )
+        _require_at_least("faults.window_steps", self.window_steps, 8)
+        _require_at_least("faults.max_skipped_steps", self.max_skipped_steps, 1)
+        _require_at_least("faults.max_rollbacks", self.max_rollbacks, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where the run's measurements go, beside its folder and the console."""
+
+    interval_steps: int = 10  # between two lines of metrics.jsonl
+    loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list[Literal["tensorboard", "wandb"]])
+
+    def __post_init__(self) -> None:
+        _require_at_least("log.interval_steps", self.interval_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What is measured on held-out text."""
 
-    interval_steps: int = 2000
+    interval: str = "2000 steps"  # or samples, tokens, time
     mask_rate: float = 0.15
     max_samples: int = 20_000
     fill_mask: list[str] = field(default_factory=list)  # sentences with one [MASK]; filled when the run ends
 
     def __post_init__(self) -> None:
-        _require_at_least("eval.interval_steps", self.interval_steps, 1)
+        parse_duration("eval.interval", self.interval)
         _require_at_least("eval.max_samples", self.max_samples, 1)
         _require_fraction("eval.mask_rate", self.mask_rate)
         for sentence in self.fill_mask:
@@ -179,6 +256,9 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
@@ -191,21 +271,21 @@ class Recipe:
                 f"train.micro_batch_tokens={self.train.micro_batch_tokens} is smaller than one sequence of "
                 f"data.max_seq_len={self.data.max_seq_len}; give at least that many."
             )
+        if self.data.final_mask_rate is not None and self.train.length.unit == "seconds":
+            raise ConfigError(
+                f"data.final_mask_rate={self.data.final_mask_rate} is reached at the last step, which "
+                f"train.duration={self.train.duration!r} does not tell; give the duration in steps, samples or tokens."
+            )
+        if self.optimizer.name == "muon" and self.train.sharding == "fsdp":
+            raise ConfigError(
+                "optimizer.name=muon needs whole matrices, which train.sharding=fsdp cuts up; choose one of the two."
+            )
         if self.model.vocab_size % VOCABULARY_MULTIPLE:
             padded = math.ceil(self.model.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
             raise ConfigError(
                 f"model.vocab_size={self.model.vocab_size} is not a multiple of {VOCABULARY_MULTIPLE}; "
                 f"pad it to model.vocab_size={padded}, ids past the tokenizer's are never used."
             )
-
-    @property
-    def warmup_steps(self) -> int:
-        return round(self.optimizer.warmup_fraction * self.train.total_steps)
-
-    def mask_rate_at(self, step: int) -> float:
-        """The mask rate of a training step, from 0: linear from data.mask_rate to data.final_mask_rate."""
-        first, last = self.data.mask_rate, self.data.final_mask_rate
-        return first if last is None else first + (last - first) * step / max(1, self.train.total_steps - 1)
 
     @property
     def run_folder(self) -> Path:

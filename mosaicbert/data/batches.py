@@ -1,8 +1,9 @@
 """Position to batches: which samples a step takes, how ranks share them, and how they become micro-batches."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mosaicbert.data.masking import Vocabulary, choose_masked, replace_masked, t
 from mosaicbert.data.order import Group, mixed_order, order
 from mosaicbert.data.store import TokenStore
 
+SPECIAL_TOKENS = 2  # [CLS] and [SEP], which every sequence gets
 _EVAL_SAMPLES_PER_STEP = 1024
 EVAL_SEED = 0  # runs with different seeds are measured by the same masks
 _MASKED_DEVIATIONS = 3  # of the number of masked tokens, for which there is room; if more are masked, the shape grows
@@ -54,7 +56,7 @@ class BatchMaker:
             mask_rate: share of the ordinary tokens that is masked.
         """
         documents = self.store.read(samples)
-        seqlens = np.array([len(document) for document in documents], dtype=np.int64) + 2
+        seqlens = np.array([len(document) for document in documents], dtype=np.int64) + SPECIAL_TOKENS
         # Every rank looks at all micro-batches of the step: so all know their common shape, and the tokens masked in
         # all of them, without asking each other.
         parts = divide(seqlens, self.world_size, self.micro_batch_tokens)
@@ -65,7 +67,8 @@ class BatchMaker:
         return self._put_together(
             drafts[self.rank :: self.world_size],
             self._shape(drafts),
-            global_masked=sum(draft.counts[2] for draft in drafts),
+            drafts,
+            mask_rate,
         )
 
     def _draft(
@@ -78,7 +81,7 @@ class BatchMaker:
     ) -> "_Draft":
         text = np.concatenate(documents)
         # [CLS] stands at position 0 of each sequence and is never masked, nor is [SEP].
-        counters = token_counters(self.seed, epochs, samples, seqlens - 2, first_position=1)
+        counters = token_counters(self.seed, epochs, samples, seqlens - SPECIAL_TOKENS, first_position=1)
         chosen = choose_masked(text, counters, mask_rate, self.vocabulary)
         return _Draft(text, seqlens, chosen, counters[chosen])
 
@@ -95,7 +98,9 @@ class BatchMaker:
         expected = tokens * rate + _MASKED_DEVIATIONS * math.sqrt(tokens * rate * (1 - rate))
         return tokens, sequences, _round_up(max(math.ceil(expected), *num_masked), max(8, quantum // 2))
 
-    def _put_together(self, drafts: Sequence["_Draft"], shape: tuple[int, int, int], global_masked: int) -> Step:
+    def _put_together(
+        self, drafts: Sequence["_Draft"], shape: tuple[int, int, int], of_all: Sequence["_Draft"], mask_rate: float
+    ) -> Step:
         tokens, sequences, masked = shape
         input_ids = np.full((len(drafts), tokens), self.vocabulary.pad_id, dtype=np.int64)
         cu_seqlens = np.full((len(drafts), sequences + 1), tokens, dtype=np.int32)
@@ -118,6 +123,7 @@ class BatchMaker:
             masked_indices[row, :num_masked] = indices
             labels[row, :num_masked] = ids[indices]
             ids[indices] = replace_masked(labels[row, :num_masked], draft.counters, self.vocabulary)
+        global_tokens, global_samples, global_masked = map(sum, zip(*(draft.counts for draft in of_all), strict=True))
         return Step(
             input_ids=torch.from_numpy(input_ids),
             cu_seqlens=torch.from_numpy(cu_seqlens),
@@ -127,7 +133,10 @@ class BatchMaker:
             num_tokens=tuple(number for number, _, _ in counts),
             num_sequences=tuple(number for _, number, _ in counts),
             num_masked=tuple(number for _, _, number in counts),
+            global_tokens=global_tokens,
+            global_samples=global_samples,
             global_masked=global_masked,
+            mask_rate=mask_rate,
         )
 
 
@@ -150,7 +159,7 @@ class _Draft:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Tokens, documents, masked tokens."""
-        return len(self.text) + 2 * len(self.seqlens), len(self.seqlens), len(self.chosen)
+        return len(self.text) + SPECIAL_TOKENS * len(self.seqlens), len(self.seqlens), len(self.chosen)
 
 
 def divide(seqlens: NDArray[np.int64], world_size: int, budget: int) -> list[NDArray[np.int64]]:
@@ -193,14 +202,16 @@ def deal(seqlens: NDArray[np.int64], num_hands: int) -> list[NDArray[np.int64]]:
 
 
 class TrainSteps(torch.utils.data.IterableDataset[Step]):
-    """The steps of a training run, as one rank does them. It can begin at any step.
+    """The steps of a training run, as one rank does them. It can begin at any step; nothing before it is read.
 
     Args:
         maker: makes the micro-batches.
         groups: that the store's samples form.
-        samples_per_step: of the global batch.
-        num_steps: of the run.
+        first_sample: of a batch: batch b takes the samples from first_sample(b) to first_sample(b + 1) of the order.
+        num_steps: of the run; None has no end.
         mask_rate: of a step.
+        first_step: to begin at.
+        skipped: numbers of the batches that are left out; the steps take those that remain, in order.
     """
 
     def __init__(
@@ -208,36 +219,44 @@ class TrainSteps(torch.utils.data.IterableDataset[Step]):
         maker: BatchMaker,
         *,
         groups: Sequence[Group],
-        samples_per_step: int,
-        num_steps: int,
+        first_sample: Callable[[int], int],
+        num_steps: int | None,
         mask_rate: Callable[[int], float],
+        first_step: int = 0,
+        skipped: Collection[int] = (),
     ) -> None:
         self.maker = maker
         self.groups = groups
-        self.samples_per_step = samples_per_step
+        self.first_sample = first_sample
         self.num_steps = num_steps
         self.mask_rate = mask_rate
-        self.first_step = 0
-
-    def __len__(self) -> int:
-        return self.num_steps
+        self.first_step = first_step
+        self.skipped = sorted(skipped)
 
     def __getitem__(self, step: int) -> Step:
-        positions = np.arange(step * self.samples_per_step, (step + 1) * self.samples_per_step)
-        epochs, samples = mixed_order(positions, self.groups, self.maker.seed)
-        return self.maker.make(epochs, samples, self.mask_rate(step))
+        batch = self.batch_of(step)
+        epochs, samples = self.samples_of(batch)
+        return replace(self.maker.make(epochs, samples, self.mask_rate(step)), batch=batch)
 
     def __iter__(self) -> Iterator[Step]:
         for step in _steps_of_worker(self.first_step, self.num_steps):
             yield self[step]
 
-    def state_dict(self, num_samples: int, _from_beginning: bool) -> dict[str, int]:
-        """The position after `num_samples` samples, as Composer asks for it: one integer."""
-        return {"step": num_samples // self.samples_per_step}
+    def batch_of(self, step: int) -> int:
+        """The number of the batch that a step trains on."""
+        batch = step
+        for number in self.skipped:
+            batch += number <= batch
+        return batch
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues at a position; nothing is replayed."""
-        self.first_step = state["step"]
+    def samples_of(self, batch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The samples of a batch, all ranks together.
+
+        Returns:
+            (samples,) the epoch of each, and its number in the store.
+        """
+        positions = np.arange(self.first_sample(batch), self.first_sample(batch + 1))
+        return mixed_order(positions, self.groups, self.maker.seed)
 
 
 class EvalSteps(torch.utils.data.IterableDataset[Step]):
@@ -270,10 +289,12 @@ class EvalSteps(torch.utils.data.IterableDataset[Step]):
             yield self.maker.make(epochs, samples, self.mask_rate)
 
 
-def _steps_of_worker(first: int, end: int) -> range:
+def _steps_of_worker(first: int, end: int | None) -> Iterator[int]:
     # A DataLoader asks its workers in turn, so dealing out steps keeps their order.
     worker = torch.utils.data.get_worker_info()
-    return range(first, end) if worker is None else range(first + worker.id, end, worker.num_workers)
+    offset, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+    steps = itertools.count(first + offset, stride)
+    return steps if end is None else itertools.takewhile(lambda step: step < end, steps)
 
 
 def _round_up(number: int, quantum: int) -> int:

@@ -1,10 +1,15 @@
 """Recipe to data loaders."""
 
+from collections.abc import Collection
+
+import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from mosaicbert.batch import Step
 from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.batches import EVAL_SEED, BatchMaker, EvalSteps, TrainSteps
+from mosaicbert.config.plan import Plan
+from mosaicbert.data.batches import EVAL_SEED, SPECIAL_TOKENS, BatchMaker, EvalSteps, TrainSteps
 from mosaicbert.data.order import Group
 from mosaicbert.data.prepare import open_store
 from mosaicbert.data.sources import TRAIN, VALIDATION
@@ -12,19 +17,47 @@ from mosaicbert.data.store import StoreRecord, open_tokenizer
 from mosaicbert.data.tokenizer import vocabulary_of
 
 
-def build_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[Step]:
-    """The training steps of one rank."""
-    last = recipe.train.total_steps - 1
-    largest_mask_rate = max(recipe.mask_rate_at(0), recipe.mask_rate_at(last))
-    maker = _build_maker(recipe, TRAIN, recipe.seed, largest_mask_rate, rank, world_size)
+def build_loader(
+    recipe: Recipe, rank: int, world_size: int, *, first_step: int = 0, skipped: Collection[int] = ()
+) -> DataLoader[Step]:
+    """The training steps of one rank, to the end of the run, or without end if its duration is a time or in tokens.
+
+    Args:
+        recipe: of the run.
+        rank: of this process among world_size.
+        world_size: processes that share a step.
+        first_step: to begin at; nothing before it is read.
+        skipped: numbers of the batches that are left out, see `TrainSteps`.
+    """
+    plan = plan_run(recipe)
+    rates = recipe.data.mask_rate, recipe.data.final_mask_rate or 0.0
+    maker = _build_maker(recipe, TRAIN, recipe.seed, max(rates), rank, world_size)
     steps = TrainSteps(
         maker,
         groups=sample_groups(recipe, maker.store.samples_by_source),
-        samples_per_step=recipe.train.global_batch_samples,
-        num_steps=recipe.train.total_steps,
-        mask_rate=recipe.mask_rate_at,
+        first_sample=plan.first_sample,
+        num_steps=plan.num_steps if recipe.train.length.unit in ("steps", "samples") else None,
+        mask_rate=plan.mask_rate,
+        first_step=first_step,
+        skipped=skipped,
     )
-    return DataLoader(steps, batch_size=None, num_workers=recipe.data.num_workers)
+    # Copies to a GPU go on beside the computation only from memory that stays where it is.
+    return DataLoader(
+        steps, batch_size=None, num_workers=recipe.data.num_workers, pin_memory=torch.cuda.is_available()
+    )
+
+
+def plan_run(recipe: Recipe) -> Plan:
+    """The course of a run over its token store."""
+    split = StoreRecord.read(recipe.store_folder).splits[TRAIN]
+    tokens: dict[str, int] = {}
+    for shard in split.shards:
+        tokens[shard.source] = tokens.get(shard.source, 0) + shard.tokens
+    groups = sample_groups(recipe, split.samples_by_source())
+    per_group = list(tokens.values()) if len(groups) > 1 else [split.tokens]
+    means = [tokens / group.num_samples for tokens, group in zip(per_group, groups, strict=True)]
+    mean = np.average(means, weights=[group.weight for group in groups])
+    return Plan(recipe, tokens_per_sample=float(mean) + SPECIAL_TOKENS)
 
 
 def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[Step]:

@@ -5,8 +5,6 @@
 <slice>/<split>-00000.documents    of its documents, see `DocumentTable`
 """
 
-import contextlib
-import fcntl
 import functools
 import json
 from collections import Counter
@@ -25,6 +23,7 @@ from mosaicbert.data.sources import TRAIN, VALIDATION, Part
 from mosaicbert.data.store import ShardRecord, write_file, write_shard
 from mosaicbert.data.tokenise import Hashes, SampleRules, Samples, TokenisedBlock, start_tokenising, tokenise
 from mosaicbert.data.workers import count_cores, map_in_order
+from mosaicbert.lock import lock
 
 _CORES_PER_READER = 4  # a reader that decompresses feeds four processes that tokenise the beginnings of texts
 _MOST_READERS = 8
@@ -150,29 +149,6 @@ def refuse_damage(block: Block | TokenisedBlock, skip_bad: bool) -> None:
     """
     if block.damage is not None and not skip_bad:
         raise ConfigError(f"{block.part}: {block.damage}, or leave the rest out: data.skip_bad_documents=true.")
-
-
-@contextlib.contextmanager
-def lock(folder: Path, refusal: str | None = None) -> Generator[None]:
-    """Keeps other processes out; the system lifts the lock when this one ends, however it does.
-
-    Args:
-        folder: to guard; it must exist.
-        refusal: what to say if another process is in; None: wait for it.
-
-    Raises:
-        ConfigError: another process is in, or the folder has gone.
-    """
-    try:
-        file = (folder / "lock").open("w")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{folder}: has gone; another process may have finished here, run again.") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
-        except BlockingIOError as error:
-            raise ConfigError(str(refusal)) from error
-        yield
 
 
 def _require_unchanged(folder: Path, record: SliceRecord, expected: SliceRecord, parts: Sequence[Part]) -> None:

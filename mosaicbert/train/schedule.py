@@ -1,18 +1,28 @@
-"""The learning rate over a run."""
+"""The learning rate over a run, as a share of its peak, from the share of the run that is done."""
+
+import math
+
+from mosaicbert.config import OptimizerConfig
 
 
-def linear_schedule(step: int, *, total_steps: int, warmup_steps: int, final_fraction: float) -> float:
-    """The share of the peak that the learning rate has in a step: up linearly, then down linearly.
+def learning_rate_share(optimizer: OptimizerConfig, done: float) -> float:
+    """The share of the peak that the learning rate has in a step.
 
-    Composer's own scheduler is one step late and spends the first two steps at zero.
+    Up linearly, then `linear`: down linearly to the end; `warmup_stable_decay`: level, and at the end down as one minus
+    the square root of the share of the decay that is done (Haegele et al. 2024, arXiv:2405.18392; ModernBERT).
+    Composer's own schedulers are one step late, and spend the first two steps at zero.
 
     Args:
-        step: 0 for the first.
-        total_steps: of the run; the last of them has final_fraction.
-        warmup_steps: the last of them has the peak.
-        final_fraction: of the peak.
+        optimizer: the recipe's section.
+        done: share of the run's duration that has passed when the step is over, in [0, 1].
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    decayed = (step + 1 - warmup_steps) / (total_steps - warmup_steps)
-    return 1.0 - (1.0 - final_fraction) * min(1.0, decayed)
+    warmup, final = optimizer.warmup_fraction, optimizer.final_lr_fraction
+    if done < warmup:
+        return done / warmup
+    if optimizer.schedule == "linear":
+        decayed = (done - warmup) / (1.0 - warmup) if warmup < 1.0 else 0.0
+        return 1.0 - (1.0 - final) * decayed
+    stable = 1.0 - optimizer.decay_fraction
+    if done <= stable:
+        return 1.0
+    return 1.0 - (1.0 - final) * math.sqrt((done - stable) / optimizer.decay_fraction)

@@ -1,0 +1,203 @@
+"""Checkpoints on disk: a folder of safetensors and JSON each, whole or not there, checked before it is believed.
+
+    checkpoints/step-3500/model.safetensors      weights, in fp32
+                          optimizer.safetensors  the optimizer's tensors, named <what>/<weight>
+                          state.json             everything else, and size and checksum of these files
+
+Nothing in them is code: reading one runs nothing that it holds.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_PREFIX = "step-"
+_PARTIAL = ".partial"
+_READ_AT_ONCE = 2**22
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or could not be written. The message says which, and why."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        model: weights by name; a tensor that two names share is there under both.
+        optimizer: what the optimizer keeps of each weight, by the weight's name and then by its own.
+        state: everything else, as JSON knows it.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: bool) -> Path:
+    """Writes `folder`/step-N, under that name only once all of it is on the disk.
+
+    Args:
+        folder: of the checkpoints.
+        step: how many steps are done.
+        checkpoint: to write.
+        keep: `remove_old` leaves this one, however old it is.
+
+    Raises:
+        CheckpointError: the disk is full, or cannot be written; nothing is left behind.
+    """
+    path = checkpoint_path(folder, step)
+    partial = path.with_name(path.name + _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        shared = _write_tensors(partial / _MODEL, checkpoint.model)
+        _write_tensors(
+            partial / _OPTIMIZER,
+            {f"{name}/{weight}": value for weight, kept in checkpoint.optimizer.items() for name, value in kept.items()},
+        )
+        content: dict[str, Any] = {
+            "state": checkpoint.state,
+            "keep": keep,
+            "shared": shared,
+            "files": {name: _describe(partial / name) for name in (_MODEL, _OPTIMIZER)},
+        }
+        (partial / _STATE).write_text(json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
+        for name in (_MODEL, _OPTIMIZER, _STATE):
+            _sync(partial / name)
+        _sync(partial)
+        # A step that is trained again after a crash gives the same checkpoint; the older one may be damaged.
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"{path}: could not be written ({_reason(error)}).") from error
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint, and believes it only if every byte is as it was written.
+
+    Raises:
+        CheckpointError: a file is missing, shortened or changed.
+    """
+    content = _read_content(path)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, written in content["files"].items():
+        found = _describe(path / name)
+        if found != written:
+            raise CheckpointError(f"{path / name}: damaged, {found['bytes']:,} of {written['bytes']:,} bytes found.")
+        try:
+            tensors[name] = load_file(path / name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path / name}: cannot be read ({error}).") from error
+    model = tensors[_MODEL]
+    optimizer: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors[_OPTIMIZER].items():
+        kept, weight = name.split("/", 1)
+        optimizer.setdefault(weight, {})[kept] = value
+    model |= {name: model[owner] for name, owner in content["shared"].items()}
+    return Checkpoint(model, optimizer, content["state"])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first, damaged ones included."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return folder / f"{_PREFIX}{step}"
+
+
+def step_of(path: Path) -> int:
+    """How many steps had been done when a checkpoint was written."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def remove_old(folder: Path, keep_last: int) -> None:
+    """Removes all checkpoints but the newest and those written with `keep`, and what a crash left of unfinished ones."""
+    for path in folder.glob(f"{_PREFIX}*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in list_checkpoints(folder)[:-keep_last]:
+        try:
+            kept = _read_content(path)["keep"]
+        except CheckpointError:
+            kept = False
+        if not kept:
+            remove_checkpoint(path)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint; whoever looks meanwhile sees all of it or nothing."""
+    gone = path.with_name(path.name + _PARTIAL)
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Writes tensors, each storage once; returns the names that share one: name -> the name that it is written under."""
+    owners: dict[int, str] = {}
+    shared: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        owner = owners.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if owner != name:
+            shared[name] = owner
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items() if name not in shared}, path)
+    return shared
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((path / _STATE).read_text())
+        written = content.pop("sha256")
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path / _STATE}: damaged ({type(error).__name__}).") from error
+    if written != _digest(content):
+        raise CheckpointError(f"{path / _STATE}: damaged, its checksum is another.")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    digest = xxhash.xxh3_128()
+    size = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_READ_AT_ONCE):
+                digest.update(block)
+                size += len(block)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise CheckpointError(f"{path}: cannot be read ({_reason(error)}).") from error
+    return {"bytes": size, "xxh3_128": digest.hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

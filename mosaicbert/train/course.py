@@ -1,0 +1,149 @@
+"""Where a run stands, apart from its weights: how far it has come, how fast it goes, and when it was asked to stop."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mosaicbert.config import OptimizerConfig
+from mosaicbert.config.plan import Plan, Position
+from mosaicbert.train.faults import Guard
+from mosaicbert.train.schedule import learning_rate_share
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step gave, the same on every rank.
+
+    Attributes:
+        loss: nats per masked token of the global batch.
+        accuracy: share of the masked tokens that were right; None in steps that are not logged.
+        grad_norm: Euclidean norm of the whole gradient.
+        seconds: that the step took, evaluations left out.
+        learning_rate_share: of the peak.
+        updated: whether there was one.
+    """
+
+    loss: float
+    accuracy: float | None
+    grad_norm: float
+    seconds: float
+    learning_rate_share: float
+    updated: bool
+
+
+class Course:
+    """The state of a run that all ranks agree on without asking: what changes it is the same on all of them.
+
+    Args:
+        plan: of the run.
+        guard: of its numbers.
+        optimizer: the recipe's section, for the learning rate.
+        log_interval_steps: between two lines of metrics.jsonl.
+
+    Attributes:
+        position: how far the run has come.
+        before: the position one step earlier.
+        training_seconds: of the steps alone, without evaluations.
+        report: of the last step.
+        stop: whether the run has been asked to stop.
+    """
+
+    def __init__(self, plan: Plan, guard: Guard, optimizer: OptimizerConfig, log_interval_steps: int) -> None:
+        self.plan = plan
+        self.guard = guard
+        self.optimizer = optimizer
+        self.log_interval_steps = log_interval_steps
+        self.position = self.before = Position()
+        self.training_seconds = 0.0
+        self.report: StepReport | None = None
+        self.stop = False
+
+    def after(self, samples: int, tokens: int) -> Position:
+        """Where the run will stand after a step of so many samples and tokens that takes as long as the last one."""
+        lasting = 0.0 if self.report is None else self.report.seconds
+        now = self.position
+        return Position(
+            steps=now.steps + 1,
+            samples=now.samples + samples,
+            tokens=now.tokens + tokens,
+            seconds=now.seconds + lasting,
+        )
+
+    def learning_rate_share(self, samples: int, tokens: int) -> float:
+        """Of its peak, in the step that comes next, which trains so many samples and tokens."""
+        return learning_rate_share(self.optimizer, self.plan.share_done(self.after(samples, tokens)))
+
+    def is_logged(self, samples: int, tokens: int) -> bool:
+        """Whether the step that comes next gets a line in metrics.jsonl: the first, the last and every so-manieth."""
+        then = self.after(samples, tokens)
+        return then.steps == 1 or then.steps % self.log_interval_steps == 0 or self.plan.is_done(then)
+
+    def advance(self, report: StepReport, *, samples: int, tokens: int, seconds: float) -> None:
+        """Counts a step that is over.
+
+        Args:
+            report: of it.
+            samples: of the global batch.
+            tokens: real ones among them.
+            seconds: on the clock of rank 0 since the run began, pauses between sittings left out.
+        """
+        now = self.position
+        self.before = now
+        self.position = Position(
+            steps=now.steps + 1, samples=now.samples + samples, tokens=now.tokens + tokens, seconds=seconds
+        )
+        self.training_seconds += report.seconds
+        self.report = report
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run ends here; a time is over when one more step like the last would pass it."""
+        return self.plan.is_done(replace(self.position, seconds=self.after(0, 0).seconds))
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: numbers that JSON can hold."""
+        return {
+            "position": asdict(self.position),
+            "training_seconds": self.training_seconds,
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` gave."""
+        self.position = self.before = Position(**state["position"])
+        self.training_seconds = state["training_seconds"]
+        self.guard.load_state_dict(state["guard"])
+
+
+class Clock:
+    """Seconds since a run began, summed over its sittings, and how many of them were not training."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._paused_at: float | None = None
+        self._paused = 0.0
+
+    def start(self, seconds: float) -> None:
+        """Begins a sitting of a run that has taken `seconds` before."""
+        self._start = time.monotonic() - seconds
+        self._paused = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._start
+
+    def pause(self) -> None:
+        """What comes now is no training."""
+        self._paused_at = time.monotonic()
+
+    def resume(self) -> None:
+        """The training goes on."""
+        assert self._paused_at is not None
+        self._paused += time.monotonic() - self._paused_at
+        self._paused_at = None
+
+    @property
+    def training_seconds(self) -> float:
+        """Since the sitting began, pauses left out, up to an arbitrary constant."""
+        return self.seconds - self._paused
