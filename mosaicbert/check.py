@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.data.inspection import Inspection, SplitInspection, inspect_store
-from mosaicbert.data.loader import sample_groups
+from mosaicbert.data.loader import plan_run, sample_groups
 from mosaicbert.data.order import Group
 from mosaicbert.data.sources import TRAIN, VALIDATION
 

@@ -66,7 +66,11 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
         shared = _write_tensors(partial / _MODEL, checkpoint.model)
         _write_tensors(
             partial / _OPTIMIZER,
-            {f"{name}/{weight}": value for weight, kept in checkpoint.optimizer.items() for name, value in kept.items()},
+            {
+                f"{name}/{weight}": value
+                for weight, kept in checkpoint.optimizer.items()
+                for name, value in kept.items()
+            },
         )
         content: dict[str, Any] = {
             "state": checkpoint.state,
@@ -113,6 +117,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model, optimizer, content["state"])
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What `Checkpoint.state` is of a checkpoint, without reading its tensors.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return _read_content(path)["state"]
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first, damaged ones included."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
@@ -130,7 +143,7 @@ def step_of(path: Path) -> int:
 
 
 def remove_old(folder: Path, keep_last: int) -> None:
-    """Removes all checkpoints but the newest and those written with `keep`, and what a crash left of unfinished ones."""
+    """Removes all checkpoints but the newest and those written with `keep`, and what a crash left unfinished."""
     for path in folder.glob(f"{_PREFIX}*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
     for path in list_checkpoints(folder)[:-keep_last]:
@@ -151,7 +164,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Writes tensors, each storage once; returns the names that share one: name -> the name that it is written under."""
+    """Writes tensors, each storage once; returns the names that share one -> the name that it is written under."""
     owners: dict[int, str] = {}
     shared: dict[str, str] = {}
     for name, tensor in tensors.items():

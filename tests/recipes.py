@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from mosaicbert.config import (
+    CheckpointConfig,
     DataConfig,
     EvalConfig,
+    FaultConfig,
+    LogConfig,
     ModelConfig,
     OptimizerConfig,
     Recipe,
@@ -24,7 +27,7 @@ TINY_MODEL = {
 
 
 def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
-    """A run of a few seconds over `source`. `changes` are fields of sections, e.g. train={"total_samples": 64}."""
+    """A run of a few seconds over `source`. `changes` are fields of sections, e.g. train={"duration": "4 steps"}."""
     sections = {
         "data": {
             "sources": {"text": SourceConfig(path=str(source))},
@@ -36,14 +39,16 @@ def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
         "model": TINY_MODEL,
         "optimizer": {"peak_lr": 1e-3},
         "train": {
-            "total_samples": 96,
+            "duration": "6 steps",
             "global_batch_samples": 16,
             "micro_batch_tokens": 256,
             "precision": "fp32",
-            "checkpoint_interval_steps": 3,
             "num_processes": 1,
         },
-        "eval": {"interval_steps": 3, "fill_mask": ["Return the [MASK] of the object."]},
+        "checkpoint": {"interval": "3 steps"},
+        "faults": {},
+        "log": {"interval_steps": 1},
+        "eval": {"interval": "3 steps", "fill_mask": ["Return the [MASK] of the object."]},
     }
     kinds = {
         "data": DataConfig,
@@ -51,6 +56,9 @@ def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
         "model": ModelConfig,
         "optimizer": OptimizerConfig,
         "train": TrainConfig,
+        "checkpoint": CheckpointConfig,
+        "faults": FaultConfig,
+        "log": LogConfig,
         "eval": EvalConfig,
     }
     built = {name: kinds[name](**(fields | changes.pop(name, {}))) for name, fields in sections.items()}

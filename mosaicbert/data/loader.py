@@ -42,9 +42,7 @@ def build_loader(
         skipped=skipped,
     )
     # Copies to a GPU go on beside the computation only from memory that stays where it is.
-    return DataLoader(
-        steps, batch_size=None, num_workers=recipe.data.num_workers, pin_memory=torch.cuda.is_available()
-    )
+    return DataLoader(steps, batch_size=None, num_workers=recipe.data.num_workers, pin_memory=torch.cuda.is_available())
 
 
 def plan_run(recipe: Recipe) -> Plan:

@@ -31,7 +31,7 @@ by masked language modelling on {_sources(recipe)}, up to {recipe.data.max_seq_l
 |---|---|
 | tokens trained on | {result["tokens"]:,} ({result["samples"]:,} samples, {result["steps"]:,} steps) |
 | training time | {result["training_seconds"]:,.0f} s, {result["tokens_per_second"]:,.0f} tokens/s |
-| training loss, {recipe.data.mask_rate:.0%} masked | {result["train_loss"]:.4f} nats |
+| training loss, {recipe.data.mask_rate:.0%} masked | {_measured(result["train_loss"], "{:.4f} nats")} |
 | held-out loss, {recipe.eval.mask_rate:.0%} masked | {_measured(result["eval_loss"], "{:.4f} nats")} |
 | held-out accuracy | {_measured(result["eval_accuracy"], "{:.2%} of masked tokens")} |
 | unigram entropy of the held-out text | {result["unigram_entropy"]:.4f} nats |

@@ -1,31 +1,28 @@
-"""A run's checkpoint to a Hugging Face folder, and a model to the layout of the published checkpoints."""
+"""A checkpoint's weights to a model, and a model to the layout of the published checkpoints."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mosaicbert.config import Recipe
 from mosaicbert.model.build import build_model
 from mosaicbert.model.published import to_published
 
-_PREFIX = "model."  # what Composer's state puts before the names of our weights
+_PREFIX = "model."  # what the trainee puts before the names of its model's weights
 
 
-def load_checkpoint(recipe: Recipe, checkpoint: Path) -> tuple[PreTrainedModel, int]:
-    """The model of a Composer checkpoint, on the CPU, in evaluation mode; and the step it was written at.
+def load_model(recipe: Recipe, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """The model of a checkpoint, on the CPU, in evaluation mode.
 
     Raises:
-        RuntimeError: the checkpoint's weights are not those of the recipe's model.
+        RuntimeError: the weights are not those of the recipe's model.
     """
-    # The file holds Composer's state with its own classes; it was written by this machine's user.
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=False)
-    weights = {name.removeprefix(_PREFIX): tensor for name, tensor in content["state"]["model"].items()}
     model = build_model(recipe.model)
-    model.load_state_dict(weights)
-    return model.eval(), content["state"]["timestamp"]["Timestamp"]["batch"]
+    model.load_state_dict({name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()})
+    return model.eval()
 
 
 def save_published(model: PreTrainedModel, folder: Path) -> None:

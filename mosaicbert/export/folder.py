@@ -50,6 +50,26 @@ def export_folder(
     shutil.rmtree(replaced, ignore_errors=True)
 
 
+def publish(parent: Path, newest: Path) -> None:
+    """Shows the files of `newest`, a folder in `parent`, in `parent` itself, all at once: by links through one link."""
+    latest = parent / "latest"
+    _link(latest, newest.name)
+    names = {path.name for path in newest.iterdir()}
+    for name in names:
+        if not (parent / name).is_symlink():
+            _link(parent / name, f"{latest.name}/{name}")
+    for link in parent.iterdir():
+        if link.is_symlink() and link != latest and link.name not in names:
+            link.unlink()
+
+
+def _link(link: Path, target: str) -> None:
+    partial = link.with_name(link.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target)
+    partial.replace(link)
+
+
 def wrap_tokenizer(tokenizer: Tokenizer, max_seq_len: int) -> PreTrainedTokenizerFast:
     """The tokenizer as Hugging Face's models take it."""
     return PreTrainedTokenizerFast(

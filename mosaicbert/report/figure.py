@@ -43,10 +43,11 @@ _STYLE: dict[Any, Any] = {
     "text.usetex": False,
 }
 _DPI = 150
+_COLUMNS = 5  # of small panels
 _FEW_POINTS = 25  # so many are drawn as dots, too
 _LONGEST_LABEL = 60
 _CHARACTERS_PER_INCH = 13  # of the legend
-_HANDLE_CHARACTERS = 9  # room for a line and its spaces
+_HANDLE_CHARACTERS = 10  # room for a line and its spaces
 _MARK_ROWS = 8  # runs whose marks stand above each other
 _LOG_RATIO = 2.5  # losses that span more stand on a logarithmic axis
 _TOKEN_UNITS = ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
@@ -128,8 +129,9 @@ def draw_loss(metrics: list[dict[str, Any]], *, unigram_entropy: float, title: s
         axes = figure.subplots()
         times = column(training, "seconds") / seconds
         _draw_noisy(axes, times, column(training, "loss"), _COLOURS[0], label="training")
-        times = column(held_out, "seconds") / seconds
-        _draw_held_out(axes, times, column(held_out, "eval_loss"), _COLOURS[1], label="held-out")
+        if held_out:
+            times = column(held_out, "seconds") / seconds
+            _draw_held_out(axes, times, column(held_out, "eval_loss"), _COLOURS[1], label="held-out")
         axes.axhline(unigram_entropy, color=_GREY, linestyle="--", linewidth=1, label="unigram entropy, held-out text")
         axes.set_title(title, parse_math=False)
         axes.set_xlabel(f"training time ({unit})")
@@ -146,17 +148,16 @@ def draw_runs(runs: list[Run]) -> bytes:
     A panel that no run has values for is left out.
     """
     panels = [panel for panel in _PANELS if any(np.isfinite(panel.training(run.training)).any() for run in runs)]
-    columns = max(2, math.ceil(len(panels) / 2))
-    small_rows = math.ceil(len(panels) / columns)
+    small_rows = math.ceil(len(panels) / _COLUMNS)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(3.1 * columns, 4.2 + 2.3 * small_rows), layout="constrained")
-        grid = figure.add_gridspec(1 + small_rows, 2 * columns, height_ratios=[1.6] + [1.0] * small_rows)
-        _draw_losses(figure.add_subplot(grid[0, :columns]), figure.add_subplot(grid[0, columns:]), runs)
+        figure = Figure(figsize=(3.1 * _COLUMNS, 4.2 + 2.3 * small_rows), layout="constrained")
+        grid = figure.add_gridspec(1 + small_rows, 2 * _COLUMNS, height_ratios=[1.6] + [1.0] * small_rows)
+        _draw_losses(figure.add_subplot(grid[0, :_COLUMNS]), figure.add_subplot(grid[0, _COLUMNS:]), runs)
         for index, panel in enumerate(panels):
-            row, place = divmod(index, columns)
+            row, place = divmod(index, _COLUMNS)
             axes = figure.add_subplot(grid[1 + row, 2 * place : 2 * place + 2])
             _draw_panel(axes, panel, runs)
-            if index + columns < len(panels):  # another one below
+            if index + _COLUMNS < len(panels):  # another one below
                 axes.set_xlabel("")
         _add_legend(figure, runs)
         png = io.BytesIO()
@@ -271,7 +272,7 @@ def _scale_logarithmically(axes: Axes, multiples: tuple[float, ...]) -> None:
 
 def _add_legend(figure: Figure, runs: list[Run]) -> None:
     curves = [
-        (Line2D([], [], color=run_colour(index), linestyle=_line_style(index), linewidth=2.5), _short(run.label))
+        (Line2D([], [], color=run_colour(index), linestyle=_line_style(index), linewidth=2), _short(run.label))
         for index, run in enumerate(runs)
     ]
     meanings = [(Line2D([], [], color=_GREY, linewidth=1.3), "training, smoothed; faint: each step")]
@@ -295,7 +296,7 @@ def _add_legend(figure: Figure, runs: list[Run]) -> None:
     ordered = [cell for place in range(columns) for cell in cells[place::columns]]  # a legend is filled by column
     handles = [handle for handle, _ in ordered]
     numbers = [str(index) for index in range(len(ordered))]
-    legend = figure.legend(handles, numbers, loc="outside upper left", ncols=columns, fontsize=9.5)
+    legend = figure.legend(handles, numbers, loc="outside upper left", ncols=columns, fontsize=9.5, handlelength=3)
     # Set afterwards: as labels, a leading underscore would hide a run and a dollar sign would begin a formula.
     for text, (_, name) in zip(legend.get_texts(), ordered, strict=True):
         text.set_parse_math(False)

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mosaicbert.report.figure import run_colour
 from mosaicbert.report.runs import Run
 
 _UNKNOWN = "\N{EN DASH}"
+_LONGEST_VALUE = 100  # characters of what else is known of a fault, e.g. the samples of its batches
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1500px; margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
@@ -105,7 +106,16 @@ def _faults(index: int, run: Run) -> str:
 
 
 def _remainder(fault: dict[str, Any]) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in fault.items() if key not in ("step", "kind", "reason"))
+    shown = {key: value for key, value in fault.items() if key not in ("step", "kind", "reason") and value is not None}
+    return ", ".join(f"{key}: {_brief(value)}" for key, value in shown.items())
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    count = f" ({len(cast(list[Any], value)):,} in all)" if isinstance(value, list) else ""
+    return f"{text[:_LONGEST_VALUE]}...{count}"
 
 
 def _state(run: Run) -> str:

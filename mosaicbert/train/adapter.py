@@ -36,8 +36,8 @@ class MaskedLmTrainee(ComposerModel):
             return _predict_padded(self.model, batch)
 
     def loss(self, outputs: Tensor, batch: Batch, *_: Any, **__: Any) -> Tensor:
-        # Mean over this micro-batch. Composer weighs it by its masked tokens among those of the global batch.
-        return F.cross_entropy(outputs.float(), batch.labels, reduction="sum") / max(1, batch.num_masked)
+        # A sum, not a mean: the step divides by the masked tokens of the global batch.
+        return F.cross_entropy(outputs.float(), batch.labels, reduction="sum")
 
     def eval_forward(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
         return self.forward(batch) if outputs is None else outputs
@@ -63,7 +63,7 @@ def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def data_spec(loader: DataLoader[Step], device: str) -> DataSpec:
-    """Tells Composer that an item is a step of micro-batches, and how many samples, tokens and masks are in it.
+    """Tells Composer that an item is a step of micro-batches, and how many samples and tokens all ranks have in it.
 
     Args:
         loader: gives items on the CPU.
@@ -73,14 +73,6 @@ def data_spec(loader: DataLoader[Step], device: str) -> DataSpec:
         loader,
         microbatch_transforms=lambda batch: batch.to(device, non_blocking=True),
         split_batch=lambda step, _size: step.micro_batches,
-        get_num_samples_in_batch=lambda item: _total(item.num_sequences),
-        get_num_tokens_in_batch=lambda item: {
-            "total": _total(item.num_tokens),
-            "loss_generating": _total(item.num_masked),
-        },
+        get_num_samples_in_batch=lambda step: step.global_samples,
+        get_num_tokens_in_batch=lambda step: step.global_tokens,
     )
-
-
-def _total(counts: int | tuple[int, ...]) -> int:
-    # Composer asks for the counts of steps and of micro-batches.
-    return counts if isinstance(counts, int) else sum(counts)

@@ -6,7 +6,7 @@ from typing import Any
 
 from mosaicbert.config import OptimizerConfig
 from mosaicbert.config.plan import Plan, Position
-from mosaicbert.train.faults import Guard
+from mosaicbert.train.guard import Guard
 from mosaicbert.train.schedule import learning_rate_share
 
 
@@ -44,7 +44,8 @@ class Course:
         position: how far the run has come.
         before: the position one step earlier.
         training_seconds: of the steps alone, without evaluations.
-        report: of the last step.
+        report: of the last step of this sitting.
+        step_seconds: that the last step took.
         stop: whether the run has been asked to stop.
     """
 
@@ -56,17 +57,17 @@ class Course:
         self.position = self.before = Position()
         self.training_seconds = 0.0
         self.report: StepReport | None = None
+        self.step_seconds = 0.0
         self.stop = False
 
     def after(self, samples: int, tokens: int) -> Position:
         """Where the run will stand after a step of so many samples and tokens that takes as long as the last one."""
-        lasting = 0.0 if self.report is None else self.report.seconds
         now = self.position
         return Position(
             steps=now.steps + 1,
             samples=now.samples + samples,
             tokens=now.tokens + tokens,
-            seconds=now.seconds + lasting,
+            seconds=now.seconds + self.step_seconds,
         )
 
     def learning_rate_share(self, samples: int, tokens: int) -> float:
@@ -94,17 +95,20 @@ class Course:
         )
         self.training_seconds += report.seconds
         self.report = report
+        self.step_seconds = report.seconds
 
     @property
     def is_done(self) -> bool:
         """Whether the run ends here; a time is over when one more step like the last would pass it."""
-        return self.plan.is_done(replace(self.position, seconds=self.after(0, 0).seconds))
+        return self.plan.is_done(replace(self.position, seconds=self.position.seconds + self.step_seconds))
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: numbers that JSON can hold."""
         return {
             "position": asdict(self.position),
             "training_seconds": self.training_seconds,
+            "step_seconds": self.step_seconds,
+            "is_done": self.is_done,
             "guard": self.guard.state_dict(),
         }
 
@@ -112,26 +116,26 @@ class Course:
         """Takes over what `state_dict` gave."""
         self.position = self.before = Position(**state["position"])
         self.training_seconds = state["training_seconds"]
+        self.step_seconds = state["step_seconds"]
         self.guard.load_state_dict(state["guard"])
 
 
 class Clock:
-    """Seconds since a run began, summed over its sittings, and how many of them were not training."""
+    """Seconds since a run began, summed over its sittings, and how long its steps took without the evaluations."""
 
     def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._paused_at: float | None = None
-        self._paused = 0.0
+        self.start(0.0)
 
     def start(self, seconds: float) -> None:
         """Begins a sitting of a run that has taken `seconds` before."""
-        self._start = time.monotonic() - seconds
-        self._paused = 0.0
+        self._began = time.monotonic() - seconds
+        self._lap = time.monotonic()
+        self._paused_at = 0.0
 
     @property
     def seconds(self) -> float:
         """Since the run began."""
-        return time.monotonic() - self._start
+        return time.monotonic() - self._began
 
     def pause(self) -> None:
         """What comes now is no training."""
@@ -139,11 +143,10 @@ class Clock:
 
     def resume(self) -> None:
         """The training goes on."""
-        assert self._paused_at is not None
-        self._paused += time.monotonic() - self._paused_at
-        self._paused_at = None
+        self._lap += time.monotonic() - self._paused_at
 
-    @property
-    def training_seconds(self) -> float:
-        """Since the sitting began, pauses left out, up to an arbitrary constant."""
-        return self.seconds - self._paused
+    def lap(self) -> float:
+        """Seconds of training since this was last asked, or since the sitting began."""
+        now = time.monotonic()
+        lasted, self._lap = now - self._lap, now
+        return lasted

@@ -1,9 +1,12 @@
-"""What a run says while it runs: metrics.jsonl, and one live line with progress, loss, speed and time left."""
+"""What a run says while it runs: metrics.jsonl, Composer's loggers, and one live line with progress, loss and speed."""
 
 import json
 import math
+import resource
+import sys
 import time
 from collections import deque
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mosaicbert.accounting import training_flops
 from mosaicbert.batch import Step
 from mosaicbert.config import Recipe
+from mosaicbert.report.metrics import read_metrics
+from mosaicbert.train.course import Clock, Course, StepReport
 
 _WINDOW_STEPS = 20  # speed is averaged over so many steps
 _LINES_WITHOUT_TERMINAL = 20
+_BAR_PARTS = 1000
 
 
 class SeededSteps(Callback):
@@ -33,135 +39,225 @@ class SeededSteps(Callback):
 
 
 class Monitor(Callback):
-    """Writes one JSON line per step and per evaluation, and keeps the console up to date. Only rank 0 writes.
+    """Measures every step; writes a line of JSON for every so-manieth and every evaluation. Only rank 0 writes.
+
+    What concerns one process (how full its micro-batches were, its wait for data, its memory, its share of the peak) is
+    that of rank 0, which is as good as any other: steps are dealt out evenly.
 
     Args:
         recipe: of the run.
         path: of metrics.jsonl.
+        course: of the run.
+        clock: of this process.
+        num_rollbacks: that the run has made so far.
         peak_flops: of one process' device, FLOP/s.
         console: to print to.
     """
 
-    def __init__(self, recipe: Recipe, path: Path, peak_flops: float, console: Console) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        path: Path,
+        course: Course,
+        clock: Clock,
+        num_rollbacks: int,
+        peak_flops: float,
+        console: Console,
+    ) -> None:
         self.recipe = recipe
         self.path = path
+        self.course = course
+        self.clock = clock
+        self.num_rollbacks = num_rollbacks
         self.peak_flops = peak_flops
         self.console = console
-        self.steps = recipe.train.total_steps
+        self._is_first = dist.get_global_rank() == 0
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
-        self._step_flops = 0.0
-        self._learning_rate = 0.0
-        self._masked = 0
-        self._fill_rate = 0.0
         self._asked_at = 0.0
         self._data_wait = 0.0
-        self._tokens_before = 0
+        self._shown_share = -1.0
         self._eval_loss = math.nan
+        self._can_write = True
         self._progress = Progress(
             BarColumn(bar_width=8),  # the whole line fits 80 columns
-            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[measures]}"),
             console=console,
-            disable=not (console.is_terminal and dist.get_global_rank() == 0),
+            disable=not (console.is_terminal and self._is_first),
         )
-        self._task = self._progress.add_task("pretraining", total=self.steps, measures="")
+        self._task = self._progress.add_task("pretraining", total=_BAR_PARTS, measures="")
 
     def fit_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._tokens_before = state.timestamp.token.value
-        if dist.get_global_rank() == 0:
-            self._forget_after(state.timestamp.batch.value)
+        self.clock.start(self.course.position.seconds)
+        if self._is_first:
+            _forget_after(self.path, self.course.position.steps)
             self._progress.start()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         self._asked_at = time.perf_counter()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._data_wait = time.perf_counter() - self._asked_at
+        self._data_wait += time.perf_counter() - self._asked_at
 
-    def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._learning_rate = state.optimizers[0].param_groups[0]["lr"]  # at the step's end it is the next one's
-        # This rank's share is as good as any other's: steps are dealt out evenly.
+    def batch_end(self, state: State, logger: Logger) -> None:
         step: Step = state.batch
-        tokens = sum(step.num_tokens)
-        ends = zip(step.cu_seqlens, step.num_sequences, strict=True)
-        squares = sum(int(row[: number + 1].diff().long().square().sum()) for row, number in ends)
-        masked = sum(step.num_masked)
-        self._masked = step.global_masked
-        self._fill_rate = tokens / step.input_ids.numel()
-        self._step_flops = training_flops(self.recipe.model, tokens=tokens, squared_lengths=squares, masked=masked)
-
-    def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        now = state.timestamp
-        seconds = now.batch_wct.total_seconds() if now.batch_wct else math.nan
-        self._recent.append((seconds, now.token.value - self._tokens_before, self._step_flops))
-        self._tokens_before = now.token.value
+        report = self.course.report
+        assert report is not None
+        if not self._is_first:
+            return
+        shape = _Shape.of(step)
+        flops = training_flops(
+            self.recipe.model,
+            tokens=shape.tokens,
+            squared_lengths=shape.squared_lengths,
+            masked=sum(step.num_masked),
+        )
+        self._recent.append((report.seconds, step.global_tokens, flops))
         window, tokens, flops = (sum(column) for column in zip(*self._recent, strict=True))
-        record = {
-            "step": now.batch.value,
-            "samples": now.sample.value,
-            "tokens": now.token.value,
-            "seconds": round(now.total_wct.total_seconds() if now.total_wct else math.nan, 3),
-            "loss": float(state.total_loss_dict["loss/train/total"]),
-            "lr": self._learning_rate,
-            "masked": self._masked,
-            "fill_rate": round(self._fill_rate, 4),
-            "data_wait_seconds": round(self._data_wait, 5),
+        speed = {
             "tokens_per_second": round(tokens / window, 1),
             "mfu": round(flops / window / self.peak_flops, 4),
         }
-        self._write(record)
-        self._show(record, seconds_left=window / len(self._recent) * (self.steps - record["step"]))
+        if report.accuracy is not None:
+            record = self._measure(step, report, shape) | speed
+            self._write(record)
+            logger.log_metrics({f"train/{name}": value for name, value in record.items() if value is not None})
+        self._show(report, seconds_left=self._seconds_left(window / len(self._recent)), **speed)
 
-    def eval_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+    def eval_before_all(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self.clock.pause()
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self.clock.resume()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
         values = {name: float(metric.compute()) for name, metric in state.eval_metrics["eval"].items()}
         self._eval_loss = values["loss"]
-        self._write(
-            {
-                "step": state.timestamp.batch.value,
-                "tokens": state.timestamp.token.value,
-                "seconds": round(state.timestamp.total_wct.total_seconds() if state.timestamp.total_wct else 0.0, 3),
-                "eval_loss": values["loss"],
-                "eval_accuracy": values["accuracy"],
-            }
-        )
+        course = self.course
+        record = {
+            "step": course.position.steps,
+            "tokens": course.position.tokens,
+            "seconds": round(course.training_seconds, 3),
+            "wall_seconds": round(self.clock.seconds, 3),
+            "eval_loss": values["loss"],
+            "eval_accuracy": values["accuracy"],
+        }
+        if self._is_first:
+            self._write(record)
+            logger.log_metrics({f"eval/{name}": record[f"eval_{name}"] for name in ("loss", "accuracy")})
 
     def fit_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._stop_progress()
+        self.stop()
 
     def close(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._stop_progress()
+        self.stop()
 
-    def _stop_progress(self) -> None:
+    def stop(self) -> None:
+        """Ends the live line."""
         if self._progress.live.is_started:
             self._progress.stop()
 
+    def _measure(self, step: Step, report: StepReport, shape: "_Shape") -> dict[str, Any]:
+        course = self.course
+        waited, self._data_wait = self._data_wait, 0.0
+        return {
+            "step": course.position.steps,
+            "samples": course.position.samples,
+            "tokens": course.position.tokens,
+            "seconds": round(course.training_seconds, 3),
+            "wall_seconds": round(course.position.seconds, 3),
+            "progress": round(course.plan.share_done(course.position), 6),
+            "loss": _finite(report.loss),
+            "accuracy": report.accuracy,
+            "grad_norm": _finite(report.grad_norm),
+            "lr": self.recipe.optimizer.peak_lr * report.learning_rate_share,
+            "mask_rate": step.mask_rate,
+            "masked": step.global_masked,
+            "batch_samples": step.global_samples,
+            "fill_rate": round(shape.tokens / shape.room, 4),
+            "padding_rate": round(1.0 - shape.tokens / shape.rectangle, 4),
+            "data_wait_seconds": round(waited, 5),
+            "memory_gib": round(_peak_memory() / 2**30, 3),
+            "skipped_steps": course.guard.num_skipped,
+            "rollbacks": self.num_rollbacks,
+        }
+
+    def _seconds_left(self, seconds_per_step: float) -> float:
+        course = self.course
+        if course.plan.length.unit == "seconds":
+            return course.plan.length.amount - course.position.seconds
+        done = course.plan.share_done(course.position)
+        steps = course.plan.num_steps or 0
+        return (1.0 - done) * steps * seconds_per_step
+
     def _write(self, record: dict[str, Any]) -> None:
-        if dist.get_global_rank() == 0:
+        try:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:  # a full disk costs the line, not the run
+            if self._can_write:
+                self.console.print(
+                    f"{self.path}: cannot be written ({error.strerror}). The run goes on.", highlight=False
+                )
+            self._can_write = False
 
-    def _forget_after(self, step: int) -> None:
-        """Drops what an interrupted run wrote after the checkpoint that this one continues from."""
-        if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            partial.replace(self.path)
-
-    def _show(self, record: dict[str, Any], seconds_left: float) -> None:
-        if dist.get_global_rank() != 0:
-            return
+    def _show(self, report: StepReport, seconds_left: float, tokens_per_second: float, mfu: float) -> None:
+        position, num_steps = self.course.position, self.course.plan.num_steps
         evaluated = "" if math.isnan(self._eval_loss) else f", held-out {self._eval_loss:.2f}"
+        steps = f"{position.steps}" if num_steps is None else f"{position.steps}/{max(num_steps, position.steps)}"
         measures = (
-            f"loss {record['loss']:.2f}{evaluated}  {record['tokens_per_second'] / 1e3:,.1f}k tokens/s  "
-            f"MFU {record['mfu']:.0%}  {timedelta(seconds=round(seconds_left))} left"
+            f"step {steps}  loss {report.loss:.2f}{evaluated}  {tokens_per_second / 1e3:,.1f}k tokens/s  "
+            f"MFU {mfu:.0%}  {timedelta(seconds=max(0, round(seconds_left)))} left"
         )
-        self._progress.update(self._task, completed=record["step"], measures=measures)
-        every = max(1, self.steps // _LINES_WITHOUT_TERMINAL)
-        if not self.console.is_terminal and (record["step"] % every == 0 or record["step"] in (1, self.steps)):
-            self.console.print(f"step {record['step']}/{self.steps}  {measures}", highlight=False)
+        done = self.course.plan.share_done(position)
+        self._progress.update(self._task, completed=done * _BAR_PARTS, measures=measures)
+        is_due = math.floor(done * _LINES_WITHOUT_TERMINAL) > math.floor(self._shown_share * _LINES_WITHOUT_TERMINAL)
+        if not self.console.is_terminal and (is_due or self.course.is_done):
+            self._shown_share = done
+            self.console.print(measures, highlight=False)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last one that a crash cut off."""
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+@dataclass(frozen=True)
+class _Shape:
+    """Sizes of one rank's share of a step.
+
+    Attributes:
+        tokens: real ones.
+        squared_lengths: sum over documents of the length squared.
+        room: for tokens in the micro-batches.
+        rectangle: tokens that the same documents take when each is padded to the longest of its micro-batch.
+    """
+
+    tokens: int
+    squared_lengths: int
+    room: int
+    rectangle: int
+
+    @classmethod
+    def of(cls, step: Step) -> "_Shape":
+        squares = rectangle = 0
+        for ends, number in zip(step.cu_seqlens, step.num_sequences, strict=True):
+            seqlens = ends[: number + 1].diff().long()
+            squares += int(seqlens.square().sum())
+            rectangle += int(seqlens.max()) * number
+        return cls(sum(step.num_tokens), squares, step.input_ids.numel(), rectangle)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops what an interrupted sitting wrote after the checkpoint that this one continues from."""
+    if path.exists():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(path)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _peak_memory() -> int:
+    """Bytes that this process has taken at most: of its GPU, or of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

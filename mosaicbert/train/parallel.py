@@ -1,5 +1,7 @@
 """Several devices: the state of a model that is copied to all of them, or shared out among them, as one."""
 
+from typing import Any
+
 import torch
 from composer.utils import dist
 from torch import Tensor, nn
@@ -26,16 +28,16 @@ def gather_state(
         As in `mosaicbert.checkpoint.Checkpoint`.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)
-    kept = get_optimizer_state_dict(model, optimizer, options=options)["state"]
+    weights: Any = get_model_state_dict(model, options=options)
+    kept: Any = get_optimizer_state_dict(model, optimizer, options=options)["state"]
     return weights, kept
 
 
 def spread_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    weights: dict[str, Tensor],
-    kept: dict[str, dict[str, Tensor]],
+    weights: dict[str, Any],
+    kept: dict[str, Any],
 ) -> None:
     """Gives all ranks the state that rank 0 has read; the other ranks' arguments are empty."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.get_world_size() > 1)

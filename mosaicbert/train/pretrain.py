@@ -2,136 +2,237 @@
 
 import json
 import warnings
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from composer import Trainer
-from composer.optim import DecoupledAdamW
+from composer import Event, State
 from composer.utils import dist
 from rich.console import Console
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
 
 from mosaicbert.accounting import count_parameters
-from mosaicbert.config import Recipe
-from mosaicbert.data.loader import build_eval_loader, build_loader
+from mosaicbert.checkpoint import list_checkpoints, read_state, step_of
+from mosaicbert.config import Duration, Recipe, parse_duration
+from mosaicbert.config.plan import has_passed
+from mosaicbert.data.batches import TrainSteps
+from mosaicbert.data.loader import build_eval_loader, build_loader, plan_run
 from mosaicbert.data.prepare import check_store, prepare
-from mosaicbert.data.store import StoreRecord
+from mosaicbert.data.sources import TRAIN
+from mosaicbert.data.store import StoreRecord, write_file
 from mosaicbert.export.prompts import fill_masks
+from mosaicbert.lock import lock
 from mosaicbert.model.build import build_model, describe_attention
+from mosaicbert.report.figure import draw_loss
+from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
+from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
+from mosaicbert.train.course import Clock, Course
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
-from mosaicbert.train.figure import draw_loss
-from mosaicbert.train.monitor import Monitor, SeededSteps, read_metrics
-from mosaicbert.train.result import export_run, summarise
+from mosaicbert.train.exporting import Exporter
+from mosaicbert.train.faults import FaultLog, FaultWriter, TrainingFault
+from mosaicbert.train.guard import Guard, RollBack
+from mosaicbert.train.loggers import build_loggers, require_loggers
+from mosaicbert.train.monitor import Monitor, SeededSteps
+from mosaicbert.train.optimizers import build_optimizer
+from mosaicbert.train.result import summarise
 from mosaicbert.train.run import RunFolder, check_run, open_run, require_same_store
-from mosaicbert.train.schedule import linear_schedule
+from mosaicbert.train.stopping import Stopped, StopRequest
+from mosaicbert.train.trainer import StepTrainer
+
+_WITHOUT_END = "1000000000ba"  # the course says when the run ends
+Say = Callable[[str], None]
 
 
 def pretrain(recipe: Recipe, console: Console) -> RunFolder:
-    """Trains `recipe` to its last step and exports it; continues a run that was cut off. One call per process.
+    """Trains `recipe` to its end and exports it; continues a run that was cut off. One call per process.
+
+    Asked to stop by SIGTERM or SIGINT, it finishes the step, writes a checkpoint and returns.
 
     Raises:
-        ConfigError: the run folder is another recipe's, or data, tokenizer or device do not fit; nothing is started.
+        ConfigError: the run folder is another recipe's or in use, or data, tokenizer or device do not fit; nothing is
+            started.
+        TrainingFault: the numbers go wrong again and again, or the result cannot be exported.
     """
     run = check_run(recipe)
+    require_loggers(recipe)
     precision, why = choose_precision(recipe)
+    say = partial(_say, console)
     if run.result.exists():
-        _say(console, f"{run.path}: this run is finished.")
-        _report(recipe, run, console)
+        say(f"{run.path}: this run is finished.")
+        _report(recipe, run, say)
         return run
     record = prepare(recipe, console) if dist.get_world_size() == 1 else check_store(recipe)
     require_work_for_all(recipe, record, dist.get_world_size())
     require_same_store(run, record)
     if dist.get_world_size() > 1 and not torch.cuda.is_available():
         limit_cpu_threads(dist.get_local_world_size())
-    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
-    if dist.get_global_rank() == 0:
-        open_run(recipe, record)
-    dist.barrier()
-
-    torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model)
-    peak, peak_source = peak_flops(precision)
-    _introduce(recipe, record, console, f"precision: {str(precision).removeprefix('torch.')} ({why})")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    _say(console, describe_attention(recipe.model, device, precision))
-    _say(console, f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
-    trainer = build_trainer(recipe, run, model, precision, peak, console)
-    if trainer.state.timestamp.batch.value < recipe.train.total_steps:
-        trainer.fit()
-    else:
-        trainer.eval()  # cut off between the last checkpoint and the end
-    trainer.close()
-    if dist.get_global_rank() == 0:
-        _finish(recipe, run, model, record, console)
+    dist.initialize_dist(_composer_device())
+    with ExitStack() as held:
+        exporter = None
+        if dist.get_global_rank() == 0:
+            open_run(recipe, record)
+            held.enter_context(lock(run.path, f"{run.path}: another process is training this run; wait, or stop it."))
+            require_room(run, count_parameters(recipe.model), recipe.checkpoint.keep_last)
+            exporter = Exporter(run, say)
+        dist.barrier()
+        peak, peak_source = peak_flops(precision)
+        _introduce(recipe, record, say)
+        say(f"precision: {str(precision).removeprefix('torch.')} ({why})")
+        say(describe_attention(recipe.model, "cuda" if torch.cuda.is_available() else "cpu", precision))
+        say(f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
+        with StopRequest() as stop:
+            sitting = Sitting(recipe, run, precision, peak, stop, exporter, console)
+            try:
+                _train(sitting, say)
+            except Stopped:
+                if exporter is not None:
+                    exporter.stop()
+                say(f"stopped by {stop.signal or 'another process'}, with a checkpoint; the same command continues.")
+                return run
+        if exporter is not None:
+            _finish(recipe, run, exporter, record, say)
     return run
 
 
-def build_trainer(
-    recipe: Recipe, run: RunFolder, model: PreTrainedModel, precision: torch.dtype, peak: float, console: Console
-) -> Trainer:
-    """Composer's trainer for `recipe`, at the newest checkpoint of `run` if it has one."""
+@dataclass(frozen=True)
+class Sitting:
+    """What a run has at hand from its start, or from a continuation, to its end.
+
+    Attributes:
+        recipe: to train.
+        run: its folder.
+        precision: dtype of matrix products.
+        peak: of one process' device, FLOP/s.
+        stop: what this process was asked.
+        exporter: of checkpoints; None on all ranks but the first.
+        console: to print to.
+    """
+
+    recipe: Recipe
+    run: RunFolder
+    precision: torch.dtype
+    peak: float
+    stop: StopRequest
+    exporter: Exporter | None
+    console: Console
+
+
+def _train(sitting: Sitting, say: Say) -> None:
+    """Trains to the end of the run, going back to a checkpoint where the numbers demand it."""
+    while True:
+        trainer = build_trainer(sitting, say)
+        try:
+            if not trainer.course.is_done:
+                trainer.fit()
+            trainer.close()
+            return
+        except Stopped:
+            trainer.close()
+            raise
+        except RollBack as cause:
+            trainer.close()
+            _go_back(sitting, trainer, cause, say)
+
+
+def _go_back(sitting: Sitting, trainer: StepTrainer, cause: RollBack, say: Say) -> None:
+    faults = FaultLog(sitting.run.faults)
+    limit = sitting.recipe.faults.max_rollbacks
+    if len(faults.rollbacks()) >= limit:
+        raise TrainingFault(
+            f"{sitting.run.path}: step {cause.step}: {cause.reason}, after going back {limit} times "
+            "(faults.max_rollbacks). Lower optimizer.peak_lr or lengthen optimizer.warmup_fraction under another "
+            f"run_name, or look at the samples in {sitting.run.faults}."
+        )
+    dist.barrier()  # all have counted before one more is noted
+    if dist.get_global_rank() == 0:
+        assert sitting.exporter is not None
+        samples_of = trainer.steps.samples_of
+        fault = roll_back(sitting.run, faults, cause, sitting.recipe.faults.window_steps, samples_of)
+        sitting.exporter.forget_after(fault.resumed_step or 0)
+        say(
+            f"step {cause.step}: {cause.reason}. Going back to step {fault.resumed_step}, "
+            f"leaving out {len(cause.batches)} batch(es); see {sitting.run.faults}."
+        )
+    dist.barrier()
+
+
+def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
+    """Composer's trainer for a recipe, at the newest checkpoint of its run that is whole. All ranks call it."""
+    recipe, run = sitting.recipe, sitting.run
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
-    on_gpu = torch.cuda.is_available()
-    device = "cuda" if on_gpu else "cpu"
-    optimizer = DecoupledAdamW(
-        model.parameters(),
-        lr=recipe.optimizer.peak_lr,
-        betas=recipe.optimizer.betas,
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
-    )
-    schedule = partial(
-        linear_schedule,
-        total_steps=recipe.train.total_steps,
-        warmup_steps=recipe.warmup_steps,
-        final_fraction=recipe.optimizer.final_lr_fraction,
-    )
-    latest = run.latest_checkpoint()
-    if latest is not None:
-        _say(console, f"continuing from {latest}")
+    faults = FaultLog(run.faults)
+    restart, checkpoint = find_restart(run, faults, say)
+    if restart.path is not None:
+        say(f"continuing from {restart.path}")
+    torch.manual_seed(recipe.seed)
+    model = MaskedLmTrainee(build_model(recipe.model), cpu_autocast=sitting.precision)
+    course = Course(plan_run(recipe), Guard(recipe.faults), recipe.optimizer, recipe.log.interval_steps)
+    clock = Clock()
+    train_loader = build_loader(recipe, rank, world_size, first_step=restart.step, skipped=restart.skipped)
+    steps = cast(TrainSteps, train_loader.dataset)
+    callbacks = [
+        SeededSteps(recipe.seed),
+        FaultWriter(faults, course, steps.samples_of),
+        Monitor(recipe, run.metrics, course, clock, len(faults.rollbacks()), sitting.peak, sitting.console),
+        Checkpointer(recipe.checkpoint, run, course, faults, sitting.exporter, say),
+    ]
+    device, on_gpu = _composer_device(), torch.cuda.is_available()
     with warnings.catch_warnings():
-        # Composer warns that the loss is not averaged over samples, which is what we ask it for.
         warnings.filterwarnings("ignore", category=UserWarning)
-        return Trainer(
-            model=MaskedLmTrainee(model, cpu_autocast=precision),
-            train_dataloader=data_spec(build_loader(recipe, rank, world_size), device),
-            eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size), device),
-            eval_interval=f"{recipe.eval.interval_steps}ba",
-            max_duration=f"{recipe.train.total_steps}ba",
-            optimizers=optimizer,
-            schedulers=LambdaLR(optimizer, schedule),
-            step_schedulers_every_batch=True,
-            callbacks=[SeededSteps(recipe.seed), Monitor(recipe, run.metrics, peak, console)],
+        trainer = StepTrainer(
+            course=course,
+            clock=clock,
+            stop=sitting.stop,
+            steps=steps,
+            trainee=model,
+            train_dataloader=data_spec(train_loader, "cuda" if on_gpu else "cpu"),
+            eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size), "cuda" if on_gpu else "cpu"),
+            eval_interval=partial(_is_evaluated, course, parse_duration("eval.interval", recipe.eval.interval)),
+            max_duration=_WITHOUT_END,
+            optimizers=build_optimizer(model, recipe.optimizer, "cuda" if on_gpu else "cpu"),
+            callbacks=callbacks,
+            loggers=build_loggers(recipe, run),
             run_name=recipe.run_name,
             progress_bar=False,
-            load_path=None if latest is None else str(latest),
-            save_folder=str(run.checkpoints),
-            save_filename="step-{batch}-rank{rank}.pt",
-            save_interval=f"{recipe.train.checkpoint_interval_steps}ba",
-            save_overwrite=True,  # a step that is trained again after a crash is the same step
-            device="gpu" if on_gpu else "cpu",
-            precision="amp_bf16" if on_gpu and precision == torch.bfloat16 else "fp32",
+            spin_dataloaders=False,
+            device=device,
+            precision="amp_bf16" if on_gpu and sitting.precision == torch.bfloat16 else "fp32",
             device_train_microbatch_size=1,  # of no effect: the loader has cut the micro-batches
-            accumulate_train_batch_on_tokens=True,
             seed=recipe.seed,
         )
+    restore(trainer, restart, checkpoint)
+    return trainer
 
 
-def _finish(recipe: Recipe, run: RunFolder, model: PreTrainedModel, record: StoreRecord, console: Console) -> None:
+def _is_evaluated(course: Course, interval: Duration, _state: State, event: Event) -> bool:
+    return event == Event.BATCH_END and (course.is_done or has_passed(interval, course.before, course.position))
+
+
+def _composer_device() -> str:
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def _finish(recipe: Recipe, run: RunFolder, exporter: Exporter, record: StoreRecord, say: Say) -> None:
+    newest = list_checkpoints(run.checkpoints)[-1:]
+    state = read_state(newest[0]) if newest else {}
+    if not state.get("is_done"):
+        raise TrainingFault(f"{run.path}: the last checkpoint could not be written; make room, and run again.")
+    say("exporting, and comparing with the weights of the checkpoint ...")
+    exporter.finish()
+    step = step_of(newest[0])
+    if step in exporter.failures:
+        raise TrainingFault(f"{run.path}: the result could not be exported: {exporter.failures[step]}")
     metrics = read_metrics(run.metrics)
     draw_loss(metrics, unigram_entropy=record.unigram_entropy, title=recipe.run_name, path=run.figure)
-    result = summarise(metrics, record)
-    _say(console, "exporting, and comparing with the weights in memory ...")
-    export_run(recipe, run, model, result)
-    run.result.write_text(json.dumps(asdict(result), indent=2) + "\n")
-    _report(recipe, run, console)
+    result = summarise(metrics, state, record)
+    write_file(run.result, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    _report(recipe, run, say)
 
 
-def _report(recipe: Recipe, run: RunFolder, console: Console) -> None:
+def _report(recipe: Recipe, run: RunFolder, say: Say) -> None:
     if dist.get_global_rank() != 0:
         return
     result: dict[str, Any] = json.loads(run.result.read_text())
@@ -143,26 +244,29 @@ def _report(recipe: Recipe, run: RunFolder, console: Console) -> None:
         "loss against time": str(run.figure),
         "Hugging Face folder": str(run.hugging_face),
     }
+    if result["skipped_steps"] or result["rollbacks"]:
+        lines["faults"] = (
+            f"{result['skipped_steps']} steps skipped, {result['rollbacks']} times gone back: {run.faults}"
+        )
+    if recipe.train.length.unit == "seconds":
+        lines["the same elsewhere"] = f"train.duration='{result['steps']} steps', on a machine of another speed"
     for name, value in lines.items():
-        _say(console, f"{name + ':':21}{value}")
+        say(f"{name + ':':21}{value}")
     if recipe.eval.fill_mask:
         for sentence, guesses in fill_masks(run.hugging_face, recipe.eval.fill_mask):
             words = ", ".join(f"{word} {share:.0%}" for word, share in guesses)
-            _say(console, f"  {sentence}\n      {words}")
+            say(f"  {sentence}\n      {words}")
 
 
-def _introduce(recipe: Recipe, record: StoreRecord, console: Console, precision: str) -> None:
-    train = record.splits["train"]
-    epochs = recipe.train.total_steps * recipe.train.global_batch_samples / train.samples
-    _say(
-        console, f"run: {recipe.run_folder}  {recipe.model.architecture}, {count_parameters(recipe.model):,} parameters"
-    )
-    _say(
-        console,
-        f"data: {train.samples:,} samples of {train.tokens:,} tokens, {epochs:.2f} epochs "
-        f"in {recipe.train.total_steps:,} steps, {dist.get_world_size()} process(es)",
-    )
-    _say(console, precision)
+def _introduce(recipe: Recipe, record: StoreRecord, say: Say) -> None:
+    train = record.splits[TRAIN]
+    say(f"run: {recipe.run_folder}  {recipe.model.architecture}, {count_parameters(recipe.model):,} parameters")
+    plan = plan_run(recipe)
+    length = recipe.train.duration
+    if plan.num_steps is not None:
+        epochs = plan.first_sample(plan.num_steps) / train.samples
+        length = f"{epochs:.2f} epochs in {plan.num_steps:,} steps"
+    say(f"data: {train.samples:,} samples of {train.tokens:,} tokens, {length}, {dist.get_world_size()} process(es)")
 
 
 def _say(console: Console, line: str) -> None:

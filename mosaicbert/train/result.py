@@ -1,16 +1,24 @@
 """What a run reached, and its export: the same at the run's end and for any checkpoint in between."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
+from mosaicbert.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_path,
+    list_checkpoints,
+    read_checkpoint,
+    step_of,
+)
 from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.prepare import check_store
+from mosaicbert.config.load import load_recipe
 from mosaicbert.data.store import StoreRecord, open_tokenizer
-from mosaicbert.export.checkpoint import load_checkpoint
-from mosaicbert.export.folder import export_folder
-from mosaicbert.train.monitor import read_metrics
+from mosaicbert.export.checkpoint import load_model
+from mosaicbert.export.folder import export_folder, publish
+from mosaicbert.lock import lock
+from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.run import RunFolder, check_run
 
 
@@ -18,60 +26,92 @@ from mosaicbert.train.run import RunFolder, check_run
 class RunResult:
     """Where a run stands; losses are in nats per masked token. Evaluation is None before the first one.
 
-    fill_rate is the mean share of real tokens in micro-batches, data_wait_seconds what the training loop has waited for
-    the loader in all.
+    training_seconds are those of the steps; wall_seconds have evaluations in them. fill_rate is the mean share of real
+    tokens in micro-batches, data_wait_seconds what the training loop has waited for the loader in all.
     """
 
     steps: int
     samples: int
     tokens: int
     training_seconds: float
+    wall_seconds: float
     tokens_per_second: float
     fill_rate: float
     data_wait_seconds: float
-    train_loss: float
+    skipped_steps: int
+    rollbacks: int
+    train_loss: float | None
     eval_loss: float | None
     eval_accuracy: float | None
     unigram_entropy: float
 
 
-def summarise(metrics: list[dict[str, Any]], record: StoreRecord) -> RunResult:
-    """The last training step and the last evaluation of metrics.jsonl."""
+def summarise(metrics: list[dict[str, Any]], state: dict[str, Any], record: StoreRecord) -> RunResult:
+    """What a checkpoint's state and the lines of metrics.jsonl up to it say."""
+    position: dict[str, Any] = state["position"]
+    metrics = [line for line in metrics if line["step"] <= position["steps"]]
     steps = [line for line in metrics if "loss" in line]
-    training = steps[-1]
     evaluation = next((line for line in reversed(metrics) if "eval_loss" in line), {})
     return RunResult(
-        steps=training["step"],
-        samples=training["samples"],
-        tokens=training["tokens"],
-        training_seconds=training["seconds"],
-        tokens_per_second=round(training["tokens"] / training["seconds"], 1),
+        steps=position["steps"],
+        samples=position["samples"],
+        tokens=position["tokens"],
+        training_seconds=round(state["training_seconds"], 3),
+        wall_seconds=round(position["seconds"], 3),
+        tokens_per_second=round(position["tokens"] / state["training_seconds"], 1),
         fill_rate=round(sum(line["fill_rate"] for line in steps) / len(steps), 4),
         data_wait_seconds=round(sum(line["data_wait_seconds"] for line in steps), 2),
-        train_loss=training["loss"],
+        skipped_steps=steps[-1]["skipped_steps"],
+        rollbacks=steps[-1]["rollbacks"],
+        train_loss=steps[-1]["loss"],
         eval_loss=evaluation.get("eval_loss"),
         eval_accuracy=evaluation.get("eval_accuracy"),
         unigram_entropy=record.unigram_entropy,
     )
 
 
-def export_run(recipe: Recipe, run: RunFolder, model: PreTrainedModel, result: RunResult) -> None:
-    """Writes the run's Hugging Face folder, see `export_folder`."""
-    tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
-    export_folder(model.cpu().eval(), tokenizer, recipe, asdict(result), run.hugging_face)
+def export_step(path: str | Path, step: int) -> Path:
+    """Exports a checkpoint of the run in a folder to its `hf/step-N`; the newest one is shown as `hf` as well.
+
+    Raises:
+        CheckpointError: it is damaged.
+        ParityError: the export does not give the checkpoint's logits; nothing is left of it.
+    """
+    run = RunFolder(Path(path))
+    recipe = load_recipe(run.recipe)
+    folder = run.export_of(step)
+    run.hugging_face.mkdir(exist_ok=True)
+    with lock(run.checkpoints):
+        if not folder.is_dir():
+            _export(recipe, run, folder, read_checkpoint(checkpoint_path(run.checkpoints, step)))
+        publish(run.hugging_face, _newest_export(run))
+    return folder
 
 
 def export_latest(recipe: Recipe) -> RunFolder:
     """Exports the newest checkpoint of a run, also while it is not finished.
 
     Raises:
-        ConfigError: there is no such run, it has no checkpoint yet, or its folder belongs to another recipe.
+        ConfigError: there is no such run, it has no checkpoint that is whole, or its folder belongs to another recipe.
     """
     run = check_run(recipe)
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is None:
-        raise ConfigError(f"{run.path}: no checkpoint to export; train one with `mosaicbert pretrain RECIPE`.")
-    model, step = load_checkpoint(recipe, checkpoint)
-    metrics = [line for line in read_metrics(run.metrics) if line["step"] <= step]
-    export_run(recipe, run, model, summarise(metrics, check_store(recipe)))
-    return run
+    for path in reversed(list_checkpoints(run.checkpoints)):
+        try:
+            export_step(run.path, step_of(path))
+        except CheckpointError as error:
+            print(f"passing over a checkpoint: {error}")
+            continue
+        return run
+    raise ConfigError(f"{run.path}: no checkpoint to export; train one with `mosaicbert pretrain RECIPE`.")
+
+
+def _export(recipe: Recipe, run: RunFolder, folder: Path, checkpoint: Checkpoint) -> None:
+    record = StoreRecord.read(run.path)
+    result = summarise(read_metrics(run.metrics), checkpoint.state, record)
+    export_folder(
+        load_model(recipe, checkpoint.model), open_tokenizer(run.path, record), recipe, asdict(result), folder
+    )
+
+
+def _newest_export(run: RunFolder) -> Path:
+    return max(run.hugging_face.glob("step-*[0-9]"), key=step_of)

@@ -13,7 +13,7 @@ import torch
 
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
-from mosaicbert.data.store import StoreRecord
+from mosaicbert.data.store import StoreRecord, write_file
 
 # Keys that move work about without changing what is computed: a run may be continued with other values.
 _FREE_KEYS = frozenset(
@@ -25,7 +25,16 @@ _FREE_KEYS = frozenset(
         "data.skip_bad_documents",
         "train.num_processes",
         "train.micro_batch_tokens",
-        "train.checkpoint_interval_steps",
+        "train.compile",
+        "train.sharding",
+        "checkpoint.interval",
+        "checkpoint.keep_last",
+        "checkpoint.keep_every",
+        "faults.spike_deviations",
+        "faults.max_skipped_steps",
+        "faults.max_rollbacks",
+        "log.interval_steps",
+        "log.loggers",
         "eval.fill_mask",
     }
 )
@@ -42,18 +51,14 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
+        self.faults = path / "faults.jsonl"
         self.figure = path / "loss.png"
         self.checkpoints = path / "checkpoints"
         self.hugging_face = path / "hf"
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-        link = self.checkpoints / "latest-rank0.pt"
-        if link.exists():
-            return link.resolve()
-        # Composer takes the link away before it sets it anew; by then the file it will point to is complete.
-        written = self.checkpoints.glob("step-*-rank0.pt")
-        return max(written, key=lambda path: int(path.name.split("-")[1]), default=None)
+    def export_of(self, step: int) -> Path:
+        """The Hugging Face folder of the checkpoint after `step` steps."""
+        return self.hugging_face / f"step-{step}"
 
 
 def check_run(recipe: Recipe) -> RunFolder:
@@ -90,7 +95,9 @@ def require_same_store(run: RunFolder, record: StoreRecord) -> None:
 
 
 def open_run(recipe: Recipe, record: StoreRecord) -> RunFolder:
-    """Makes the run folder with the resolved recipe, the store's record and the environment, unless they are there.
+    """Makes the run folder with the resolved recipe, the store's record and tokenizer, and the environment.
+
+    What is there already stays as it is: it tells how the run began.
 
     Raises:
         ConfigError: as `check_run` and `require_same_store`.
@@ -106,6 +113,7 @@ def open_run(recipe: Recipe, record: StoreRecord) -> RunFolder:
         save_recipe(recipe, partial)
         partial.rename(run.recipe)
     if not run.store.exists():
+        write_file(run.path / "tokenizer.json", (recipe.store_folder / "tokenizer.json").read_bytes())
         record.write(run.path)
     if not run.environment.exists():
         run.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n")

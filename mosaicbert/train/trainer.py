@@ -1,9 +1,9 @@
 """The training step, in Composer's loop."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer import Event, Time, TimeUnit, Trainer
@@ -13,7 +13,9 @@ from composer.utils import dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mosaicbert.batch import Step
+from mosaicbert.batch import Batch, Step
+from mosaicbert.data.batches import TrainSteps
+from mosaicbert.train.adapter import MaskedLmTrainee
 from mosaicbert.train.course import Clock, Course, StepReport
 from mosaicbert.train.parallel import gradient_norm
 from mosaicbert.train.stopping import StopRequest
@@ -30,15 +32,28 @@ class StepTrainer(Trainer):
         course: of the run; each step advances it.
         clock: of this process.
         stop: what this process was asked.
+        trainee: the model.
+        steps: what the training data loader reads.
         arguments: of Composer's Trainer.
     """
 
-    def __init__(self, *, course: Course, clock: Clock, stop: StopRequest, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        course: Course,
+        clock: Clock,
+        stop: StopRequest,
+        trainee: MaskedLmTrainee,
+        steps: TrainSteps,
+        **arguments: Any,
+    ) -> None:
         self.course = course
         self.clock = clock
         self.stop = stop
-        self._measured_at = clock.training_seconds
-        super().__init__(**arguments)
+        self.trainee = trainee
+        self.steps = steps
+        self._place = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(model=trainee, **arguments)
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:  # noqa: ARG002
         step: Step = self.state.batch
@@ -81,13 +96,13 @@ class StepTrainer(Trainer):
         loss_sum, num_right = (device.tensor_to_device(torch.zeros((), dtype=torch.float64)) for _ in range(2))
         micro_batches = step.micro_batches
         for number, micro_batch in enumerate(micro_batches):
-            batch = self._train_data_spec.microbatch_transforms(micro_batch)
+            batch = micro_batch.to(self._place, non_blocking=True)
             is_last = number == len(micro_batches) - 1
             waits = isinstance(model, DistributedDataParallel) and not is_last
-            with model.no_sync() if waits else contextlib.nullcontext():
+            with cast(DistributedDataParallel, model).no_sync() if waits else contextlib.nullcontext():
                 with get_precision_context(self.state.precision, self.state.precision_config):
-                    logits = model(batch)
-                    loss = self._original_model.loss(logits, batch)
+                    logits = cast(Callable[[Batch], Tensor], model)(batch)
+                    loss = self.trainee.loss(logits, batch)
                 (loss * scale).backward()
             loss_sum += loss.detach()
             if counts_right:
@@ -101,24 +116,19 @@ class StepTrainer(Trainer):
             Loss and right tokens summed over the ranks; the gradient's norm; how many ranks were asked to stop; seconds
             since the run began, and training seconds since the step before, both of rank 0.
         """
-        now, is_first = self.clock.training_seconds, dist.get_global_rank() == 0
-        own = [
-            float(self.stop.signal is not None),
-            self.clock.seconds if is_first else 0.0,
-            now - self._measured_at if is_first else 0.0,
-        ]
-        self._measured_at = now
+        lap, is_first = self.clock.lap(), dist.get_global_rank() == 0
+        own = [float(self.stop.signal is not None), is_first * self.clock.seconds, is_first * lap]
         measured = torch.stack([loss_sum, num_right, norm.to(torch.float64) / dist.get_world_size()])
         numbers = torch.cat([measured, self.state.device.tensor_to_device(torch.tensor(own, dtype=torch.float64))])
         dist.all_reduce(numbers, reduce_operation="SUM")
         return numbers.tolist()
 
-    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Any]:
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Generator[Any, Any, None]:
         if trainer_mode != TrainerMode.TRAIN:
             yield from super()._iter_dataloader(trainer_mode)
             return
         # Every rank makes the same steps, so none need ask whether another has come to its end.
-        steps = iter(self.state.dataloader)
+        steps = iter(cast(Iterable[Step], self.state.dataloader))
         while True:
             self.engine.run_event(Event.BEFORE_DATALOADER)
             try:
@@ -129,8 +139,6 @@ class StepTrainer(Trainer):
             yield step
 
     def _accumulate_time_across_ranks(
-        self, num_samples: int | float, num_tokens: int, batch_time: timedelta  # noqa: ARG002
+        self, num_samples: int | float, num_tokens: int, batch_time: timedelta
     ) -> tuple[int, int, timedelta]:
-        step: Step = self.state.batch
-        assert self.course.report is not None
-        return step.global_samples, step.global_tokens, timedelta(seconds=self.course.report.seconds)
+        return int(num_samples), num_tokens, batch_time  # `data_spec` counts the samples of all ranks

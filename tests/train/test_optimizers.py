@@ -18,7 +18,7 @@ from tests.recipes import TINY_MODEL
 OPTIMIZERS = ["decoupled_adamw", "stable_adamw", "muon"]
 ARCHITECTURES = ["mosaicbert", "bert"]
 SHARES = [0.25, 1.0, 0.6, 0.1, 0.5, 0.9]  # of the peak learning rate, step by step
-GRADIENT_SIZES = [1.0, 0.5, 30.0, 1e-3, 1e-3, 2.0]  # jumps, which StableAdamW damps
+GRADIENT_SIZES = [1e-3, 3e-2, 1.0, 0.5, 30.0, 2.0]  # jumps, which StableAdamW damps; the first are about eps
 EPS = torch.finfo(torch.float32).eps
 
 # What Muon takes of a layer, and how many matrices each of them holds.
@@ -51,7 +51,7 @@ def matrices_of(architecture):
 
 
 def config_of(name):
-    return OptimizerConfig(name=name, peak_lr=1e-2, weight_decay=0.1)
+    return OptimizerConfig(name=name, peak_lr=1e-2, eps=1e-2, weight_decay=0.1)
 
 
 def start(name, architecture="mosaicbert"):
@@ -166,7 +166,7 @@ def test_steps_are_those_of_a_plain_loop(name, architecture, num_steps):
     truth, states = run_reference(name, model, architecture, num_steps)
     run(model, optimizer, range(num_steps))
     if name == "stable_adamw" and num_steps > 1:
-        assert all(state["largest_rms"] > 2 for state in states.values())  # or this test would not see the damping
+        assert max(state["largest_rms"] for state in states.values()) > 1.5  # or this test would not see the damping
     for key, parameter in model.named_parameters():
         error = float((parameter.double() - truth[key]).abs().max())
         is_matrix = name == "muon" and key in matrices_of(architecture)
@@ -220,22 +220,23 @@ def test_a_run_continued_from_a_checkpoint_is_bitwise_the_uninterrupted_one(name
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_model_learns_a_batch_by_heart(name, architecture):
+def test_a_model_learns_sixteen_sentences_by_heart(name, architecture):
     model = Wrapper(architecture).model.train()
     optimizer = build_optimizer(model, OptimizerConfig(name=name, peak_lr=1e-2), "cpu")
-    labels = torch.randint(5, 512, (4, 16), generator=torch.Generator().manual_seed(3))
-    input_ids = torch.where(torch.arange(16) % 4 == 1, 4, labels)
-    masked_labels = torch.where(input_ids == 4, labels, -100)
+    input_ids = torch.randint(5, 512, (16, 6), generator=torch.Generator().manual_seed(3))
+    labels = torch.full_like(input_ids, -100)
+    labels[:, 2] = input_ids[:, 2]
+    input_ids[:, 2] = 4
 
     def loss_of_step():
         optimizer.zero_grad()
-        loss = model(input_ids, attention_mask=torch.ones_like(input_ids), labels=masked_labels).loss
+        loss = model(input_ids, attention_mask=torch.ones_like(input_ids), labels=labels).loss
         loss.backward()
         return loss
 
-    losses = [float(optimizer.step(loss_of_step)) for _ in range(40)]  # a closure, as Composer gives one
+    losses = [float(optimizer.step(loss_of_step)) for _ in range(100)]  # a closure, as Composer gives one
     assert losses[0] == pytest.approx(math.log(512), rel=0.1)
-    assert losses[-1] < 0.1
+    assert losses[-1] < 0.5 * math.log(16)  # log(16): 16 equally likely answers, without a look at the context
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -264,17 +265,14 @@ def test_a_parameter_without_gradient_is_left_alone(name):
 
 def test_stable_adamw_counts_the_steps_of_each_parameter():
     model, optimizer = start("stable_adamw")
-    late = model.model.decoder.bias
-    grad = torch.linspace(-1.0, 1.0, len(late))
-    run(model, optimizer, range(1))  # its first step is undone
-    optimizer.state.pop(late)
-    late.data.zero_()
-    optimizer.param_groups[0]["lr"] = 1e-2
+    late = model.model.decoder.bias  # zeros
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    late.grad = grad
+    late.grad = None
     optimizer.step()
-    expected = -1e-2 * grad / (grad.abs() + 1e-6)  # a first step, of debiased moments
+    late.grad = torch.linspace(-1.0, 1.0, len(late))
+    optimizer.step()
+    expected = -1e-2 * late.grad / (late.grad.abs() + 1e-2)  # a first step, of debiased moments
     assert float((late - expected).abs().max()) <= largest_rounding(1, expected)
 
 
@@ -330,12 +328,10 @@ def test_newton_schulz_applies_its_quintic_to_the_singular_values(rows, columns)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_newton_schulz_brings_singular_values_near_one(size, dtype):
     values = torch.logspace(-2, 0, 48, dtype=torch.float64)  # none below 1/500 of the Frobenius norm
-    shapes = [(48, 48), (48, 96), (96, 48)]
-    for rows, columns in shapes:
+    for rows, columns in [(48, 48), (48, 96), (96, 48)]:
         matrix, _, _ = with_singular_values(size * values, rows, columns, seed=5)
         found = torch.linalg.svdvals(orthogonalise(matrix[None].to(dtype))[0].double())
-        # In bf16 the quintic's three terms are rounded, in each of the last two iterations that still move a value.
-        slack = 6 * torch.finfo(dtype).eps
+        slack = 4.7750 * 1.2**3 * torch.finfo(dtype).eps  # the quintic's largest term is rounded
         assert float(found.min()) > 0.68 - slack
         assert float(found.max()) < 1.21 + slack
 

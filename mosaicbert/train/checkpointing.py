@@ -1,0 +1,212 @@
+"""When a run's state is written, and how it is taken up again."""
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State, Timestamp
+from composer.utils import dist
+
+from mosaicbert.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    list_checkpoints,
+    read_checkpoint,
+    remove_checkpoint,
+    remove_old,
+    step_of,
+    write_checkpoint,
+)
+from mosaicbert.config import CheckpointConfig, ConfigError, parse_duration
+from mosaicbert.config.plan import has_passed
+from mosaicbert.train.course import Course
+from mosaicbert.train.exporting import Exporter
+from mosaicbert.train.faults import Fault, FaultLog, SamplesOf, list_samples
+from mosaicbert.train.guard import RollBack
+from mosaicbert.train.parallel import gather_state, spread_state
+from mosaicbert.train.run import RunFolder
+from mosaicbert.train.stopping import Stopped
+from mosaicbert.train.trainer import StepTrainer
+
+_MARGIN_BYTES = 2**28  # beside the checkpoints: metrics, pictures, caches
+
+
+class Checkpointer(Callback):
+    """Writes a checkpoint at intervals, at the run's end and when it is asked to stop; and has each exported.
+
+    A checkpoint that cannot be written is said and noted, and the run goes on.
+
+    Args:
+        config: the recipe's section.
+        run: its folder.
+        course: of the run.
+        faults: of the run.
+        exporter: of checkpoints to Hugging Face folders; only rank 0 has one.
+        say: prints a line; only rank 0's is seen.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        run: RunFolder,
+        course: Course,
+        faults: FaultLog,
+        exporter: Exporter | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.interval = parse_duration("checkpoint.interval", config.interval)
+        self.run = run
+        self.course = course
+        self.faults = faults
+        self.exporter = exporter
+        self.say = say
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        is_due = has_passed(self.interval, self.course.before, self.course.position)
+        if not (is_due or self.course.is_done or self.course.stop):
+            return
+        weights, kept = gather_state(state.model, state.optimizers[0])
+        if dist.get_global_rank() == 0:
+            self._write(Checkpoint(weights, kept, self.course.state_dict()), is_due)
+        self.course.guard.clear_suspects()
+        if self.course.stop:
+            raise Stopped
+
+    def _write(self, checkpoint: Checkpoint, is_due: bool) -> None:
+        position = self.course.position
+        every = self.config.keep_every
+        number = int(position.count(self.interval.unit) / self.interval.amount)
+        try:
+            _require_finite(checkpoint, position.steps)
+            write_checkpoint(
+                self.run.checkpoints,
+                position.steps,
+                checkpoint,
+                keep=is_due and every is not None and number % every == 0,
+            )
+            remove_old(self.run.checkpoints, self.config.keep_last)
+        except CheckpointError as error:
+            self.say(f"no checkpoint: {error} The run goes on.")
+            self._note(Fault(kind="checkpoint", step=position.steps, reason=str(error), batches=[]))
+            return
+        if self.exporter is not None:
+            self.exporter.follow()
+
+    def _note(self, fault: Fault) -> None:
+        with contextlib.suppress(ConfigError):  # the disk is full for this, too; the console has said it
+            self.faults.write(fault)
+
+
+def _require_finite(checkpoint: Checkpoint, step: int) -> None:
+    bad = next((name for name, weight in checkpoint.model.items() if not bool(torch.isfinite(weight).all())), None)
+    if bad is not None:
+        raise CheckpointError(f"step {step}: {bad} is not finite.")
+
+
+def require_room(run: RunFolder, num_parameters: int, keep_last: int) -> None:
+    """Refuses to begin where not even the checkpoints that are always kept would fit.
+
+    Raises:
+        ConfigError: the disk has too little room.
+    """
+    # Weights and two moments, in fp32; one more checkpoint than is kept, while it is written; and an export of each.
+    wanted = (keep_last + 1) * (12 + 4) * num_parameters + _MARGIN_BYTES
+    used = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    free = shutil.disk_usage(run.path).free
+    if free + used < wanted:
+        raise ConfigError(
+            f"{run.path}: its disk has {free / 2**30:.1f} GiB free, and {keep_last + 1} checkpoints with their exports "
+            f"take {wanted / 2**30:.1f}; make room, choose another runs_folder, or lower checkpoint.keep_last."
+        )
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Where a sitting begins.
+
+    Attributes:
+        path: of the checkpoint; None is the beginning of the run.
+        state: of the checkpoint, see `Course`; empty at the beginning.
+        skipped: numbers of the batches that are left out.
+    """
+
+    path: Path | None
+    state: dict[str, Any]
+    skipped: frozenset[int]
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return 0 if self.path is None else step_of(self.path)
+
+
+def find_restart(run: RunFolder, faults: FaultLog, say: Callable[[str], None]) -> tuple[Restart, Checkpoint | None]:
+    """The newest checkpoint that is whole, and what the run has learnt to leave out. All ranks call it.
+
+    Returns:
+        The restart, the same on every rank; and on rank 0 the checkpoint's content.
+    """
+    found: list[Any] = [None]
+    checkpoint: Checkpoint | None = None
+    if dist.get_global_rank() == 0:
+        path, checkpoint = _read_newest(run.checkpoints, faults, say)
+        state = {} if checkpoint is None else checkpoint.state
+        found = [Restart(path, state, frozenset(faults.skipped_batches()))]
+    dist.broadcast_object_list(found)
+    return found[0], checkpoint
+
+
+def restore(trainer: StepTrainer, restart: Restart, checkpoint: Checkpoint | None) -> None:
+    """Takes the run up at `restart`: weights, optimizer, position, and what the guard remembers. All ranks call it."""
+    if restart.path is None:
+        return
+    course = trainer.course
+    course.load_state_dict(restart.state)
+    position = course.position
+    trainer.state.timestamp = Timestamp(batch=position.steps, sample=position.samples, token=position.tokens)
+    weights, kept = ({}, {}) if checkpoint is None else (checkpoint.model, checkpoint.optimizer)
+    spread_state(trainer.state.model, trainer.state.optimizers[0], weights, kept)
+
+
+def _read_newest(
+    folder: Path, faults: FaultLog, say: Callable[[str], None]
+) -> tuple[Path, Checkpoint] | tuple[None, None]:
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return path, read_checkpoint(path)
+        except CheckpointError as error:
+            say(f"passing over a checkpoint: {error}")
+            faults.write(Fault(kind="checkpoint", step=step_of(path), reason=str(error), batches=[]))
+    return None, None
+
+
+def roll_back(run: RunFolder, faults: FaultLog, cause: RollBack, window_steps: int, samples_of: SamplesOf) -> Fault:
+    """Notes the batches to leave out, and removes the checkpoints that are newer than the one to go back to.
+
+    That is the newest one from before these batches; and an older one for each time that the run has gone back from
+    about here before.
+
+    Returns:
+        What was noted.
+    """
+    before = [fault for fault in faults.rollbacks() if abs(fault.step - cause.step) <= window_steps]
+    paths = [path for path in list_checkpoints(run.checkpoints) if step_of(path) < cause.step]
+    chosen = paths[max(0, len(paths) - 1 - len(before))] if paths else None
+    fault = Fault(
+        kind="rollback",
+        step=cause.step,
+        reason=cause.reason,
+        batches=cause.batches,
+        resumed_step=0 if chosen is None else step_of(chosen),
+        samples=list_samples(samples_of, cause.batches),
+    )
+    faults.write(fault)
+    for path in list_checkpoints(run.checkpoints):
+        if chosen is None or step_of(path) > step_of(chosen):
+            remove_checkpoint(path)
+    return fault

@@ -1,0 +1,100 @@
+"""Checkpoints to Hugging Face folders, beside the training: runs/x/hf/step-N, and runs/x/hf is the newest of them."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+from mosaicbert.checkpoint import list_checkpoints, step_of
+from mosaicbert.train.run import RunFolder
+
+_NICENESS = 19  # training comes first
+_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_PROGRAM = "import sys; from mosaicbert.train.result import export_step; export_step(sys.argv[1], int(sys.argv[2]))"
+
+
+class Exporter:
+    """Keeps one Hugging Face folder per checkpoint: newest first, one process at a time, at the lowest priority.
+
+    Args:
+        run: its folder.
+        say: prints a line.
+
+    Attributes:
+        failures: why an export failed, by step.
+    """
+
+    def __init__(self, run: RunFolder, say: Callable[[str], None]) -> None:
+        self.run = run
+        self.say = say
+        self.failures: dict[int, str] = {}
+        self._stopped = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+        self._thread: threading.Thread | None = None
+
+    def follow(self) -> None:
+        """Begins to export the checkpoints that lack their folder, unless it is being done; returns at once."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Waits until every checkpoint has its folder, or has failed to get it."""
+        while self._missing():
+            self.follow()
+            assert self._thread is not None
+            self._thread.join()
+
+    def forget_after(self, step: int) -> None:
+        """Removes the exports of checkpoints that a rollback has taken away: the same steps will have other weights."""
+        if self._thread is not None:
+            self._thread.join()
+        for folder in self.run.hugging_face.glob("step-*[0-9]"):
+            if step_of(folder) > step:
+                shutil.rmtree(folder)
+
+    def stop(self) -> None:
+        """Leaves what is not exported yet to the next sitting."""
+        self._stopped.set()
+        if self._process is not None:
+            self._process.kill()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _missing(self) -> list[int]:
+        steps = reversed([step_of(path) for path in list_checkpoints(self.run.checkpoints)])
+        return [step for step in steps if step not in self.failures and not self.run.export_of(step).is_dir()]
+
+    def _work(self) -> None:
+        while not self._stopped.is_set() and (missing := self._missing()):
+            self._export(missing[0])
+            self._remove_superfluous()
+
+    def _export(self, step: int) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
+        # In a session of its own: what interrupts the training lets it finish, or `stop` ends it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(self.run.path), str(step)],
+            env=environment | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+        _, errors = self._process.communicate()
+        still_wanted = step in {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
+        if self._process.returncode and still_wanted and not self._stopped.is_set():
+            self.failures[step] = (errors.strip().splitlines() or ["no output"])[-1]
+            self.say(f"step {step} was not exported: {self.failures[step]}")
+
+    def _remove_superfluous(self) -> None:
+        kept = {self.run.export_of(step_of(path)) for path in list_checkpoints(self.run.checkpoints)}
+        newest = (self.run.hugging_face / "latest").resolve()
+        for folder in self.run.hugging_face.glob("step-*"):
+            if folder not in kept and folder.resolve() != newest:
+                shutil.rmtree(folder, ignore_errors=True)
