@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from mosaicbert.config import Recipe
@@ -25,16 +26,16 @@ def main(arguments: list[str] | None = None) -> None:
     # Defaults for the libraries below, before they are imported; whoever wants others sets the variables.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else every file that is opened is reported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy core makes threads that spin three times as slow
-    from mosaicbert.config import ConfigError
+    from mosaicbert.config import ConfigError, TrainingFault
 
     try:
-        from mosaicbert.config.load import load_recipe
-
-        recipe = load_recipe(parsed.recipe, parsed.overrides)
-        sys.exit(_COMMANDS[parsed.command][1](recipe, arguments))
+        sys.exit(_COMMANDS[parsed.command].run(parsed, arguments))
     except ConfigError as error:
         print(f"mosaicbert {parsed.command}: {error}", file=sys.stderr)
         sys.exit(2)
+    except TrainingFault as fault:
+        print(f"mosaicbert {parsed.command}: {fault}", file=sys.stderr)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name not in _TRAINERS_MODULES:
             raise
@@ -45,47 +46,60 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _show(recipe: Recipe, _arguments: list[str]) -> int:
+def _load(parsed: argparse.Namespace) -> Recipe:
+    from mosaicbert.config.load import load_recipe
+
+    return load_recipe(parsed.recipe, parsed.overrides)
+
+
+def _show(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
     from mosaicbert.show import show
 
-    show(recipe, Console())
+    show(_load(parsed), Console())
     return 0
 
 
-def _prepare(recipe: Recipe, _arguments: list[str]) -> int:
+def _prepare(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
     from mosaicbert.data.prepare import prepare_and_report
 
-    prepare_and_report(recipe, Console())
+    prepare_and_report(_load(parsed), Console())
     return 0
 
 
-def _check(recipe: Recipe, _arguments: list[str]) -> int:
+def _check(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
     from mosaicbert.check import check
 
-    check(recipe, Console())
+    check(_load(parsed), Console())
     return 0
 
 
-def _pretrain(recipe: Recipe, arguments: list[str]) -> int:
+def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
     from rich.console import Console
 
     from mosaicbert.train.launch import launch
 
     _hide_file_progress()
-    return launch(recipe, arguments, Console())
+    return launch(_load(parsed), arguments, Console())
 
 
-def _export(recipe: Recipe, _arguments: list[str]) -> int:
+def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from mosaicbert.train.result import export_latest
 
     _hide_file_progress()
-    print(export_latest(recipe).hugging_face)
+    print(export_latest(_load(parsed)).hugging_face)
+    return 0
+
+
+def _report(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    from mosaicbert.report.report import report
+
+    print(*report(parsed.runs, parsed.output or parsed.runs[0]), sep="\n")
     return 0
 
 
@@ -95,12 +109,21 @@ def _hide_file_progress() -> None:
     logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
 
 
-_COMMANDS: dict[str, tuple[str, Callable[[Recipe, list[str]], int]]] = {
-    "show": ("say what a recipe would do: parameters, tokens, FLOPs, memory, time and cost", _show),
-    "prepare": ("turn the recipe's text into its token store", _prepare),
-    "check": ("read the whole token store and say whether it is fit for the recipe's run", _check),
-    "pretrain": ("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
-    "export": ("write the Hugging Face folder of the recipe's newest checkpoint", _export),
+class _Command(NamedTuple):
+    """What a command is for, what does it, and whether it takes a recipe or the folders of runs."""
+
+    purpose: str
+    run: Callable[[argparse.Namespace, list[str]], int]
+    takes_recipe: bool = True
+
+
+_COMMANDS = {
+    "show": _Command("say what a recipe would do: parameters, tokens, FLOPs, memory, time and cost", _show),
+    "prepare": _Command("turn the recipe's text into its token store", _prepare),
+    "check": _Command("read the whole token store and say whether it is fit for the recipe's run", _check),
+    "pretrain": _Command("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
+    "export": _Command("write the Hugging Face folder of the recipe's newest checkpoint", _export),
+    "report": _Command("draw the curves of runs, finished or not, into a PNG and an HTML page", _report, False),
 }
 
 
@@ -109,8 +132,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="mosaicbert", description="Pretrain a BERT: from a YAML recipe to a Hugging Face folder."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (purpose, _) in _COMMANDS.items():
-        command = commands.add_parser(name, help=purpose, description=purpose, epilog=_EPILOG)
-        command.add_argument("recipe", metavar="RECIPE", help="a YAML file, e.g. recipes/quickstart.yaml")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces a value of the recipe")
+    for name, (purpose, _, takes_recipe) in _COMMANDS.items():
+        epilog = _EPILOG if takes_recipe else None
+        command = commands.add_parser(name, help=purpose, description=purpose, epilog=epilog)
+        if takes_recipe:
+            command.add_argument("recipe", metavar="RECIPE", help="a YAML file, e.g. recipes/quickstart.yaml")
+            overrides = "replaces a value of the recipe"
+            command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides)
+        else:
+            command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a folder, e.g. runs/quickstart")
+            output = "folder for report.png and report.html; the first run's if not given"
+            command.add_argument("--output", metavar="FOLDER", type=Path, help=output)
     return parser

@@ -1,7 +1,7 @@
 """Every knob of a run: frozen dataclasses and the strict loader of YAML recipes. Imports no torch."""
 
 from mosaicbert.config.duration import Duration, parse_duration
-from mosaicbert.config.errors import ConfigError
+from mosaicbert.config.errors import ConfigError, TrainingFault
 from mosaicbert.config.model import ModelConfig
 from mosaicbert.config.recipe import (
     CheckpointConfig,
@@ -30,5 +30,6 @@ __all__ = [
     "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "TrainingFault",
     "parse_duration",
 ]

@@ -17,10 +17,6 @@ from mosaicbert.train.course import Course
 SamplesOf = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
-class TrainingFault(RuntimeError):
-    """The run cannot go on by itself. The message says what happened and what may help, in one line."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """A line of faults.jsonl.

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mosaicbert.accounting import count_parameters
 from mosaicbert.checkpoint import list_checkpoints, read_state, step_of
-from mosaicbert.config import Duration, Recipe, parse_duration
+from mosaicbert.config import Duration, Recipe, TrainingFault, parse_duration
 from mosaicbert.config.plan import has_passed
 from mosaicbert.data.batches import TrainSteps
 from mosaicbert.data.loader import build_eval_loader, build_loader, plan_run
@@ -32,7 +32,7 @@ from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_r
 from mosaicbert.train.course import Clock, Course
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
 from mosaicbert.train.exporting import Exporter
-from mosaicbert.train.faults import FaultLog, FaultWriter, TrainingFault
+from mosaicbert.train.faults import FaultLog, FaultWriter
 from mosaicbert.train.guard import Guard, RollBack
 from mosaicbert.train.loggers import build_loggers, require_loggers
 from mosaicbert.train.monitor import Monitor, SeededSteps
