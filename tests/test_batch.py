@@ -1,3 +1,6 @@
+import dataclasses
+
+import pytest
 import torch
 
 from mosaicbert.batch import Batch, Step
@@ -109,7 +112,11 @@ def make_step():
         num_tokens=(6, 6),
         num_sequences=(2, 1),
         num_masked=(2, 1),
+        global_tokens=20,
+        global_samples=5,
         global_masked=5,
+        mask_rate=0.3,
+        batch=7,
     )
 
 
@@ -120,8 +127,39 @@ def test_a_steps_micro_batches_are_its_rows():
     assert (first.num_sequences, second.num_sequences, second.num_masked) == (2, 1, 1)
 
 
-def test_a_micro_batch_can_be_copied_without_the_rest_of_its_step():
-    for batch in make_step().micro_batches:
-        for name in ("input_ids", "cu_seqlens", "masked_indices", "labels"):
-            tensor = getattr(batch, name)
-            assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
+def test_a_steps_micro_batches_are_views_of_it():
+    step = make_step()
+    for number, batch in enumerate(step.micro_batches):
+        for name in _TENSORS:
+            row, of_step = getattr(batch, name), getattr(step, name)
+            assert row.untyped_storage().data_ptr() == of_step.untyped_storage().data_ptr(), name
+            assert row.data_ptr() == of_step[number].data_ptr(), name
+            assert row.is_contiguous(), name
+
+
+@pytest.mark.gpu
+def test_a_pinned_step_holds_the_same_in_memory_that_a_gpu_copies_from():
+    step, pinned = make_step(), make_step().pin_memory()
+    for name in _TENSORS:
+        tensor = getattr(pinned, name)
+        assert tensor.is_pinned(), name
+        assert tensor.dtype == getattr(step, name).dtype, name
+        assert torch.equal(tensor, getattr(step, name)), name
+    assert not any(getattr(step, name).is_pinned() for name in _TENSORS)
+
+
+@pytest.mark.gpu
+def test_the_micro_batches_of_a_pinned_step_are_pinned_too_and_travel_as_they_are():
+    for batch, untouched in zip(make_step().pin_memory().micro_batches, make_step().micro_batches, strict=True):
+        moved = batch.to("cuda", non_blocking=True)
+        torch.cuda.synchronize()
+        for name in _TENSORS:
+            assert getattr(batch, name).is_pinned(), name
+            assert getattr(moved, name).tolist() == getattr(untouched, name).tolist(), name
+
+
+@pytest.mark.gpu
+def test_pinning_keeps_every_number():
+    step, pinned = make_step(), make_step().pin_memory()
+    numbers = {field.name for field in dataclasses.fields(Step)} - set(_TENSORS)
+    assert {name: getattr(pinned, name) for name in numbers} == {name: getattr(step, name) for name in numbers}

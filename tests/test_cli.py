@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from mosaicbert.cli import main
+from mosaicbert.cli import _COMMANDS, main
+from mosaicbert.config import TrainingFault
 from mosaicbert.config.load import save_recipe
 from tests.recipes import tiny_recipe
+from tests.report.folders import training_lines, write_run
 
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-@pytest.mark.parametrize("command", [[], ["show"], ["prepare"], ["pretrain"], ["export"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *([name] for name in _COMMANDS)], ids=" ".join)
 def test_help_answers_without_importing_anything_slow(command):
     code = (
         "import sys\nfrom mosaicbert.cli import main\n"
@@ -29,15 +31,21 @@ def test_show_says_what_the_papers_run_takes(capsys):
         main(["show", str(_RECIPES / "mosaicbert-base-c4.yaml")])
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    for expected in ("137,400,384 parameters", "70,000 steps of 4,096", "36,700,160,000 tokens", "737 MFLOP per token"):
+    for expected in (
+        "137,400,384 parameters",
+        "286,720,000 samples in 70,000 steps of 4,096",
+        "at most 36,700,160,000 tokens",
+        "737 MFLOP per token",
+    ):
         assert expected in printed
 
 
 @pytest.mark.parametrize("recipe", sorted(_RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_show_starts_nothing(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(["show", str(recipe)])
+    assert ended.value.code == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -53,9 +61,28 @@ def test_show_starts_nothing(recipe, tmp_path, monkeypatch):
         (["data.sources.text.text_column=body"], "text_column"),
         (["data.min_characters=1000000"], "data.min_characters"),
         (["seed=-1"], "seed=-1"),
+        (["train.duration=96"], "train.duration='96'"),
+        (["train.duration=15 samples"], "train.duration='15 samples'"),
+        (["checkpoint.interval=sometimes"], "checkpoint.interval='sometimes'"),
+        (["train.initial_batch_samples=4"], "train.batch_warmup_tokens=None"),
         (["data.sources.text.validation_split=dev"], "data.sources.text.validation_split=dev"),
     ],
-    ids=["unknown-key", "type", "heads", "budget", "file", "tokenizer", "column", "empty-corpus", "seed", "split"],
+    ids=[
+        "unknown-key",
+        "type",
+        "heads",
+        "budget",
+        "file",
+        "tokenizer",
+        "column",
+        "empty-corpus",
+        "seed",
+        "no-unit",
+        "below-one-step",
+        "interval",
+        "half-a-warm-up",
+        "split",
+    ],
 )
 def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(overrides, expected, source, tmp_path, capsys):
     path = tmp_path / "recipe.yaml"
@@ -75,3 +102,40 @@ def test_a_missing_recipe_is_named(capsys):
         main(["show", "recipes/none.yaml"])
     assert ended.value.code == 2
     assert "recipes/none.yaml: no such recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"), [([], "first"), (["--output", "elsewhere"], "elsewhere")], ids=["default", "output"]
+)
+def test_report_writes_into_the_first_runs_folder_or_where_it_is_told(options, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        write_run(tmp_path / name, training_lines(20))
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "first", "second", *options])
+    assert ended.value.code == 0
+    written = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("report.*")]
+    assert (
+        sorted(written) == sorted(capsys.readouterr().out.split()) == [f"{folder}/report.html", f"{folder}/report.png"]
+    )
+
+
+def test_report_names_a_folder_that_is_no_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path / "none")])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert printed.startswith(f"mosaicbert report: {tmp_path / 'none'}")
+
+
+def test_training_that_goes_wrong_is_one_line_and_exit_code_1(source, tmp_path, monkeypatch, capsys):
+    def fail(*_arguments):
+        raise TrainingFault("runs/tiny: step 3: the loss is not finite.")
+
+    monkeypatch.setattr("mosaicbert.train.launch.launch", fail)
+    save_recipe(tiny_recipe(tmp_path / "runs", source), tmp_path / "recipe.yaml")
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(tmp_path / "recipe.yaml")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "mosaicbert pretrain: runs/tiny: step 3: the loss is not finite.\n"

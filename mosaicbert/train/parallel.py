@@ -29,7 +29,7 @@ def gather_state(
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: Any = get_model_state_dict(model, options=options)
-    kept: Any = get_optimizer_state_dict(model, optimizer, options=options)["state"]
+    kept: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     return weights, kept
 
 

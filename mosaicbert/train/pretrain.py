@@ -86,7 +86,7 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
         with StopRequest() as stop:
             sitting = Sitting(recipe, run, precision, peak, stop, exporter, console)
             try:
-                _train(sitting, say)
+                train(sitting, say)
             except Stopped:
                 if exporter is not None:
                     exporter.stop()
@@ -120,7 +120,7 @@ class Sitting:
     console: Console
 
 
-def _train(sitting: Sitting, say: Say) -> None:
+def train(sitting: Sitting, say: Say) -> None:
     """Trains to the end of the run, going back to a checkpoint where the numbers demand it."""
     while True:
         trainer = build_trainer(sitting, say)

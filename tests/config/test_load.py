@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaicbert.config import (
+    CheckpointConfig,
     ConfigError,
     DataConfig,
     EvalConfig,
+    FaultConfig,
+    LogConfig,
     ModelConfig,
     OptimizerConfig,
     Recipe,
@@ -26,7 +29,7 @@ data:
 tokenizer:
   source: train
 train:
-  total_samples: 8192
+  duration: 8192 samples
 """
 
 
@@ -51,20 +54,27 @@ def test_what_is_written_is_loaded_and_the_rest_is_default(recipe_file):
         run_name="test",
         data=DataConfig(sources={"text": SourceConfig(path="text.jsonl")}),
         tokenizer=TokenizerConfig(source="train"),
-        train=TrainConfig(total_samples=8192),
+        train=TrainConfig(duration="8192 samples"),
     )
 
 
 def test_override_wins_over_the_file(recipe_file):
     recipe = load_recipe(
-        recipe_file, ["train.total_samples=4096", "optimizer.betas=[0.8,0.9]", "data.sources.text.subset=en"]
+        recipe_file, ["train.duration=4096 samples", "optimizer.betas=[0.8,0.9]", "data.sources.text.subset=en"]
     )
     source = recipe.data.sources["text"]
-    assert (recipe.train.total_samples, recipe.optimizer.betas, source.subset) == (4096, (0.8, 0.9), "en")
+    assert (recipe.train.duration, recipe.optimizer.betas, source.subset) == ("4096 samples", (0.8, 0.9), "en")
 
 
 def test_a_large_number_may_be_grouped_by_underscores(recipe_file):
-    assert load_recipe(recipe_file, ["train.total_samples=286_720_000"]).train.total_samples == 286_720_000
+    assert load_recipe(recipe_file, ["train.micro_batch_tokens=1_000_000"]).train.micro_batch_tokens == 1_000_000
+    length = load_recipe(recipe_file, ["train.duration=286_720_000 samples"]).train.length
+    assert (length.amount, length.unit) == (286_720_000, "samples")
+
+
+@pytest.mark.parametrize("loggers", [[], ["tensorboard"], ["tensorboard", "wandb"]], ids=["none", "one", "both"])
+def test_a_list_is_loaded_as_it_is_written(recipe_file, loggers):
+    assert load_recipe(recipe_file, [f"log.loggers=[{','.join(loggers)}]"]).log.loggers == loggers
 
 
 def test_an_optional_value_may_be_null(recipe_file):
@@ -92,10 +102,17 @@ def sources(draw):
 
 
 @st.composite
+def durations(draw, smallest_samples=1):
+    unit = draw(st.sampled_from(["steps", "samples", "tokens", "s", "min", "h"]))
+    return f"{draw(st.integers(smallest_samples, 10**9)):_} {unit}"
+
+
+@st.composite
 def recipes(draw):
     heads = draw(st.integers(1, 20))
     length = draw(st.integers(3, 8192))
-    samples = draw(st.integers(1, 10**9))
+    batch = draw(st.integers(1, 10**5))
+    initial = draw(st.none() | st.integers(1, batch))
     return Recipe(
         run_name=draw(names),
         seed=draw(st.integers(0, 2**31 - 1)),
@@ -116,14 +133,37 @@ def recipes(draw):
         optimizer=OptimizerConfig(
             peak_lr=draw(st.floats(1e-12, 1.0)),
             betas=(draw(st.floats(0.0, 0.9999)), draw(st.floats(0.0, 0.9999))),
+            name=draw(st.sampled_from(["decoupled_adamw", "stable_adamw", "muon"])),
+            schedule=draw(st.sampled_from(["linear", "warmup_stable_decay"])),
+            momentum=draw(st.floats(0.0, 0.9999)),
         ),
         train=TrainConfig(
-            total_samples=samples,
-            global_batch_samples=draw(st.integers(1, samples)),
+            duration=draw(durations(smallest_samples=batch)),
+            global_batch_samples=batch,
+            initial_batch_samples=initial,
+            batch_warmup_tokens=None if initial is None else draw(st.integers(1, 10**9)),
             micro_batch_tokens=length + draw(st.integers(0, 10**6)),
             precision=draw(st.sampled_from(["bf16", "fp32", "auto"])),
+            compile=draw(st.none() | st.booleans()),
         ),
-        eval=EvalConfig(fill_mask=[f"{text} [MASK]" for text in draw(st.lists(texts, max_size=3))]),
+        checkpoint=CheckpointConfig(
+            interval=draw(durations()),
+            keep_last=draw(st.integers(1, 100)),
+            keep_every=draw(st.none() | st.integers(1, 100)),
+        ),
+        faults=FaultConfig(
+            spike_deviations=draw(st.floats(0.1, 100.0)),
+            window_steps=draw(st.integers(8, 1000)),
+            max_skipped_steps=draw(st.integers(1, 100)),
+            max_rollbacks=draw(st.integers(0, 100)),
+        ),
+        log=LogConfig(
+            interval_steps=draw(st.integers(1, 1000)),
+            loggers=draw(st.lists(st.sampled_from(["tensorboard", "wandb"]), unique=True)),
+        ),
+        eval=EvalConfig(
+            interval=draw(durations()), fill_mask=[f"{text} [MASK]" for text in draw(st.lists(texts, max_size=3))]
+        ),
     )
 
 
@@ -191,11 +231,17 @@ def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, nam
 @pytest.mark.parametrize(
     "override, named",
     [
-        ("train.total_sample=1", ["override", "unknown key 'train.total_sample'", "'train.total_samples'"]),
-        ("train.total_samples", ["'train.total_samples'", "section.key=value"]),
+        ("train.durations=1h", ["override", "unknown key 'train.durations'", "'train.duration'"]),
+        ("train.duration", ["'train.duration'", "section.key=value"]),
+        ("train.duration=500", ["train.duration='500'", "steps, samples, tokens, s, min or h"]),
+        ("eval.interval=often", ["eval.interval='often'", "steps, samples, tokens, s, min or h"]),
+        ("log.loggers=[paper]", ["override", "log.loggers=['paper']", "tensorboard"]),
+        ("log.loggers=tensorboard", ["override", "log.loggers='tensorboard'", "list"]),
+        ("train.compile=perhaps", ["override", "train.compile='perhaps'", "bool"]),
+        ("optimizer.name=sgd", ["override", "optimizer.name='sgd'", "muon"]),
         ("=3", ["override", "unknown key ''"]),
         ("train.precision=fp8", ["override", "train.precision='fp8'", "bf16"]),
-        ("train.total_samples=null", ["override", "train.total_samples=None"]),
+        ("train.duration=null", ["override", "train.duration=None"]),
         ("train.micro_batch_tokens=100", ["train.micro_batch_tokens=100", "data.max_seq_len=128"]),
         ("data.skip_bad_documents=perhaps", ["override", "data.skip_bad_documents='perhaps'", "bool"]),
         ("data.source=x", ["override", "unknown key 'data.source'", "'data.sources'"]),

@@ -3,15 +3,28 @@ from dataclasses import replace
 
 import pytest
 
-from mosaicbert.config import ConfigError, DataConfig, ModelConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
-from mosaicbert.config.recipe import EvalConfig, OptimizerConfig
+from mosaicbert.config import (
+    CheckpointConfig,
+    ConfigError,
+    DataConfig,
+    Duration,
+    EvalConfig,
+    FaultConfig,
+    LogConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Recipe,
+    SourceConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 TEXT = {"text": SourceConfig(path="text.jsonl")}
 RECIPE = Recipe(
     run_name="test",
     data=DataConfig(sources=TEXT),
     tokenizer=TokenizerConfig(source="train"),
-    train=TrainConfig(total_samples=10_000),
+    train=TrainConfig(duration="10_000 samples"),
 )
 
 
@@ -19,6 +32,7 @@ def _weighted(**weights):
     return {name: SourceConfig(path=name, weight=weight) for name, weight in weights.items()}
 
 
+_GROWING = {"initial_batch_samples": 256, "batch_warmup_tokens": 10**9}
 IMPOSSIBLE = [
     (ModelConfig, {"num_attention_heads": 7}, "model.num_attention_heads=7"),
     (ModelConfig, {"hidden_size": 0}, "model.hidden_size=0"),
@@ -49,14 +63,49 @@ IMPOSSIBLE = [
     (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas=(0.9, 1.0)"),
     (OptimizerConfig, {"eps": -1e-6}, "optimizer.eps=-1e-06"),
     (OptimizerConfig, {"weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
+    (OptimizerConfig, {"momentum": 1.0}, "optimizer.momentum=1.0"),
+    (OptimizerConfig, {"momentum": math.nan}, "optimizer.momentum=nan"),
+    (OptimizerConfig, {"decay_fraction": 1.1}, "optimizer.decay_fraction=1.1"),
+    (
+        OptimizerConfig,
+        {"schedule": "warmup_stable_decay", "warmup_fraction": 0.5, "decay_fraction": 0.6},
+        "optimizer.warmup_fraction=0.5 and optimizer.decay_fraction=0.6",
+    ),
     (OptimizerConfig, {"warmup_fraction": 1.1}, "optimizer.warmup_fraction=1.1"),
     (OptimizerConfig, {"final_lr_fraction": -0.1}, "optimizer.final_lr_fraction=-0.1"),
-    (TrainConfig, {"total_samples": 4095}, "train.total_samples=4095"),
-    (TrainConfig, {"total_samples": 4096, "micro_batch_tokens": 0}, "train.micro_batch_tokens=0"),
-    (TrainConfig, {"total_samples": 4096, "num_processes": 0}, "train.num_processes=0"),
-    (TrainConfig, {"total_samples": 4096, "num_processes": 4097}, "train.num_processes=4097"),
+    (TrainConfig, {"duration": "4095 samples"}, "train.duration='4095 samples'"),
+    (TrainConfig, {"duration": "255 samples", **_GROWING}, "train.duration='255 samples'"),
+    (TrainConfig, {"duration": "70_000"}, "train.duration='70_000'"),
+    (TrainConfig, {"duration": "1 steps", "global_batch_samples": 0}, "train.global_batch_samples=0"),
+    (TrainConfig, {"duration": "1 steps", "micro_batch_tokens": 0}, "train.micro_batch_tokens=0"),
+    (TrainConfig, {"duration": "1 steps", "num_processes": 0}, "train.num_processes=0"),
+    (TrainConfig, {"duration": "1 steps", "num_processes": 4097}, "train.num_processes=4097"),
+    (TrainConfig, {"duration": "1 steps", "num_processes": 257, **_GROWING}, "train.num_processes=257"),
+    (TrainConfig, {"duration": "1 steps", "initial_batch_samples": 256}, "train.batch_warmup_tokens=None"),
+    (TrainConfig, {"duration": "1 steps", "batch_warmup_tokens": 10**9}, "train.initial_batch_samples=None"),
+    (
+        TrainConfig,
+        {"duration": "1 steps", **_GROWING, "initial_batch_samples": 0},
+        "train.initial_batch_samples=0",
+    ),
+    (TrainConfig, {"duration": "1 steps", **_GROWING, "batch_warmup_tokens": 0}, "train.batch_warmup_tokens=0"),
+    (
+        TrainConfig,
+        {"duration": "1 steps", **_GROWING, "initial_batch_samples": 4097},
+        "train.initial_batch_samples=4097",
+    ),
+    (CheckpointConfig, {"interval": "0 steps"}, "checkpoint.interval='0 steps'"),
+    (CheckpointConfig, {"keep_last": 0}, "checkpoint.keep_last=0"),
+    (CheckpointConfig, {"keep_every": 0}, "checkpoint.keep_every=0"),
+    (FaultConfig, {"spike_deviations": 0.0}, "faults.spike_deviations=0.0"),
+    (FaultConfig, {"spike_deviations": math.nan}, "faults.spike_deviations=nan"),
+    (FaultConfig, {"window_steps": 7}, "faults.window_steps=7"),
+    (FaultConfig, {"max_skipped_steps": 0}, "faults.max_skipped_steps=0"),
+    (FaultConfig, {"max_rollbacks": -1}, "faults.max_rollbacks=-1"),
+    (LogConfig, {"interval_steps": 0}, "log.interval_steps=0"),
     (EvalConfig, {"mask_rate": 1.0}, "eval.mask_rate=1.0"),
-    (EvalConfig, {"interval_steps": 0}, "eval.interval_steps=0"),
+    (EvalConfig, {"interval": "0 steps"}, "eval.interval='0 steps'"),
+    (EvalConfig, {"max_samples": 0}, "eval.max_samples=0"),
     (EvalConfig, {"fill_mask": ["no mask"]}, "'no mask'"),
     (EvalConfig, {"fill_mask": ["[MASK] and [MASK]"]}, "'[MASK] and [MASK]'"),
 ]
@@ -83,8 +132,26 @@ def test_impossible_value_is_named_with_a_remedy_in_one_line(section, fields, na
         ({"run_name": "runs/one"}, ["run_name='runs/one'"]),
         ({"run_name": ".."}, ["run_name='..'"]),
         ({"run_name": ""}, ["run_name=''"]),
+        ({"seed": 2**31}, ["seed=2147483648"]),
+        (
+            {"data": DataConfig(sources=TEXT, final_mask_rate=0.15), "train": TrainConfig(duration="30min")},
+            ["data.final_mask_rate=0.15", "train.duration='30min'"],
+        ),
+        (
+            {"optimizer": OptimizerConfig(name="muon"), "train": TrainConfig(duration="1 steps", sharding="fsdp")},
+            ["optimizer.name=muon", "train.sharding=fsdp"],
+        ),
     ],
-    ids=["budget-below-one-sequence", "vocabulary-not-padded", "slash", "parent", "empty"],
+    ids=[
+        "budget-below-one-sequence",
+        "vocabulary-not-padded",
+        "slash",
+        "parent",
+        "empty",
+        "seed",
+        "last-step-unknown",
+        "muon-of-pieces",
+    ],
 )
 def test_sections_that_do_not_fit_together_are_named_with_a_remedy_in_one_line(change, names):
     with pytest.raises(ConfigError) as raised:
@@ -116,8 +183,34 @@ def test_defaults_are_the_papers():
     assert (data.max_seq_len, data.mask_rate, RECIPE.train.global_batch_samples) == (128, 0.30, 4096)
 
 
-def test_steps_are_the_whole_batches_of_the_samples():
-    assert TrainConfig(total_samples=10_000, global_batch_samples=4096).total_steps == 2
+@pytest.mark.parametrize(
+    "train",
+    [
+        TrainConfig(duration="4096 samples"),
+        TrainConfig(duration="256 samples", **_GROWING),
+        TrainConfig(duration="1 tokens"),
+        TrainConfig(duration="1 steps", num_processes=4096),
+        TrainConfig(duration="1 steps", num_processes=256, **_GROWING),
+        TrainConfig(duration="1 steps", **(_GROWING | {"initial_batch_samples": 4096})),
+    ],
+    ids=["samples", "growing", "tokens", "processes", "processes-of-the-first-batch", "a-batch-of-one-size"],
+)
+def test_a_run_may_be_as_short_as_one_step_and_a_step_as_small_as_one_sample_for_each_process(train):
+    assert replace(RECIPE, train=train).train == train
+
+
+def test_a_schedule_without_a_level_part_may_take_the_whole_run():
+    whole = OptimizerConfig(schedule="warmup_stable_decay", warmup_fraction=0.25, decay_fraction=0.75)
+    assert whole.warmup_fraction + whole.decay_fraction == 1.0
+
+
+def test_the_length_of_a_run_is_its_duration_read():
+    assert RECIPE.train.length == Duration(10_000, "samples")
+
+
+def test_the_smallest_batch_is_the_first_of_a_growing_one():
+    assert RECIPE.train.smallest_batch_samples == 4096
+    assert TrainConfig(duration="1 steps", **_GROWING).smallest_batch_samples == 256
 
 
 def test_a_store_without_a_name_lies_in_the_run_folder():
@@ -127,13 +220,3 @@ def test_a_store_without_a_name_lies_in_the_run_folder():
 def test_a_named_store_lies_where_it_is_named():
     named = replace(RECIPE, data=replace(RECIPE.data, store="stores/c4"))
     assert named.store_folder.as_posix() == "stores/c4"
-
-
-def test_the_mask_rate_goes_linearly_from_the_first_step_to_the_last():
-    changing = replace(
-        RECIPE,
-        data=replace(RECIPE.data, mask_rate=0.30, final_mask_rate=0.10),
-        train=TrainConfig(total_samples=50, global_batch_samples=10),
-    )
-    assert [changing.mask_rate_at(step) for step in range(5)] == pytest.approx([0.30, 0.25, 0.20, 0.15, 0.10])
-    assert RECIPE.mask_rate_at(0) == RECIPE.mask_rate_at(1) == 0.30

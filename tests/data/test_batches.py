@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -67,11 +68,23 @@ def _make_all(store, samples, world_size, mask_rate=0.3, **fields):
     return [_maker(store, rank, world_size, **fields).make(epochs, samples, mask_rate) for rank in range(world_size)]
 
 
-def _train_steps(maker, samples_per_step, num_steps, mask_rate=0.3):
+def _train_steps(maker, samples_per_step, num_steps, mask_rate=0.3, **fields):
     groups = [Group(first_sample=0, num_samples=maker.store.num_samples, weight=1.0)]
     return TrainSteps(
-        maker, groups=groups, samples_per_step=samples_per_step, num_steps=num_steps, mask_rate=lambda _: mask_rate
+        maker,
+        groups=groups,
+        first_sample=lambda batch: batch * samples_per_step,
+        num_steps=num_steps,
+        mask_rate=lambda _: mask_rate,
+        **fields,
     )
+
+
+def _growing_steps(maker, num_steps, **fields):
+    """Batches of 1, 2, 3, ... samples."""
+    steps = _train_steps(maker, 1, num_steps, **fields)
+    steps.first_sample = lambda batch: batch * (batch + 1) // 2
+    return steps
 
 
 def _originals(batch):
@@ -357,18 +370,98 @@ def test_an_epoch_may_end_within_a_step():
 @pytest.mark.parametrize("number", [200_000, 1_000_000], ids=["first-epoch", "fifth-epoch-beyond-2^31"])
 def test_a_run_over_a_billion_samples_resumes_with_the_samples_of_its_step(number):
     store = SimulatedStore(10**9, _lognormal(5, 128))
-    dataset = _train_steps(_maker(store, world_size=8, micro_batch_tokens=16_384), 4096, num_steps=2_000_000)
-    dataset.load_state_dict(dataset.state_dict(number * 4096, True))
-    step = next(iter(dataset))
+    maker = _maker(store, world_size=8, micro_batch_tokens=16_384)
+    step = next(iter(_train_steps(maker, 4096, num_steps=2_000_000, first_step=number)))
+    assert step.batch == number
     samples = order(np.arange(number * 4096, (number + 1) * 4096), 10**9, 17)[1]
     assert store.asked == [samples.tolist()]
     wanted = {tuple(store.document(sample).tolist()) for sample in samples.tolist()}
     assert {tuple(found[1:-1]) for batch in step.micro_batches for found in _originals(batch)} <= wanted
 
 
-def test_a_position_is_one_integer():
-    dataset = _train_steps(_maker(SimulatedStore(1000, np.array([5]))), samples_per_step=64, num_steps=40)
-    assert dataset.state_dict(7 * 64, True) == {"step": 7}
+@pytest.mark.parametrize("first_step", [0, 1, 7, 39, 40, 41])
+def test_steps_begin_at_the_first_step_and_go_on_to_the_last(first_step):
+    store = SimulatedStore(1000, np.array([5]))
+    steps = list(_train_steps(_maker(store), samples_per_step=64, num_steps=40, first_step=first_step))
+    assert [step.batch for step in steps] == list(range(first_step, 40))
+    positions = np.arange(64 * min(first_step, 40), 64 * 40)
+    read = np.concatenate([np.array([], dtype=np.int64), *store.asked])
+    assert read.tolist() == order(positions, 1000, 17)[1].tolist()
+
+
+def test_without_a_number_of_steps_they_never_end():
+    store = SimulatedStore(100, np.array([5]))
+    steps = itertools.islice(_train_steps(_maker(store), samples_per_step=64, num_steps=None, first_step=10**6), 50)
+    assert [step.batch for step in steps] == list(range(10**6, 10**6 + 50))
+
+
+@settings(max_examples=25)
+@given(
+    skipped=st.sets(st.integers(0, 50), max_size=20),
+    first_step=st.integers(0, 12),
+    num_steps=st.none() | st.integers(0, 30),
+)
+def test_steps_take_the_batches_that_are_not_skipped_in_order(skipped, first_step, num_steps):
+    store = SimulatedStore(1000, np.array([5]))
+    steps = _train_steps(_maker(store), 4, num_steps, first_step=first_step, skipped=skipped)
+    found = [step.batch for step in itertools.islice(steps, 40)]
+    remaining = [batch for batch in range(200) if batch not in skipped]
+    assert found == remaining[first_step : first_step + 40 if num_steps is None else num_steps]
+    assert store.asked == [order(np.arange(4 * batch, 4 * batch + 4), 1000, 17)[1].tolist() for batch in found]
+
+
+@pytest.mark.parametrize("skipped", [(3, 4, 0), [4, 0, 3], {0, 3, 4}, frozenset((0, 3, 4))], ids=repr)
+def test_the_skipped_batches_may_stand_in_any_order(skipped):
+    steps = _train_steps(_maker(SimulatedStore(100, np.array([5]))), 4, num_steps=4, skipped=skipped)
+    assert [step.batch for step in steps] == [1, 2, 5, 6]
+
+
+def test_a_step_behind_a_skipped_batch_is_made_as_it_would_have_been_later():
+    maker = _maker(SimulatedStore(1000, _lognormal(3.5, 128)))
+    skipping = _train_steps(maker, 64, num_steps=10, skipped=(2, 5))
+    whole = _train_steps(maker, 64, num_steps=12)
+    for step, batch in enumerate((0, 1, 3, 4, 6, 7)):
+        assert skipping.batch_of(step) == batch
+        (ours,), (theirs,) = ([made[number].micro_batches[0]] for made, number in ((skipping, step), (whole, batch)))
+        assert torch.equal(ours.input_ids, theirs.input_ids)
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_a_skipped_batch_leaves_the_mask_rates_with_the_steps():
+    steps = _train_steps(_maker(SimulatedStore(1000, np.array([9]))), 64, num_steps=4, skipped=(1, 2))
+    steps.mask_rate = lambda step: [0.05, 0.10, 0.15, 0.20][step]
+    assert [(step.batch, step.mask_rate) for step in steps] == [(0, 0.05), (3, 0.10), (4, 0.15), (5, 0.20)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batches_have_the_sizes_between_their_first_samples(world_size):
+    store = SimulatedStore(1000, _lognormal(3.5, 128))
+    ranks = [_growing_steps(_maker(store, rank, world_size), 40, first_step=2) for rank in range(world_size)]
+    for number, steps in enumerate(zip(*ranks, strict=True), start=2):
+        assert {step.global_samples for step in steps} == {number + 1}
+        assert sum(batch.num_sequences for step in steps for batch in step.micro_batches) == number + 1
+
+
+def test_an_epoch_uses_each_sample_once_while_batches_grow():
+    store = SimulatedStore(300, np.array([9]))
+    list(_growing_steps(_maker(store), 48))
+    read = np.concatenate(store.asked)
+    epochs = [read[first : first + 300].tolist() for first in (0, 300, 600, 900)]
+    assert [sorted(epoch) for epoch in epochs[:3]] == [list(range(300))] * 3
+    assert len(epochs[3]) == len(set(epochs[3])) == 48 * 49 // 2 - 900
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_every_rank_knows_the_tokens_and_samples_of_all(world_size):
+    made = _make_all(SimulatedStore(10_000, _lognormal(3.5, 128)), np.arange(512), world_size)
+    tokens, samples = (sum(sum(getattr(step, name)) for step in made) for name in ("num_tokens", "num_sequences"))
+    assert {(step.global_tokens, step.global_samples) for step in made} == {(tokens, samples)}
+    assert samples == 512
+
+
+def test_a_step_knows_the_rate_that_it_was_masked_at():
+    store = SimulatedStore(100, np.array([9]))
+    assert [_maker(store).make(np.zeros(4, int), np.arange(4), rate).mask_rate for rate in (0.1, 0.2)] == [0.1, 0.2]
 
 
 def test_a_part_of_a_split_is_evaluated_on_samples_from_all_over_it():

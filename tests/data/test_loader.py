@@ -1,3 +1,5 @@
+import itertools
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -7,14 +9,16 @@ import torch
 from scipy import stats
 
 from mosaicbert.config import SourceConfig
-from mosaicbert.data.loader import build_eval_loader, build_loader, sample_groups
+from mosaicbert.data.loader import build_eval_loader, build_loader, plan_run, sample_groups
 from mosaicbert.data.order import Group, mixed_order
 from mosaicbert.data.prepare import open_store, prepare
 from mosaicbert.data.sources import TRAIN, VALIDATION
+from mosaicbert.data.store import StoreRecord
 from tests.data.corpus import texts, write_jsonl
 from tests.recipes import tiny_recipe
 
 _STEPS = 12
+_TRAIN = {"duration": f"{16 * _STEPS} samples", "global_batch_samples": 16}
 
 
 def _mixed(folder, **data):
@@ -25,7 +29,7 @@ def _mixed(folder, **data):
         for name, part, weight in (("large", documents[:220], 0.3), ("small", documents[220:], 0.7))
     }
     fields = {"max_seq_len": 32, "held_out_fraction": 0.2, "num_workers": 0, "sources": sources} | data
-    recipe = tiny_recipe(folder, folder / "large.jsonl", data=fields, train={"total_samples": 16 * _STEPS})
+    recipe = tiny_recipe(folder, folder / "large.jsonl", data=fields, train=_TRAIN)
     prepare(recipe)
     return recipe
 
@@ -33,7 +37,7 @@ def _mixed(folder, **data):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    recipe = tiny_recipe(folder, write_jsonl(folder / "docs.jsonl"), train={"total_samples": 16 * _STEPS})
+    recipe = tiny_recipe(folder, write_jsonl(folder / "docs.jsonl"), train=_TRAIN)
     prepare(recipe)
     return recipe
 
@@ -70,9 +74,9 @@ def _documents(batches):
     return sorted(found)
 
 
-def _global_batches(recipe, world_size=1, build=build_loader):
+def _global_batches(recipe, world_size=1, build=build_loader, **fields):
     """Each step's documents, of all ranks together."""
-    loaders = [build(recipe, rank, world_size) for rank in range(world_size)]
+    loaders = [build(recipe, rank, world_size, **fields) for rank in range(world_size)]
     return [_documents(batch for step in steps for batch in step.micro_batches) for steps in zip(*loaders, strict=True)]
 
 
@@ -85,9 +89,25 @@ def _originals(documents):
 
 
 def _resumed(recipe, step, num_workers=0):
-    loader = build_loader(_changed(recipe, "data", num_workers=num_workers), 0, 1)
-    loader.dataset.load_state_dict(loader.dataset.state_dict(step * recipe.train.global_batch_samples, True))
-    return loader
+    return build_loader(_changed(recipe, "data", num_workers=num_workers), 0, 1, first_step=step)
+
+
+def _growing(recipe, **train):
+    """Batches of 8 to 15 samples and of 16 from the ninth on, while there are 29 of them."""
+    warmup = round(8 * 8 * _mean_tokens(recipe))
+    return _changed(recipe, "train", duration="29 steps", initial_batch_samples=8, batch_warmup_tokens=warmup, **train)
+
+
+def _mean_tokens(recipe):
+    """Real tokens of a sample in the mean, [CLS] and [SEP] included, counted in the store."""
+    store = open_store(recipe, TRAIN)
+    groups = sample_groups(recipe, store.samples_by_source)
+    means = []
+    for group in groups:
+        documents = store.read(group.first_sample + np.arange(group.num_samples))
+        means.append(np.mean([len(ids) + 2 for ids in documents]))
+    weights = [group.weight for group in groups]
+    return sum(mean * weight for mean, weight in zip(means, weights, strict=True)) / sum(weights)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 8])
@@ -118,6 +138,68 @@ def test_a_loader_begins_at_any_step(recipe):
 def test_a_loader_that_begins_at_a_step_goes_on_to_the_last(recipe, num_workers):
     rest = [_documents(step.micro_batches) for step in _resumed(recipe, 5, num_workers)]
     assert rest == _global_batches(recipe)[5:]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_skipped_batches_are_left_out_and_the_next_ones_move_up(plain, num_workers):
+    longer = _changed(plain, "train", duration=f"{_STEPS + 3} steps")
+    whole = _global_batches(longer)
+    remaining = [whole[batch] for batch in range(_STEPS + 3) if batch not in (1, 4, 5)]
+    skipping = _changed(plain, "data", num_workers=num_workers)
+    assert _global_batches(skipping, skipped={5, 1, 4}) == remaining
+    assert _global_batches(skipping, first_step=3, skipped={5, 1, 4}) == remaining[3:]
+
+
+def test_skipped_batches_are_left_out_by_all_ranks(recipe):
+    assert _global_batches(recipe, 3, skipped={0, 7}) == _global_batches(recipe, skipped={0, 7})
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("duration", ["1s", "20 tokens"])
+def test_a_run_that_ends_by_time_or_tokens_has_batches_without_end(plain, duration, num_workers):
+    endless = _changed(_changed(plain, "train", duration=duration), "data", num_workers=num_workers)
+    loader = build_loader(endless, 0, 1, first_step=4, skipped={6})
+    found = list(itertools.islice(loader, 3 * _STEPS))
+    assert [step.batch for step in found] == [4, 5, *range(7, 5 + 3 * _STEPS)]
+    within = [_documents(step.micro_batches) for step in found if step.batch < _STEPS]
+    assert within == [
+        documents for batch, documents in enumerate(_global_batches(plain)) if batch in (4, 5) or batch > 6
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_batches_grow_as_planned_for_any_number_of_ranks(recipe, world_size):
+    growing = _growing(recipe)
+    loaders = [build_loader(growing, rank, world_size) for rank in range(world_size)]
+    counted = []
+    for steps in zip(*loaders, strict=True):
+        (samples,) = {step.global_samples for step in steps}
+        assert sum(batch.num_sequences for step in steps for batch in step.micro_batches) == samples
+        counted.append(samples)
+    assert counted == [*range(8, 16), *[16] * 21]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_growing_batches_are_the_same_for_any_number_of_ranks_and_workers_and_from_any_step(recipe):
+    growing = _growing(recipe)
+    whole = _global_batches(growing)
+    assert _global_batches(growing, world_size=3) == whole
+    assert _global_batches(_changed(growing, "data", num_workers=3)) == whole
+    for step in (1, 7, 8, 9):
+        assert _global_batches(growing, first_step=step) == whole[step:]
+
+
+def test_each_sample_of_an_epoch_is_used_once_while_batches_grow(plain):
+    """The epoch ends within a batch, so that batch and those before it hold every sample, and its rest is new again."""
+    store = open_store(plain, TRAIN)
+    wanted = Counter((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
+    last = plan_run(_growing(plain))._batches_within(store.num_samples)
+    whole = [Counter(_originals(documents)) for documents in _global_batches(_growing(plain))]
+    before, with_the_last = sum(whole[:last], Counter()), sum(whole[: last + 1], Counter())
+    assert last > 8, "the epoch must end behind the change of sizes"
+    assert before <= wanted <= with_the_last
 
 
 def test_nothing_is_left_after_the_last_step(plain):
@@ -156,11 +238,13 @@ def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
 
 
 def test_the_mask_rate_of_a_step_is_that_of_the_recipe(chunked):
-    wide = _changed(chunked, "train", global_batch_samples=2000, total_samples=8000)
+    wide = _changed(chunked, "train", global_batch_samples=2000, duration="8000 samples")
     steps = list(build_loader(wide, 0, 1))
+    assert [step.mask_rate for step in steps] == pytest.approx([0.05, 0.05 + 0.55 / 3, 0.60 - 0.55 / 3, 0.60])
     for number, step in enumerate(steps):
         ordinary = sum(token >= 5 for document in _originals(_documents(step.micro_batches)) for token in document)
-        assert stats.binomtest(step.global_masked, ordinary, wide.mask_rate_at(number)).pvalue > 1e-3
+        assert step.mask_rate == plan_run(wide).mask_rate(number)
+        assert stats.binomtest(step.global_masked, ordinary, step.mask_rate).pvalue > 1e-3
     assert steps[0].global_masked < steps[-1].global_masked / 8
 
 
@@ -221,6 +305,25 @@ def test_every_rank_evaluates_as_many_steps(plain):
 def test_fewer_held_out_samples_than_ranks_are_refused(plain):
     with pytest.raises(ValueError, match="5 held-out samples cannot be shared by 6 processes"):
         build_eval_loader(_changed(plain, "eval", max_samples=5), 0, 6)
+
+
+def test_tokens_are_converted_to_steps_by_the_samples_of_the_mixture_with_their_frames(recipe):
+    asked = 10**12
+    plan = plan_run(_changed(recipe, "train", duration=f"{asked} tokens"))
+    assert asked / 16 / plan.num_steps == pytest.approx(_mean_tokens(recipe), rel=1e-9)
+
+
+def test_a_mixture_is_not_counted_as_it_stands_in_the_store(mixture):
+    asked = 10**12
+    weighted = plan_run(_changed(mixture, "train", duration=f"{asked} tokens")).num_steps
+    split = StoreRecord.read(mixture.store_folder).splits[TRAIN]
+    assert weighted != pytest.approx(asked / 16 / (split.tokens / split.samples + 2), rel=1e-3)
+
+
+def test_a_run_of_some_tokens_trains_about_as_many_in_the_steps_that_are_expected(recipe):
+    asked = _changed(recipe, "train", duration="100_000 tokens")
+    steps = itertools.islice(build_loader(asked, 0, 1), plan_run(asked).num_steps)
+    assert sum(step.global_tokens for step in steps) == pytest.approx(100_000, rel=0.02)
 
 
 def test_sources_without_weights_are_one_group(plain):

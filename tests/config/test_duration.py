@@ -1,0 +1,102 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaicbert.config import ConfigError, Duration, parse_duration
+
+_UNITS = {"steps": "steps", "samples": "samples", "tokens": "tokens", "s": "seconds", "min": "seconds", "h": "seconds"}
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+@pytest.mark.parametrize(
+    "text, amount, unit",
+    [
+        ("70_000 steps", 70_000, "steps"),
+        ("1 steps", 1, "steps"),
+        ("286_720_000 samples", 286_720_000, "samples"),
+        ("36.7e9 tokens", 36_700_000_000, "tokens"),
+        ("20e9 tokens", 20_000_000_000, "tokens"),
+        ("1E+3 tokens", 1000, "tokens"),
+        ("1.5e1 steps", 15, "steps"),
+        ("90s", 90, "seconds"),
+        ("0.5s", 0.5, "seconds"),
+        ("30min", 1800, "seconds"),
+        ("1.5h", 5400, "seconds"),
+        ("1_000 h", 3_600_000, "seconds"),
+    ],
+)
+def test_each_way_of_writing_a_length_is_read(text, amount, unit):
+    assert parse_duration("train.duration", text) == Duration(amount, unit)
+
+
+@pytest.mark.parametrize("text", ["500steps", "500  steps", " 500 steps ", "\t500 steps\n"])
+def test_spaces_around_the_number_and_the_unit_do_not_matter(text):
+    assert parse_duration("train.duration", text) == Duration(500, "steps")
+
+
+def test_the_same_time_may_be_written_in_any_unit_of_time():
+    assert len({parse_duration("train.duration", text) for text in ("5400s", "90min", "1.5h")}) == 1
+
+
+@given(number=st.integers(1, 2**53), written=st.sampled_from(list(_UNITS)), grouped=st.booleans())
+def test_a_whole_number_is_read_as_it_is(number, written, grouped):
+    length = parse_duration("train.duration", f"{number:_} {written}" if grouped else f"{number}{written}")
+    assert length == Duration(number * _SECONDS.get(written, 1), _UNITS[written])
+
+
+@given(number=st.floats(1e-3, 1e6), written=st.sampled_from(list(_SECONDS)))
+def test_a_time_may_be_any_decimal_number(number, written):
+    length = parse_duration("train.duration", f"{number:.6f}{written}")
+    assert length == Duration(float(f"{number:.6f}") * _SECONDS[written], "seconds")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "500",
+        "steps",
+        "500 step",
+        "500 batches",
+        "500 Steps",
+        "30 MIN",
+        "2 days",
+        "2d",
+        "-5 steps",
+        "+5 steps",
+        "5,000 steps",
+        "5 000 steps",
+        "_5 steps",
+        ".5h",
+        "1.h",
+        "1e-3h",
+        "1e h",
+        "0x10 steps",
+        "nan h",
+        "inf h",
+        "1h30min",
+        "1h 30min",
+        "500 steps of 32",
+        "five hundred steps",
+        "\u0665 steps",
+        "None",
+    ],
+)
+def test_what_is_no_number_with_a_unit_is_refused_with_the_units_and_an_example(text):
+    with pytest.raises(ConfigError) as raised:
+        parse_duration("eval.interval", text)
+    assert str(raised.value) == (
+        f"eval.interval={text!r} is no length; give a number and steps, samples, tokens, s, min or h, e.g. 30min."
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["0 steps", "0h", "0.0 tokens", "0e9 samples", "1.5 steps", "0.5 samples", "1.5e0 tokens", "1e400h"]
+)
+def test_nothing_and_parts_of_a_step_are_refused_with_the_rule(text):
+    with pytest.raises(ConfigError) as raised:
+        parse_duration("checkpoint.interval", text)
+    assert str(raised.value) == (
+        f"checkpoint.interval={text!r} is no length; give a number above zero, whole unless it is a time."
+    )

@@ -1,0 +1,141 @@
+"""Training for tests: in this process without the export at the end, or as the command that users start."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mosaicbert.checkpoint import list_checkpoints, read_checkpoint
+from mosaicbert.config.load import save_recipe
+from mosaicbert.data.prepare import prepare
+from mosaicbert.report.metrics import read_metrics
+from mosaicbert.train.device import choose_precision
+from mosaicbert.train.pretrain import Sitting, train
+from mosaicbert.train.run import open_run
+from mosaicbert.train.stopping import Stopped, StopRequest
+
+# What depends on the clock and the machine; all else is the same bit for bit.
+_MEASURED = {
+    "seconds",
+    "wall_seconds",
+    "data_wait_seconds",
+    "memory_gib",
+    "tokens_per_second",
+    "mfu",
+}
+
+
+class StopAfter(StopRequest):
+    """Asks the run to stop after so many steps of this sitting."""
+
+    def __init__(self, steps):
+        self.steps = steps
+        super().__init__()
+
+    @property
+    def signal(self):
+        self.steps -= 1
+        return "TEST" if self.steps <= 0 else None
+
+    @signal.setter
+    def signal(self, _):
+        pass
+
+
+def train_here(recipe, stop_after=None, said=None):
+    """Trains without the export, to the end or for so many steps; returns the run's folder."""
+    run = open_run(recipe, prepare(recipe))
+    dtype, _ = choose_precision(recipe)
+    stop = StopRequest() if stop_after is None else StopAfter(stop_after)
+    sitting = Sitting(recipe, run, dtype, 1e12, stop, None, Console(quiet=True))
+    said = [] if said is None else said
+    try:
+        train(sitting, said.append)
+        assert stop_after is None
+    except Stopped:
+        assert stop_after is not None
+    return run
+
+
+def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **environment):
+    """Starts the command `mosaicbert pretrain`, or another one that takes a recipe."""
+    path = Path(recipe.runs_folder) / "recipe.yaml"
+    save_recipe(recipe, path)
+    return subprocess.Popen(
+        [sys.executable, *command, str(path), *overrides],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def finish(process, code=0):
+    """Waits for a command to end with a code; returns what it has printed."""
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == code, printed
+    return printed
+
+
+def wait_for(condition, process):
+    """Waits until something holds, while a command runs."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def steps_of(run):
+    """The lines of metrics.jsonl about steps."""
+    return [line for line in read_metrics(run.metrics) if "loss" in line]
+
+
+def losses_of(run):
+    """Of every step."""
+    return [line["loss"] for line in steps_of(run)]
+
+
+def evaluations_of(run):
+    """The held-out losses."""
+    return [line["eval_loss"] for line in read_metrics(run.metrics) if "eval_loss" in line]
+
+
+def last_checkpoint(run):
+    """What the newest checkpoint holds."""
+    return read_checkpoint(list_checkpoints(run.checkpoints)[-1])
+
+
+def assert_same_end(ours, theirs):
+    """Weights, optimizer and metrics of two runs are the same, bit for bit."""
+    mine, other = last_checkpoint(ours), last_checkpoint(theirs)
+    assert mine.model.keys() == other.model.keys()
+    for name, weight in other.model.items():
+        assert torch.equal(mine.model[name], weight), name
+    assert mine.optimizer.keys() == other.optimizer.keys()
+    for name, kept in other.optimizer.items():
+        assert mine.optimizer[name].keys() == kept.keys()
+        for key, value in kept.items():
+            assert torch.equal(mine.optimizer[name][key], value), (name, key)
+    assert mine.state["guard"] == other.state["guard"]
+    assert reproducible_metrics(ours) == reproducible_metrics(theirs)
+
+
+def reproducible_metrics(run):
+    """The lines of metrics.jsonl without what the clock measured."""
+    return [
+        {name: value for name, value in line.items() if name not in _MEASURED} for line in read_metrics(run.metrics)
+    ]
+
+
+def assert_equal_but_for_summation(ours, theirs, tolerance):
+    """Weights of two runs differ by no more than `tolerance`, relative to the largest of each."""
+    mine, other = last_checkpoint(ours).model, last_checkpoint(theirs).model
+    for name, weight in other.items():
+        difference = float((mine[name] - weight).abs().max())
+        assert difference <= tolerance * max(float(weight.abs().max()), 1e-3), (name, difference)
