@@ -11,8 +11,6 @@ from mosaicbert.config import Recipe
 from mosaicbert.model.build import build_model
 from mosaicbert.model.published import to_published
 
-_PREFIX = "model."  # what the trainee puts before the names of its model's weights
-
 
 def load_model(recipe: Recipe, weights: dict[str, Tensor]) -> PreTrainedModel:
     """The model of a checkpoint, on the CPU, in evaluation mode.
@@ -21,7 +19,7 @@ def load_model(recipe: Recipe, weights: dict[str, Tensor]) -> PreTrainedModel:
         RuntimeError: the weights are not those of the recipe's model.
     """
     model = build_model(recipe.model)
-    model.load_state_dict({name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()})
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -144,6 +144,7 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
     raise RuntimeError(f"no attention works on {device_type} in {dtype}: {'; '.join(failures)}.")
 
 
+@torch.compiler.disable  # rungs look at the documents' lengths; what is compiled is around them
 def attention(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...], implementation: str = "auto"
 ) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from composer import Callback, Logger, State, Timestamp
 from composer.utils import dist
+from torch import nn
 
 from mosaicbert.checkpoint import (
     Checkpoint,
@@ -44,6 +45,7 @@ class Checkpointer(Callback):
         config: the recipe's section.
         run: its folder.
         course: of the run.
+        model: that is trained.
         faults: of the run.
         exporter: of checkpoints to Hugging Face folders; only rank 0 has one.
         say: prints a line; only rank 0's is seen.
@@ -54,6 +56,7 @@ class Checkpointer(Callback):
         config: CheckpointConfig,
         run: RunFolder,
         course: Course,
+        model: nn.Module,
         faults: FaultLog,
         exporter: Exporter | None,
         say: Callable[[str], None],
@@ -62,6 +65,7 @@ class Checkpointer(Callback):
         self.interval = parse_duration("checkpoint.interval", config.interval)
         self.run = run
         self.course = course
+        self.model = model
         self.faults = faults
         self.exporter = exporter
         self.say = say
@@ -70,7 +74,7 @@ class Checkpointer(Callback):
         is_due = has_passed(self.interval, self.course.before, self.course.position)
         if not (is_due or self.course.is_done or self.course.stop):
             return
-        weights, kept = gather_state(state.model, state.optimizers[0])
+        weights, kept = gather_state(self.model, state.optimizers[0])
         if dist.get_global_rank() == 0:
             self._write(Checkpoint(weights, kept, self.course.state_dict()), is_due)
         self.course.guard.clear_suspects()
@@ -170,7 +174,8 @@ def restore(trainer: StepTrainer, restart: Restart, checkpoint: Checkpoint | Non
     position = course.position
     trainer.state.timestamp = Timestamp(batch=position.steps, sample=position.samples, token=position.tokens)
     weights, kept = ({}, {}) if checkpoint is None else (checkpoint.model, checkpoint.optimizer)
-    spread_state(trainer.state.model, trainer.state.optimizers[0], weights, kept)
+    has_updated = position.steps > course.guard.num_skipped
+    spread_state(trainer.trainee.model, trainer.state.optimizers[0], weights, kept, has_updated=has_updated)
 
 
 def _read_newest(

@@ -1,6 +1,8 @@
 """Where a run stands, apart from its weights: how far it has come, how fast it goes, and when it was asked to stop."""
 
+import statistics
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -8,6 +10,8 @@ from mosaicbert.config import OptimizerConfig
 from mosaicbert.config.plan import Plan, Position
 from mosaicbert.train.guard import Guard
 from mosaicbert.train.schedule import learning_rate_share
+
+_STEPS_TIMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Course:
         before: the position one step earlier.
         training_seconds: of the steps alone, without evaluations.
         report: of the last step of this sitting.
-        step_seconds: that the last step took.
+        step_seconds: that a step takes: the median of the last ones, without the first of a sitting, which compiles.
         stop: whether the run has been asked to stop.
     """
 
@@ -58,6 +62,8 @@ class Course:
         self.training_seconds = 0.0
         self.report: StepReport | None = None
         self.step_seconds = 0.0
+        self._lasted: deque[float] = deque(maxlen=_STEPS_TIMED)
+        self._is_warm = False
         self.stop = False
 
     def after(self, samples: int, tokens: int) -> Position:
@@ -95,7 +101,10 @@ class Course:
         )
         self.training_seconds += report.seconds
         self.report = report
-        self.step_seconds = report.seconds
+        if self._is_warm:
+            self._lasted.append(report.seconds)
+            self.step_seconds = statistics.median(self._lasted)
+        self._is_warm = True
 
     @property
     def is_done(self) -> bool:

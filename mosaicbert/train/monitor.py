@@ -73,6 +73,7 @@ class Monitor(Callback):
         self.console = console
         self._is_first = dist.get_global_rank() == 0
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
+        self._is_cold = False
         self._asked_at = 0.0
         self._data_wait = 0.0
         self._shown_share = -1.0
@@ -111,6 +112,9 @@ class Monitor(Callback):
             squared_lengths=shape.squared_lengths,
             masked=sum(step.num_masked),
         )
+        if self._is_cold:
+            self._recent.clear()  # the first step compiles, and fills caches
+        self._is_cold = not self._recent
         self._recent.append((report.seconds, step.global_tokens, flops))
         window, tokens, flops = (sum(column) for column in zip(*self._recent, strict=True))
         speed = {

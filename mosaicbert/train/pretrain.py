@@ -29,6 +29,7 @@ from mosaicbert.report.figure import draw_loss
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
+from mosaicbert.train.compilation import choose_compilation, compile_layers
 from mosaicbert.train.course import Clock, Course
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
 from mosaicbert.train.exporting import Exporter
@@ -37,6 +38,7 @@ from mosaicbert.train.guard import Guard, RollBack
 from mosaicbert.train.loggers import build_loggers, require_loggers
 from mosaicbert.train.monitor import Monitor, SeededSteps
 from mosaicbert.train.optimizers import build_optimizer
+from mosaicbert.train.parallel import prepare_sharded, sharding_config
 from mosaicbert.train.result import summarise
 from mosaicbert.train.run import RunFolder, check_run, open_run, require_same_store
 from mosaicbert.train.stopping import Stopped, StopRequest
@@ -82,6 +84,8 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
         _introduce(recipe, record, say)
         say(f"precision: {str(precision).removeprefix('torch.')} ({why})")
         say(describe_attention(recipe.model, "cuda" if torch.cuda.is_available() else "cpu", precision))
+        compiled, reason = choose_compilation(recipe)
+        say(f"torch.compile: {'on' if compiled else 'off'} ({reason})")
         say(f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
         with StopRequest() as stop:
             sitting = Sitting(recipe, run, precision, peak, stop, exporter, console)
@@ -148,10 +152,10 @@ def _go_back(sitting: Sitting, trainer: StepTrainer, cause: RollBack, say: Say) 
         )
     dist.barrier()  # all have counted before one more is noted
     if dist.get_global_rank() == 0:
-        assert sitting.exporter is not None
         samples_of = trainer.steps.samples_of
         fault = roll_back(sitting.run, faults, cause, sitting.recipe.faults.window_steps, samples_of)
-        sitting.exporter.forget_after(fault.resumed_step or 0)
+        if sitting.exporter is not None:
+            sitting.exporter.forget_after(fault.resumed_step or 0)
         say(
             f"step {cause.step}: {cause.reason}. Going back to step {fault.resumed_step}, "
             f"leaving out {len(cause.batches)} batch(es); see {sitting.run.faults}."
@@ -168,7 +172,11 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
     if restart.path is not None:
         say(f"continuing from {restart.path}")
     torch.manual_seed(recipe.seed)
-    model = MaskedLmTrainee(build_model(recipe.model), cpu_autocast=sitting.precision)
+    model = build_model(recipe.model)
+    if choose_compilation(recipe)[0]:
+        compile_layers(model)
+    trainee = MaskedLmTrainee(model, cpu_autocast=sitting.precision)
+    is_sharded = recipe.train.sharding == "fsdp" and world_size > 1
     course = Course(plan_run(recipe), Guard(recipe.faults), recipe.optimizer, recipe.log.interval_steps)
     clock = Clock()
     train_loader = build_loader(recipe, rank, world_size, first_step=restart.step, skipped=restart.skipped)
@@ -177,7 +185,7 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
         SeededSteps(recipe.seed),
         FaultWriter(faults, course, steps.samples_of),
         Monitor(recipe, run.metrics, course, clock, len(faults.rollbacks()), sitting.peak, sitting.console),
-        Checkpointer(recipe.checkpoint, run, course, faults, sitting.exporter, say),
+        Checkpointer(recipe.checkpoint, run, course, model, faults, sitting.exporter, say),
     ]
     device, on_gpu = _composer_device(), torch.cuda.is_available()
     with warnings.catch_warnings():
@@ -187,7 +195,7 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
             clock=clock,
             stop=sitting.stop,
             steps=steps,
-            trainee=model,
+            trainee=trainee,
             train_dataloader=data_spec(train_loader, "cuda" if on_gpu else "cpu"),
             eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size), "cuda" if on_gpu else "cpu"),
             eval_interval=partial(_is_evaluated, course, parse_duration("eval.interval", recipe.eval.interval)),
@@ -202,7 +210,10 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
             precision="amp_bf16" if on_gpu and sitting.precision == torch.bfloat16 else "fp32",
             device_train_microbatch_size=1,  # of no effect: the loader has cut the micro-batches
             seed=recipe.seed,
+            parallelism_config=sharding_config(model) if is_sharded else None,
         )
+    if is_sharded:
+        prepare_sharded(model)
     restore(trainer, restart, checkpoint)
     return trainer
 

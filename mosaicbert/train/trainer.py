@@ -1,6 +1,5 @@
 """The training step, in Composer's loop."""
 
-import contextlib
 from collections.abc import Callable, Generator, Iterable
 from datetime import timedelta
 from typing import Any, cast
@@ -11,13 +10,12 @@ from composer.core import get_precision_context
 from composer.core.types import TrainerMode
 from composer.utils import dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mosaicbert.batch import Batch, Step
 from mosaicbert.data.batches import TrainSteps
 from mosaicbert.train.adapter import MaskedLmTrainee
 from mosaicbert.train.course import Clock, Course, StepReport
-from mosaicbert.train.parallel import gradient_norm
+from mosaicbert.train.parallel import delay_exchange, gradient_norm, gradient_scale
 from mosaicbert.train.stopping import StopRequest
 
 
@@ -91,15 +89,12 @@ class StepTrainer(Trainer):
             The sum of this rank's losses, and how many of its masked tokens were right; () float64 each.
         """
         model, device = self.state.model, self.state.device
-        # Ranks' gradients are averaged.
-        scale = dist.get_world_size() / step.global_masked
+        scale = gradient_scale(model) / step.global_masked
         loss_sum, num_right = (device.tensor_to_device(torch.zeros((), dtype=torch.float64)) for _ in range(2))
         micro_batches = step.micro_batches
         for number, micro_batch in enumerate(micro_batches):
             batch = micro_batch.to(self._place, non_blocking=True)
-            is_last = number == len(micro_batches) - 1
-            waits = isinstance(model, DistributedDataParallel) and not is_last
-            with cast(DistributedDataParallel, model).no_sync() if waits else contextlib.nullcontext():
+            with delay_exchange(model, is_last=number == len(micro_batches) - 1):
                 with get_precision_context(self.state.precision, self.state.precision_config):
                     logits = cast(Callable[[Batch], Tensor], model)(batch)
                     loss = self.trainee.loss(logits, batch)

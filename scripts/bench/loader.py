@@ -77,9 +77,7 @@ def measure_resuming(recipe: Recipe) -> None:
     """Times everything from opening the store to the first batch, at the beginning and far behind it."""
 
     def first_step(step: int) -> Step:
-        loader = build_loader(recipe, 0, 1)
-        loader.dataset.load_state_dict({"step": step})  # pyright: ignore[reportAttributeAccessIssue]
-        return next(iter(loader))
+        return next(iter(build_loader(recipe, 0, 1, first_step=step)))
 
     far = HUGE // recipe.train.global_batch_samples * 9 // 10
     harness.record(
@@ -106,7 +104,7 @@ def make_up_recipe(store: Path, max_seq_len: int, samples: int) -> Recipe:
             sources={"text": SourceConfig(path="made-up")}, store=str(store), max_seq_len=max_seq_len, num_workers=0
         ),
         tokenizer=TokenizerConfig(source="train"),
-        train=TrainConfig(total_samples=10**10, global_batch_samples=samples),
+        train=TrainConfig(duration="10_000_000_000 samples", global_batch_samples=samples),
     )
 
 

@@ -10,11 +10,10 @@ from scipy import stats
 
 from mosaicbert.config import SourceConfig
 from mosaicbert.data.loader import build_eval_loader, build_loader, plan_run, sample_groups
-from mosaicbert.data.order import Group, mixed_order
+from mosaicbert.data.order import WINDOW, Group, mixed_order
 from mosaicbert.data.prepare import open_store, prepare
 from mosaicbert.data.sources import TRAIN, VALIDATION
-from mosaicbert.data.store import StoreRecord
-from tests.data.corpus import texts, write_jsonl
+from tests.data.corpus import short_texts, texts, write_jsonl
 from tests.recipes import tiny_recipe
 
 _STEPS = 12
@@ -313,11 +312,20 @@ def test_tokens_are_converted_to_steps_by_the_samples_of_the_mixture_with_their_
     assert asked / 16 / plan.num_steps == pytest.approx(_mean_tokens(recipe), rel=1e-9)
 
 
-def test_a_mixture_is_not_counted_as_it_stands_in_the_store(mixture):
-    asked = 10**12
-    weighted = plan_run(_changed(mixture, "train", duration=f"{asked} tokens")).num_steps
-    split = StoreRecord.read(mixture.store_folder).splits[TRAIN]
-    assert weighted != pytest.approx(asked / 16 / (split.tokens / split.samples + 2), rel=1e-3)
+def test_tokens_of_sources_of_unequal_lengths_are_those_that_a_run_meets(tmp_path):
+    sources = {
+        name: SourceConfig(path=str(write_jsonl(tmp_path / f"{name}.jsonl", documents)), weight=weight)
+        for name, documents, weight in (("long", texts()[:150], 0.1), ("short", short_texts(100), 0.9))
+    }
+    recipe = tiny_recipe(tmp_path, tmp_path, data={"sources": sources}, train={"duration": "1_000_000_000 tokens"})
+    prepare(recipe)
+    store = open_store(recipe, TRAIN)
+    groups = sample_groups(recipe, store.samples_by_source)
+    _, samples = mixed_order(np.arange(2 * WINDOW), groups, recipe.seed)
+    tokens = sum(len(ids) + 2 for ids in store.read(samples))
+    assert plan_run(recipe).num_steps == pytest.approx(1e9 / 16 / (tokens / len(samples)), rel=1e-3)
+    alike = (sum(len(ids) for ids in store.read(np.arange(store.num_samples))) / store.num_samples) + 2
+    assert tokens / len(samples) < 0.8 * alike, "sources of these lengths tell nothing"
 
 
 def test_a_run_of_some_tokens_trains_about_as_many_in_the_steps_that_are_expected(recipe):

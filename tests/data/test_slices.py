@@ -5,7 +5,8 @@ import pytest
 
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare import prepare, prepare_and_report, prepare_one_slice
-from mosaicbert.data.slices import SliceRecord, lock, parts_of_slice, slice_folder
+from mosaicbert.data.slices import SliceRecord, parts_of_slice, slice_folder
+from mosaicbert.lock import lock
 from tests.data.corpus import (
     all_samples,
     files_of,
@@ -240,13 +241,6 @@ def test_a_slice_that_fails_leaves_alone_those_that_are_being_prepared(recipe, w
     prepare_one_slice(sliced, 0)
     prepare(sliced)
     assert all_samples(sliced.store_folder) == whole[0]
-
-
-def test_a_lock_is_lifted_when_its_holder_leaves(tmp_path):
-    with lock(tmp_path, "refused"):
-        pass
-    with lock(tmp_path, "refused"):
-        pass
 
 
 def test_a_recipe_for_a_slice_makes_no_store(recipe):

@@ -111,8 +111,8 @@ def last_checkpoint(run):
     return read_checkpoint(list_checkpoints(run.checkpoints)[-1])
 
 
-def assert_same_end(ours, theirs):
-    """Weights, optimizer and metrics of two runs are the same, bit for bit."""
+def assert_same_end(ours, theirs, but_for=frozenset()):
+    """Weights, optimizer and metrics (but for some) of two runs are the same, bit for bit."""
     mine, other = last_checkpoint(ours), last_checkpoint(theirs)
     assert mine.model.keys() == other.model.keys()
     for name, weight in other.model.items():
@@ -123,14 +123,12 @@ def assert_same_end(ours, theirs):
         for key, value in kept.items():
             assert torch.equal(mine.optimizer[name][key], value), (name, key)
     assert mine.state["guard"] == other.state["guard"]
-    assert reproducible_metrics(ours) == reproducible_metrics(theirs)
+    assert _reproducible_metrics(ours, but_for) == _reproducible_metrics(theirs, but_for)
 
 
-def reproducible_metrics(run):
-    """The lines of metrics.jsonl without what the clock measured."""
-    return [
-        {name: value for name, value in line.items() if name not in _MEASURED} for line in read_metrics(run.metrics)
-    ]
+def _reproducible_metrics(run, but_for):
+    left_out = _MEASURED | but_for
+    return [{name: value for name, value in line.items() if name not in left_out} for line in read_metrics(run.metrics)]
 
 
 def assert_equal_but_for_summation(ours, theirs, tolerance):

@@ -1,0 +1,31 @@
+"""A run whose rank 1 computes NaN in its third step; for torchrun."""
+
+import os
+import sys
+
+from rich.console import Console
+
+from mosaicbert.config.load import load_recipe
+from mosaicbert.train.adapter import MaskedLmTrainee
+from mosaicbert.train.monitor import SeededSteps
+from mosaicbert.train.pretrain import pretrain
+
+
+def _poison_third_step():
+    step = [0]
+    honest_start, honest_loss = SeededSteps.batch_start, MaskedLmTrainee.loss
+
+    def batch_start(self, state, logger):
+        step[0] = state.timestamp.batch.value + 1
+        honest_start(self, state, logger)
+
+    def loss(self, outputs, batch, *others):
+        value = honest_loss(self, outputs, batch, *others)
+        return value * float("nan") if step[0] == 3 and os.environ["RANK"] == "1" else value
+
+    SeededSteps.batch_start, MaskedLmTrainee.loss = batch_start, loss
+
+
+if __name__ == "__main__":
+    _poison_third_step()
+    pretrain(load_recipe(sys.argv[1]), Console(width=200))
