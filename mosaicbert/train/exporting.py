@@ -12,7 +12,7 @@ from mosaicbert.checkpoint import list_checkpoints, step_of
 from mosaicbert.train.run import RunFolder
 
 _NICENESS = 19  # training comes first
-_OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PROGRAM = "import sys; from mosaicbert.train.result import export_step; export_step(sys.argv[1], int(sys.argv[2]))"
 
 
@@ -74,7 +74,7 @@ class Exporter:
             self._remove_superfluous()
 
     def _export(self, step: int) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in _OF_LAUNCHERS}
+        environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
         # In a session of its own: what interrupts the training lets it finish, or `stop` ends it.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(self.run.path), str(step)],

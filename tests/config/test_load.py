@@ -167,7 +167,7 @@ def recipes(draw):
     )
 
 
-@settings(max_examples=15)
+@settings(max_examples=150)
 @given(recipe=recipes())
 def test_a_saved_recipe_is_loaded_back_equal(recipe):
     with tempfile.TemporaryDirectory() as folder:
@@ -176,12 +176,13 @@ def test_a_saved_recipe_is_loaded_back_equal(recipe):
         assert load_recipe(path) == recipe
 
 
-@settings(max_examples=15)
+@settings(max_examples=150)
 @given(recipe=recipes())
 def test_numbers_given_as_overrides_make_the_recipe_that_holds_them(recipe):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        path.write_text(RECIPE)
+        # Lengths are no numbers; 8192 samples may be less than one step of the batch that is drawn.
+        path.write_text(RECIPE.replace("8192 samples", recipe.train.duration))
         differences = recipe_differences(load_recipe(path), recipe)
         numbers = {
             key: new for key, (_, new) in differences.items() if isinstance(new, (int, float)) and "sources" not in key

@@ -14,6 +14,7 @@ from mosaicbert.config.load import save_recipe
 from mosaicbert.data.prepare import prepare
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.device import choose_precision
+from mosaicbert.train.exporting import OF_LAUNCHERS
 from mosaicbert.train.pretrain import Sitting, train
 from mosaicbert.train.run import open_run
 from mosaicbert.train.stopping import Stopped, StopRequest
@@ -65,14 +66,25 @@ def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **enviro
     """Starts the command `mosaicbert pretrain`, or another one that takes a recipe."""
     path = Path(recipe.runs_folder) / "recipe.yaml"
     save_recipe(recipe, path)
+    # Composer leaves a launcher's variables behind in a process that has trained.
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
     return subprocess.Popen(
         [sys.executable, *command, str(path), *overrides],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=Path(__file__).parents[2],
     )
+
+
+def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None):
+    """`train_here` on several ranks, which torchrun starts."""
+    run = open_run(recipe, prepare(recipe))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
+    steps = () if stop_after is None else (str(stop_after),)
+    finish(start(recipe, *overrides, command=(*launcher, "-m", "tests.train.sitting", *steps)))
+    return run
 
 
 def finish(process, code=0):

@@ -23,6 +23,7 @@ from tests.train.running import (
     start,
     steps_of,
     train_here,
+    train_on_ranks,
     wait_for,
 )
 
@@ -59,7 +60,7 @@ def without_noise(source, tmp_path_factory):
 
 
 def test_a_killed_run_continues_to_the_same_bits(undisturbed, source, tmp_path):
-    recipe = _recipe(tmp_path, source, data={"num_workers": 2})
+    recipe = _recipe(tmp_path, source, data={"num_workers": 2}, checkpoint={"interval": "10 steps", "keep_last": 1})
     process = start(recipe)
     wait_for((recipe.run_folder / "checkpoints" / "step-10").exists, process)
     process.send_signal(signal.SIGKILL)
@@ -112,17 +113,22 @@ def test_other_workers_and_micro_batches_continue_with_the_same_batches(without_
     assert_equal_but_for_summation(RunFolder(moved.run_folder), without_noise, _SUMMATION)
 
 
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_another_number_of_processes_continues_with_the_same_batches(num_processes, without_noise, source, tmp_path):
-    noiseless = {"hidden_dropout_prob": 0.0}
-    train_here(_recipe(tmp_path, source, model=noiseless), stop_after=10)
-    moved = _recipe(tmp_path, source, model=noiseless, data={"num_workers": 1})
-    finish(start(moved, f"train.num_processes={num_processes}"))
-    run = RunFolder(moved.run_folder)
+@pytest.mark.parametrize(
+    "before, after, sharding", [(1, 2, "ddp"), (4, 1, "ddp"), (1, 2, "fsdp"), (2, 1, "fsdp")], ids=str
+)
+def test_another_number_of_ranks_continues_with_the_same_batches(
+    before, after, sharding, without_noise, source, tmp_path
+):
+    recipe = _recipe(tmp_path, source, model={"hidden_dropout_prob": 0.0}, train={"sharding": sharding})
+    moved = replace(recipe, data=replace(recipe.data, num_workers=1))
+    for ranks, stop_after, sitting in ((before, 10, recipe), (after, None, moved)):
+        if ranks == 1:
+            run = train_here(sitting, stop_after)
+        else:
+            run = train_on_ranks(ranks, sitting, stop_after=stop_after)
     _assert_same_batches(run, without_noise)
     assert_equal_but_for_summation(run, without_noise, _SUMMATION)
-    assert losses_of(run)[:10] == losses_of(without_noise)[:10]
-    assert losses_of(run) == pytest.approx(losses_of(without_noise), rel=1e-4)
+    assert losses_of(run) == pytest.approx(losses_of(without_noise), rel=1e-5)
 
 
 def _assert_same_batches(ours, theirs):
