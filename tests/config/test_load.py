@@ -167,7 +167,7 @@ def recipes(draw):
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=15)
 @given(recipe=recipes())
 def test_a_saved_recipe_is_loaded_back_equal(recipe):
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +176,7 @@ def test_a_saved_recipe_is_loaded_back_equal(recipe):
         assert load_recipe(path) == recipe
 
 
-@settings(max_examples=150)
+@settings(max_examples=15)
 @given(recipe=recipes())
 def test_numbers_given_as_overrides_make_the_recipe_that_holds_them(recipe):
     with tempfile.TemporaryDirectory() as folder:
