@@ -138,9 +138,11 @@ def _describe_steps(recipe: Recipe) -> str:
 
 
 def _epochs(recipe: Recipe, inspection: Inspection, groups: list[Group]) -> dict[str, float]:
-    """Passes over each source, or over everything under the empty name; 0 for a run whose duration is a time."""
+    """Passes over each source, or over everything under the empty name; none for a run whose duration is a time."""
     plan = plan_run(recipe)
-    samples = 0 if plan.num_steps is None else plan.first_sample(plan.num_steps)
+    if plan.num_steps is None:
+        return {}
+    samples = plan.first_sample(plan.num_steps)
     whole = sum(group.weight for group in groups)
     names = list(inspection.record.splits[TRAIN].samples_by_source()) if len(groups) > 1 else [""]
     return {name: samples * group.weight / whole / group.num_samples for name, group in zip(names, groups, strict=True)}

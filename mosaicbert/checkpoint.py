@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -63,30 +64,30 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        shared = _write_tensors(partial / _MODEL, checkpoint.model)
-        _write_tensors(
-            partial / _OPTIMIZER,
-            {
-                f"{name}/{weight}": value
-                for weight, kept in checkpoint.optimizer.items()
-                for name, value in kept.items()
-            },
-        )
+        kept = {
+            f"{name}/{weight}": value for weight, each in checkpoint.optimizer.items() for name, value in each.items()
+        }
+        tensors = {_MODEL: checkpoint.model, _OPTIMIZER: kept}
+        shared = {name: _write_tensors(partial / name, content) for name, content in tensors.items()}
         content: dict[str, Any] = {
             "state": checkpoint.state,
             "keep": keep,
             "shared": shared,
             "files": {name: _describe(partial / name) for name in (_MODEL, _OPTIMIZER)},
         }
-        (partial / _STATE).write_text(json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
+        (partial / _STATE).write_bytes(_encode(content))
         for name in (_MODEL, _OPTIMIZER, _STATE):
             _sync(partial / name)
         _sync(partial)
         # A step that is trained again after a crash gives the same checkpoint; the older one may be damaged.
-        shutil.rmtree(path, ignore_errors=True)
+        replaced = path.with_name(f"{path.name}.replaced{_PARTIAL}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if path.exists():
+            path.rename(replaced)
         partial.rename(path)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{path}: could not be written ({_reason(error)}).") from error
     return path
@@ -108,12 +109,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors[name] = load_file(path / name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path / name}: cannot be read ({error}).") from error
+        tensors[name] |= {alias: tensors[name][owner] for alias, owner in content["shared"][name].items()}
     model = tensors[_MODEL]
     optimizer: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors[_OPTIMIZER].items():
         kept, weight = name.split("/", 1)
         optimizer.setdefault(weight, {})[kept] = value
-    model |= {name: model[owner] for name, owner in content["shared"].items()}
     return Checkpoint(model, optimizer, content["state"])
 
 
@@ -165,29 +166,38 @@ def remove_checkpoint(path: Path) -> None:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
     """Writes tensors, each storage once; returns the names that share one -> the name that it is written under."""
-    owners: dict[int, str] = {}
+    owners: dict[Any, str] = {}
     shared: dict[str, str] = {}
     for name, tensor in tensors.items():
-        owner = owners.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        owner = owners.setdefault(view, name) if tensor.numel() else name
         if owner != name:
             shared[name] = owner
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items() if name not in shared}, path)
+    save_file({name: _alone(tensor) for name, tensor in tensors.items() if name not in shared}, path)
     return shared
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    is_all_of_its_storage = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if is_all_of_its_storage else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((path / _STATE).read_text())
-        written = content.pop("sha256")
-    except (OSError, ValueError, KeyError) as error:
+        found = (path / _STATE).read_bytes()
+        content: Any = json.loads(found)
+        del content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / _STATE}: damaged ({type(error).__name__}).") from error
-    if written != _digest(content):
+    if found != _encode(content):
         raise CheckpointError(f"{path / _STATE}: damaged, its checksum is another.")
     return content
 
 
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _encode(content: dict[str, Any]) -> bytes:
+    """The only bytes that stand for `content`, its checksum among them."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(content | {"sha256": digest}, indent=1) + "\n").encode()
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -80,19 +80,21 @@ def _check(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 
 
 def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
+    recipe = _load(parsed)
     from rich.console import Console
 
     from mosaicbert.train.launch import launch
 
     _hide_file_progress()
-    return launch(_load(parsed), arguments, Console())
+    return launch(recipe, arguments, Console())
 
 
 def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    recipe = _load(parsed)
     from mosaicbert.train.result import export_latest
 
     _hide_file_progress()
-    print(export_latest(_load(parsed)).hugging_face)
+    print(export_latest(recipe).hugging_face)
     return 0
 
 

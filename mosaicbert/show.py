@@ -22,13 +22,14 @@ def show(recipe: Recipe, console: Console) -> None:
         f"{model.hidden_size}, {model.num_attention_heads} heads of {model.head_dim}, vocabulary {model.vocab_size:,}",
         "data": f"{', '.join(map(_describe, data.sources.values()))}; token store {recipe.store_folder}",
         "samples": f"{_SAMPLING[data.sampling]}, up to {data.max_seq_len} tokens each, {data.mask_rate:.0%}"
-        f"{'' if data.final_mask_rate is None else f' falling to {data.final_mask_rate:.0%}'} of them masked",
+        f"{'' if data.final_mask_rate is None else f' changing to {data.final_mask_rate:.0%}'} of them masked",
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
         "training": _describe_length(recipe, expected),
         "optimizer": f"{recipe.optimizer.name}, {_describe_schedule(recipe.optimizer)}",
         "work": f"{expected.flops_per_token / 1e6:,.0f} MFLOP per token"
         f"{'' if expected.flops is None else f', {expected.flops:.3g} FLOP in all'}",
-        "memory": f"about {expected.memory_bytes / 2**30:.1f} GiB per device, "
+        "memory": f"about {expected.memory_bytes / 2**30:.1f} GiB per device"
+        f"{', less on several, which share weights and optimizer' if train.sharding == 'fsdp' else ''}; "
         f"micro-batches of {train.micro_batch_tokens:,} tokens, {train.precision}",
     }
     for name, value in rows.items():

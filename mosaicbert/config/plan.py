@@ -73,23 +73,20 @@ class Plan:
         first, last = self.recipe.data.mask_rate, self.recipe.data.final_mask_rate
         if last is None or self.num_steps is None:
             return first
-        return first + (last - first) * min(1.0, step / max(1, self.num_steps - 1))
+        share = min(1.0, step / max(1, self.num_steps - 1))
+        return first * (1.0 - share) + last * share
 
     def share_done(self, position: Position) -> float:
         """How much of the run's duration has passed: 1.0 from its end on, in the unit that it is given in."""
-        if self.length.unit == "samples":
+        total = self.length.amount
+        if self.length.unit == "samples":  # whole batches
             assert self.num_steps is not None
-            return min(1.0, position.samples / self.first_sample(self.num_steps))
-        return min(1.0, position.count(self.length.unit) / self.length.amount)
+            total = self.first_sample(self.num_steps)
+        return min(1.0, position.count(self.length.unit) / total)
 
     def is_done(self, position: Position) -> bool:
         """Whether the run's duration has passed."""
-        if self.length.unit in ("steps", "samples"):
-            assert self.num_steps is not None
-            return position.steps >= self.num_steps
-        if self.length.unit == "tokens":
-            return position.tokens >= self.length.amount
-        return position.seconds >= self.length.amount
+        return self.share_done(position) >= 1.0
 
     def _batches_within(self, samples: int) -> int:
         """How many whole batches `samples` make."""

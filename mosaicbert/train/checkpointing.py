@@ -1,6 +1,5 @@
 """When a run's state is written, and how it is taken up again."""
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +76,6 @@ class Checkpointer(Callback):
         weights, kept = gather_state(self.model, state.optimizers[0])
         if dist.get_global_rank() == 0:
             self._write(Checkpoint(weights, kept, self.course.state_dict()), is_due)
-        self.course.guard.clear_suspects()
         if self.course.stop:
             raise Stopped
 
@@ -94,16 +92,13 @@ class Checkpointer(Callback):
                 keep=is_due and every is not None and number % every == 0,
             )
             remove_old(self.run.checkpoints, self.config.keep_last)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             self.say(f"no checkpoint: {error} The run goes on.")
-            self._note(Fault(kind="checkpoint", step=position.steps, reason=str(error), batches=[]))
+            self.faults.note(Fault(kind="checkpoint", step=position.steps, reason=str(error), batches=[]))
             return
+        self.course.guard.clear_suspects()
         if self.exporter is not None:
             self.exporter.follow()
-
-    def _note(self, fault: Fault) -> None:
-        with contextlib.suppress(ConfigError):  # the disk is full for this, too; the console has said it
-            self.faults.write(fault)
 
 
 def _require_finite(checkpoint: Checkpoint, step: int) -> None:
@@ -186,7 +181,7 @@ def _read_newest(
             return path, read_checkpoint(path)
         except CheckpointError as error:
             say(f"passing over a checkpoint: {error}")
-            faults.write(Fault(kind="checkpoint", step=step_of(path), reason=str(error), batches=[]))
+            faults.note(Fault(kind="checkpoint", step=step_of(path), reason=str(error), batches=[]))
     return None, None
 
 
@@ -200,7 +195,8 @@ def roll_back(run: RunFolder, faults: FaultLog, cause: RollBack, window_steps: i
         What was noted.
     """
     before = [fault for fault in faults.rollbacks() if abs(fault.step - cause.step) <= window_steps]
-    paths = [path for path in list_checkpoints(run.checkpoints) if step_of(path) < cause.step]
+    first = cause.step - (cause.batches[-1] - cause.batches[0])
+    paths = [path for path in list_checkpoints(run.checkpoints) if step_of(path) < first]
     chosen = paths[max(0, len(paths) - 1 - len(before))] if paths else None
     fault = Fault(
         kind="rollback",

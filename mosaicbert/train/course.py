@@ -83,7 +83,8 @@ class Course:
     def is_logged(self, samples: int, tokens: int) -> bool:
         """Whether the step that comes next gets a line in metrics.jsonl: the first, the last and every so-manieth."""
         then = self.after(samples, tokens)
-        return then.steps == 1 or then.steps % self.log_interval_steps == 0 or self.plan.is_done(then)
+        is_last = self.plan.is_done(replace(then, seconds=then.seconds + self.step_seconds))
+        return then.steps == 1 or then.steps % self.log_interval_steps == 0 or is_last
 
     def advance(self, report: StepReport, *, samples: int, tokens: int, seconds: float) -> None:
         """Counts a step that is over.

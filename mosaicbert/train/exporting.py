@@ -3,17 +3,25 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 
 from mosaicbert.checkpoint import list_checkpoints, step_of
+from mosaicbert.export.folder import publish
 from mosaicbert.train.run import RunFolder
 
 _NICENESS = 19  # training comes first
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PROGRAM = "import sys; from mosaicbert.train.result import export_step; export_step(sys.argv[1], int(sys.argv[2]))"
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:  # else its number may be another's
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
 
 
 class Exporter:
@@ -55,12 +63,18 @@ class Exporter:
         for folder in self.run.hugging_face.glob("step-*[0-9]"):
             if step_of(folder) > step:
                 shutil.rmtree(folder)
+        self.failures = {failed: why for failed, why in self.failures.items() if failed <= step}
+        remaining = list(self.run.hugging_face.glob("step-*[0-9]"))
+        if remaining:
+            publish(self.run.hugging_face, max(remaining, key=step_of))
+        elif self.run.hugging_face.exists():
+            shutil.rmtree(self.run.hugging_face)
 
     def stop(self) -> None:
         """Leaves what is not exported yet to the next sitting."""
         self._stopped.set()
         if self._process is not None:
-            self._process.kill()
+            _kill(self._process)
         if self._thread is not None:
             self._thread.join()
 
@@ -76,21 +90,30 @@ class Exporter:
     def _export(self, step: int) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
         # In a session of its own: what interrupts the training lets it finish, or `stop` ends it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self.run.path), str(step)],
-            env=environment | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(self.run.path), str(step)],
+                env=environment | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._fail(step, str(error))
+            return
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+        if self._stopped.is_set():  # meanwhile
+            _kill(self._process)
         _, errors = self._process.communicate()
         still_wanted = step in {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
         if self._process.returncode and still_wanted and not self._stopped.is_set():
-            self.failures[step] = (errors.strip().splitlines() or ["no output"])[-1]
-            self.say(f"step {step} was not exported: {self.failures[step]}")
+            self._fail(step, (errors.strip().splitlines() or ["no output"])[-1])
+
+    def _fail(self, step: int, why: str) -> None:
+        self.failures[step] = why
+        self.say(f"step {step} was not exported: {why}")
 
     def _remove_superfluous(self) -> None:
         kept = {self.run.export_of(step_of(path)) for path in list_checkpoints(self.run.checkpoints)}

@@ -1,5 +1,6 @@
 """What is kept of a run's faults: faults.jsonl, which also says which batches the run leaves out."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 from numpy.typing import NDArray
 
+from mosaicbert.config import ConfigError
 from mosaicbert.data.store import write_file
 from mosaicbert.train.course import Course
 
@@ -58,6 +60,11 @@ class FaultLog:
             lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in [*faults, fault])
             write_file(self.path, lines.encode())
 
+    def note(self, fault: Fault) -> None:
+        """Adds a line if that can be done: a full disk is no reason to stop."""
+        with contextlib.suppress(ConfigError):
+            self.write(fault)
+
     def rollbacks(self) -> list[Fault]:
         """The times that the run went back."""
         return [fault for fault in self.read() if fault.kind == "rollback"]
@@ -87,7 +94,7 @@ class FaultWriter(Callback):
         if report.updated or dist.get_global_rank() != 0:
             return
         batch: int = state.batch.batch
-        self.faults.write(
+        self.faults.note(
             Fault(
                 kind="skipped",
                 step=self.course.position.steps,

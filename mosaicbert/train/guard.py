@@ -90,8 +90,8 @@ class Guard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
-        self.losses.extend(state["losses"])
-        self.norms.extend(state["norms"])
+        self.losses = deque(state["losses"], maxlen=self.config.window_steps)
+        self.norms = deque(state["norms"], maxlen=self.config.window_steps)
         self.skipped = list(state["skipped"])
         self.num_skipped = state["num_skipped"]
 

@@ -87,6 +87,8 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
         compiled, reason = choose_compilation(recipe)
         say(f"torch.compile: {'on' if compiled else 'off'} ({reason})")
         say(f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
+        if exporter is not None:
+            exporter.follow()  # what the last sitting left
         with StopRequest() as stop:
             sitting = Sitting(recipe, run, precision, peak, stop, exporter, console)
             try:

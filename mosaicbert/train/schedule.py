@@ -25,4 +25,4 @@ def learning_rate_share(optimizer: OptimizerConfig, done: float) -> float:
     stable = 1.0 - optimizer.decay_fraction
     if done <= stable:
         return 1.0
-    return 1.0 - (1.0 - final) * math.sqrt((done - stable) / optimizer.decay_fraction)
+    return 1.0 - (1.0 - final) * math.sqrt(min(1.0, (done - stable) / optimizer.decay_fraction))
