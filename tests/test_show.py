@@ -91,4 +91,4 @@ def test_the_course_of_the_learning_rate_is_told(overrides, said_of_it, console)
 
 def test_a_mask_rate_that_falls_is_told(console):
     _, said = _shown(console, _PAPERS, "data.final_mask_rate=0.15")
-    assert "30% falling to 15% of them masked" in said["samples"]
+    assert "30% changing to 15% of them masked" in said["samples"]

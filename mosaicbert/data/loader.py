@@ -1,5 +1,7 @@
 """Recipe to data loaders."""
 
+import signal
+import threading
 from collections.abc import Collection
 
 import numpy as np
@@ -15,6 +17,7 @@ from mosaicbert.data.prepare import open_store
 from mosaicbert.data.sources import TRAIN, VALIDATION
 from mosaicbert.data.store import StoreRecord, open_tokenizer
 from mosaicbert.data.tokenizer import vocabulary_of
+from mosaicbert.data.workers import end_with_parent
 
 
 def build_loader(
@@ -42,7 +45,21 @@ def build_loader(
         skipped=skipped,
     )
     # Copies to a GPU go on beside the computation only from memory that stays where it is.
-    return DataLoader(steps, batch_size=None, num_workers=recipe.data.num_workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        steps,
+        batch_size=None,
+        num_workers=recipe.data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_number: int) -> None:
+    # Signals are for the training process, which still needs steps; and copies of its open files, locks among them, must
+    # not outlive it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def plan_run(recipe: Recipe) -> Plan:

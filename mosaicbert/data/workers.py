@@ -80,13 +80,14 @@ def count_cores() -> int:
 
 def _start_worker(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts all processes; the first ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the threads
     if initializer is not None:
         initializer(*arguments)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Waits for the end of the process that started this one, and ends it too; for a thread of a worker."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
