@@ -55,8 +55,8 @@ def build_loader(
 
 
 def _start_worker(_number: int) -> None:
-    # Signals are for the training process, which still needs steps; and copies of its open files, locks among them, must
-    # not outlive it.
+    # Signals are for the training process, which still needs steps. Copies of its open files, locks among them, must not
+    # outlive it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
