@@ -55,7 +55,7 @@ def build_loader(
 
 
 def _start_worker(_number: int) -> None:
-    # Signals are for the training process, which still needs steps. Copies of its open files, locks among them, must not
+    # Signals are for the training process, which still needs steps. Copies of its open files, locks among them, may not
     # outlive it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -65,9 +65,7 @@ def _sdpa(qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float
 
 def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:  # (B, L, 3, H, D) -> (B * L, H, D)
     if qkv.shape[1] == 1:
-        return qkv[
-            :, 0, 2
-        ]  # a token alone attends to itself; kernels would add rounding, differently on each processor
+        return qkv[:, 0, 2]  # a token alone attends to itself; a kernel would add rounding, on some processors
     return _sdpa_path(qkv)(qkv, bias).transpose(1, 2).flatten(0, 1)
 
 
