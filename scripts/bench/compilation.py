@@ -1,0 +1,43 @@
+"""torch.compile of the layers on the CPU: forward and backward pass, eager against compiled, and what compiling takes.
+
+Run: python scripts/bench/compilation.py
+"""
+
+import time
+
+import torch
+from harness import record
+from training_step import random_batch, training_step
+
+from mosaicbert.config import ModelConfig
+from mosaicbert.model.build import build_model
+from mosaicbert.train.compilation import compile_layers
+
+# The quickstart's size, and two layers of Base.
+SIZES = {
+    "quickstart": (
+        {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 512},
+        32,
+    ),
+    "base, 2 layers": ({"num_hidden_layers": 2}, 16),
+}
+
+
+def main() -> None:
+    for what, (sizes, num_documents) in SIZES.items():
+        batch = random_batch([128] * num_documents)
+        for dtype in (torch.float32, torch.bfloat16):
+            config = ModelConfig(vocab_size=8192, hidden_dropout_prob=0.0, **sizes)
+            eager, compiled = build_model(config).train(), build_model(config).train()
+            torch._dynamo.reset()
+            compile_layers(compiled)
+            steps = {"eager": training_step(eager, batch, dtype), "compiled": training_step(compiled, batch, dtype)}
+            start = time.perf_counter()
+            steps["compiled"]()
+            facts = {"compiled": {"first_call_seconds": round(time.perf_counter() - start, 1)}}
+            shape = {"tokens": batch.num_tokens, "documents": batch.num_sequences}
+            record("compilation", what, steps, shape=shape, dtype=dtype, seconds=15.0, facts=facts)
+
+
+if __name__ == "__main__":
+    main()
