@@ -1,6 +1,5 @@
 """Checkpoints to Hugging Face folders, beside the training: runs/x/hf/step-N, and runs/x/hf is the newest of them."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -15,13 +14,23 @@ from mosaicbert.train.run import RunFolder
 
 _NICENESS = 19  # training comes first
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-_PROGRAM = "import sys; from mosaicbert.train.result import export_step; export_step(sys.argv[1], int(sys.argv[2]))"
+# A process group of its own: what interrupts the training lets it finish, or `stop` ends it. Not a session of its own:
+# Linux shares out the cores among sessions first, whatever their priority.
+_PROGRAM = f"""
+import os, sys
+os.setpgid(0, 0)
+os.nice({_NICENESS})
+from mosaicbert.train.result import export_step
+export_step(sys.argv[1], int(sys.argv[2]))
+"""
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:  # else its number may be another's
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        except ProcessLookupError:  # it has only begun
+            process.kill()
 
 
 class Exporter:
@@ -89,7 +98,6 @@ class Exporter:
 
     def _export(self, step: int) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
-        # In a session of its own: what interrupts the training lets it finish, or `stop` ends it.
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(self.run.path), str(step)],
@@ -97,13 +105,10 @@ class Exporter:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
-                start_new_session=True,
             )
         except OSError as error:
             self._fail(step, str(error))
             return
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         if self._stopped.is_set():  # meanwhile
             _kill(self._process)
         _, errors = self._process.communicate()
