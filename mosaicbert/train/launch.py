@@ -1,6 +1,7 @@
 """One process, or one per device: what `mosaicbert pretrain` starts."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -46,7 +47,7 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         threading.Thread(target=_end_with, args=(int(os.environ.pop(_LIFELINE)),), daemon=True).start()
     num_processes = 1 if "RANK" in os.environ else count_processes(recipe)
     if num_processes == 1:
-        pretrain(recipe, console)
+        pretrain(recipe, console, command=shlex.join(["mosaicbert", *arguments]))
         return 0
     check_run(recipe)
     require_work_for_all(recipe, prepare(recipe, console), num_processes)

@@ -48,10 +48,15 @@ _WITHOUT_END = "1000000000ba"  # the course says when the run ends
 Say = Callable[[str], None]
 
 
-def pretrain(recipe: Recipe, console: Console) -> RunFolder:
+def pretrain(recipe: Recipe, console: Console, command: str = "the same call") -> RunFolder:
     """Trains `recipe` to its end and exports it; continues a run that was cut off. One call per process.
 
     Asked to stop by SIGTERM or SIGINT, it finishes the step, writes a checkpoint and returns.
+
+    Args:
+        recipe: to train.
+        console: to print to; only rank 0 does.
+        command: that continues the run if it is stopped, as it is said then.
 
     Raises:
         ConfigError: the run folder is another recipe's or in use, or data, tokenizer or device do not fit; nothing is
@@ -96,7 +101,7 @@ def pretrain(recipe: Recipe, console: Console) -> RunFolder:
             except Stopped:
                 if exporter is not None:
                     exporter.stop()
-                say(f"stopped by {stop.signal or 'another process'}, with a checkpoint; the same command continues.")
+                say(f"stopped by {stop.signal or 'another process'}, with a checkpoint; to continue: {command}")
                 return run
         if exporter is not None:
             _finish(recipe, run, exporter, record, say)
