@@ -42,8 +42,22 @@ def main() -> None:
             def read(folder: Path = folder) -> None:
                 read_checkpoint(folder / "step-1")
 
-            record("checkpoint", f"writing, {name}", {"torch.save": save, "ours": write}, shape=shape, seconds=1.0)
-            record("checkpoint", f"reading, {name}", {"torch.load": load, "ours": read}, shape=shape, seconds=1.0)
+            record(
+                "checkpoint",
+                f"writing, {name}",
+                {"torch.save": save, "ours": write},
+                shape=shape,
+                dtype=torch.float32,
+                seconds=1.0,
+            )
+            record(
+                "checkpoint",
+                f"reading, {name}",
+                {"torch.load": load, "ours": read},
+                shape=shape,
+                dtype=torch.float32,
+                seconds=1.0,
+            )
             shutil.rmtree(folder / "step-1")
 
 
