@@ -40,14 +40,16 @@ def sharding_config(model: PreTrainedModel) -> dict[str, Any]:
 def prepare_sharded(model: nn.Module) -> None:
     """Makes the gradients of a model that Composer has shared out sums over the ranks, like those of `gradient_scale`.
 
-    By default they are means, but gloo does not divide and says nothing.
+    By default they are means; but gloo, asked for a mean or for a scaled sum, refuses or silently gives a plain sum.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # Torch 2.8 has renamed it.
-            name = "set_gradient_divide_factor"
-            divide = getattr(module, name, None) or module.set_reduce_scatter_divide_factor
-            divide(1.0)
+            sharded: Any = module
+            if hasattr(module, "set_force_sum_reduction_for_comms"):
+                sharded.set_force_sum_reduction_for_comms(True)
+                sharded.set_gradient_divide_factor(1.0)
+            else:  # torch 2.7: NCCL scales by one, gloo does not scale
+                sharded.set_reduce_scatter_divide_factor(1.0)
     if isinstance(model, FSDPModule):
         register_fsdp_forward_method(model, "predict")
 
