@@ -276,9 +276,10 @@ class Recipe:
                 f"data.final_mask_rate={self.data.final_mask_rate} is reached at the last step, which "
                 f"train.duration={self.train.duration!r} does not tell; give the duration in steps, samples or tokens."
             )
-        if self.optimizer.name == "muon" and self.train.sharding == "fsdp":
+        if self.optimizer.name != "decoupled_adamw" and self.train.sharding == "fsdp":
             raise ConfigError(
-                "optimizer.name=muon needs whole matrices, which train.sharding=fsdp cuts up; choose one of the two."
+                f"optimizer.name={self.optimizer.name} needs whole tensors, which train.sharding=fsdp cuts up; "
+                "choose optimizer.name=decoupled_adamw or train.sharding=ddp."
             )
         if self.model.vocab_size % VOCABULARY_MULTIPLE:
             padded = math.ceil(self.model.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

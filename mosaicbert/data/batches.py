@@ -60,6 +60,8 @@ class BatchMaker:
         # Every rank looks at all micro-batches of the step: so all know their common shape, and the tokens masked in
         # all of them, without asking each other.
         parts = divide(seqlens, self.world_size, self.micro_batch_tokens)
+        # As many for every rank, since ranks that share weights out make every forward pass together.
+        parts += [np.zeros(0, dtype=np.int64)] * (-len(parts) % self.world_size)
         drafts = [
             self._draft(epochs[part], samples[part], [documents[index] for index in part], seqlens[part], mask_rate)
             for part in parts
@@ -79,7 +81,7 @@ class BatchMaker:
         seqlens: NDArray[np.int64],
         mask_rate: float,
     ) -> "_Draft":
-        text = np.concatenate(documents)
+        text = np.concatenate([np.zeros(0, dtype=np.int64), *documents])
         # [CLS] stands at position 0 of each sequence and is never masked, nor is [SEP].
         counters = token_counters(self.seed, epochs, samples, seqlens - SPECIAL_TOKENS, first_position=1)
         chosen = choose_masked(text, counters, mask_rate, self.vocabulary)

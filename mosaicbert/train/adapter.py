@@ -1,6 +1,7 @@
 """What Composer sees: a ComposerModel that predicts masked tokens, and a DataSpec that counts them."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class MaskedLmTrainee(ComposerModel):
 
 
 def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
+    if not batch.num_sequences:  # nothing but filler, of which the first document has to do
+        batch = replace(batch, num_sequences=1, num_tokens=int(batch.cu_seqlens[1]))
     padded = batch.padded(model.config.pad_token_id)
     logits = model(padded["input_ids"], attention_mask=padded["attention_mask"]).logits  # (B, S, V)
     at_tokens = logits[padded["attention_mask"].bool()]  # (num_tokens, V)

@@ -1,5 +1,7 @@
 """When a run's state is written, and how it is taken up again."""
 
+import contextlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from mosaicbert.checkpoint import (
     CheckpointError,
     list_checkpoints,
     read_checkpoint,
+    read_state,
     remove_checkpoint,
     remove_old,
     step_of,
@@ -68,6 +71,7 @@ class Checkpointer(Callback):
         self.faults = faults
         self.exporter = exporter
         self.say = say
+        self._is_written = False
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         is_due = has_passed(self.interval, self.course.before, self.course.position)
@@ -75,11 +79,13 @@ class Checkpointer(Callback):
             return
         weights, kept = gather_state(self.model, state.optimizers[0])
         if dist.get_global_rank() == 0:
-            self._write(Checkpoint(weights, kept, self.course.state_dict()), is_due)
+            content = self.course.state_dict() | {"rollbacks": len(self.faults.rollbacks())}
+            self._is_written = self._write(Checkpoint(weights, kept, content), is_due)
+        dist.barrier()  # a launcher may end the others as soon as one has ended
         if self.course.stop:
-            raise Stopped
+            raise Stopped(self._is_written)
 
-    def _write(self, checkpoint: Checkpoint, is_due: bool) -> None:
+    def _write(self, checkpoint: Checkpoint, is_due: bool) -> bool:
         position = self.course.position
         every = self.config.keep_every
         number = int(position.count(self.interval.unit) / self.interval.amount)
@@ -95,10 +101,11 @@ class Checkpointer(Callback):
         except (CheckpointError, OSError) as error:
             self.say(f"no checkpoint: {error} The run goes on.")
             self.faults.note(Fault(kind="checkpoint", step=position.steps, reason=str(error), batches=[]))
-            return
+            return False
         self.course.guard.clear_suspects()
         if self.exporter is not None:
             self.exporter.follow()
+        return True
 
 
 def _require_finite(checkpoint: Checkpoint, step: int) -> None:
@@ -115,7 +122,11 @@ def require_room(run: RunFolder, num_parameters: int, keep_last: int) -> None:
     """
     # Weights and two moments, in fp32; one more checkpoint than is kept, while it is written; and an export of each.
     wanted = (keep_last + 1) * (12 + 4) * num_parameters + _MARGIN_BYTES
-    used = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    used = 0
+    for folder, _, names in os.walk(run.path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the last sitting's export may be at work
+                used += os.lstat(os.path.join(folder, name)).st_size
     free = shutil.disk_usage(run.path).free
     if free + used < wanted:
         raise ConfigError(
@@ -144,8 +155,12 @@ class Restart:
         return 0 if self.path is None else step_of(self.path)
 
 
-def find_restart(run: RunFolder, faults: FaultLog, say: Callable[[str], None]) -> tuple[Restart, Checkpoint | None]:
+def find_restart(
+    run: RunFolder, faults: FaultLog, exporter: Exporter | None, say: Callable[[str], None]
+) -> tuple[Restart, Checkpoint | None]:
     """The newest checkpoint that is whole, and what the run has learnt to leave out. All ranks call it.
+
+    What a rollback has undone is removed, and the exports of steps that will be trained again.
 
     Returns:
         The restart, the same on every rank; and on rank 0 the checkpoint's content.
@@ -153,7 +168,10 @@ def find_restart(run: RunFolder, faults: FaultLog, say: Callable[[str], None]) -
     found: list[Any] = [None]
     checkpoint: Checkpoint | None = None
     if dist.get_global_rank() == 0:
+        _remove_undone(run.checkpoints, faults)
         path, checkpoint = _read_newest(run.checkpoints, faults, say)
+        if exporter is not None:
+            exporter.forget_after(0 if path is None else step_of(path))
         state = {} if checkpoint is None else checkpoint.state
         found = [Restart(path, state, frozenset(faults.skipped_batches()))]
     dist.broadcast_object_list(found)
@@ -186,7 +204,7 @@ def _read_newest(
 
 
 def roll_back(run: RunFolder, faults: FaultLog, cause: RollBack, window_steps: int, samples_of: SamplesOf) -> Fault:
-    """Notes the batches to leave out, and removes the checkpoints that are newer than the one to go back to.
+    """Notes the batches to leave out, and the checkpoint to go back to; `find_restart` does the rest.
 
     That is the newest one from before these batches; and an older one for each time that the run has gone back from
     about here before.
@@ -207,7 +225,16 @@ def roll_back(run: RunFolder, faults: FaultLog, cause: RollBack, window_steps: i
         samples=list_samples(samples_of, cause.batches),
     )
     faults.write(fault)
-    for path in list_checkpoints(run.checkpoints):
-        if chosen is None or step_of(path) > step_of(chosen):
-            remove_checkpoint(path)
     return fault
+
+
+def _remove_undone(folder: Path, faults: FaultLog) -> None:
+    """Removes checkpoints that later rollbacks went back behind, newest first: a crash on the way changes nothing."""
+    rollbacks = faults.rollbacks()
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            later = rollbacks[read_state(path)["rollbacks"] :]
+        except CheckpointError:
+            continue  # it will be passed over
+        if any((fault.resumed_step or 0) < step_of(path) for fault in later):
+            remove_checkpoint(path)

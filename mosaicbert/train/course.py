@@ -134,17 +134,19 @@ class Clock:
     """Seconds since a run began, summed over its sittings, and how long its steps took without the evaluations."""
 
     def __init__(self) -> None:
-        self.start(0.0)
+        self._began: float | None = None
+        self._lap = self._paused_at = 0.0
 
     def start(self, seconds: float) -> None:
-        """Begins a sitting of a run that has taken `seconds` before."""
-        self._began = time.monotonic() - seconds
+        """Begins a sitting of a run that has taken `seconds` before; or goes on, if the sitting has begun already."""
         self._lap = time.monotonic()
-        self._paused_at = 0.0
+        if self._began is None:
+            self._began = self._lap - seconds
 
     @property
     def seconds(self) -> float:
         """Since the run began."""
+        assert self._began is not None
         return time.monotonic() - self._began
 
     def pause(self) -> None:

@@ -30,11 +30,11 @@ def require_work_for_all(recipe: Recipe, record: StoreRecord, num_processes: int
     Raises:
         ConfigError: a process would have no sample in a training step, or none to evaluate.
     """
-    per_step, held_out = recipe.train.global_batch_samples, record.splits[VALIDATION].samples
+    per_step, held_out = recipe.train.smallest_batch_samples, record.splits[VALIDATION].samples
     if num_processes > per_step:
         raise ConfigError(
-            f"train.global_batch_samples={per_step} is less than the {num_processes} processes; "
-            "every process needs a sample per step: raise it, or set train.num_processes."
+            f"the smallest step has {per_step} samples, less than the {num_processes} processes; every process needs "
+            "one: raise train.global_batch_samples or train.initial_batch_samples, or set train.num_processes."
         )
     if num_processes > held_out:
         raise ConfigError(

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from mosaicbert.checkpoint import list_checkpoints, step_of
 from mosaicbert.export.folder import publish
-from mosaicbert.train.run import RunFolder
+from mosaicbert.lock import lock
+from mosaicbert.train.run import RunFolder, newest_export
 
 _NICENESS = 19  # training comes first
 OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -60,24 +61,22 @@ class Exporter:
 
     def finish(self) -> None:
         """Waits until every checkpoint has its folder, or has failed to get it."""
-        while self._missing():
-            self.follow()
-            assert self._thread is not None
-            self._thread.join()
+        self.follow()
+        assert self._thread is not None
+        self._thread.join()
+        if self._missing():  # a checkpoint has come meanwhile
+            self.finish()
 
     def forget_after(self, step: int) -> None:
         """Removes the exports of checkpoints that a rollback has taken away: the same steps will have other weights."""
-        if self._thread is not None:
-            self._thread.join()
+        self.stop()
+        self._stopped.clear()
         for folder in self.run.hugging_face.glob("step-*[0-9]"):
             if step_of(folder) > step:
                 shutil.rmtree(folder)
         self.failures = {failed: why for failed, why in self.failures.items() if failed <= step}
-        remaining = list(self.run.hugging_face.glob("step-*[0-9]"))
-        if remaining:
-            publish(self.run.hugging_face, max(remaining, key=step_of))
-        elif self.run.hugging_face.exists():
-            shutil.rmtree(self.run.hugging_face)
+        if newest_export(self.run) is None:
+            shutil.rmtree(self.run.hugging_face, ignore_errors=True)
 
     def stop(self) -> None:
         """Leaves what is not exported yet to the next sitting."""
@@ -92,9 +91,10 @@ class Exporter:
         return [step for step in steps if step not in self.failures and not self.run.export_of(step).is_dir()]
 
     def _work(self) -> None:
+        self._tidy()
         while not self._stopped.is_set() and (missing := self._missing()):
             self._export(missing[0])
-            self._remove_superfluous()
+            self._tidy()
 
     def _export(self, step: int) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
@@ -120,9 +120,14 @@ class Exporter:
         self.failures[step] = why
         self.say(f"step {step} was not exported: {why}")
 
-    def _remove_superfluous(self) -> None:
-        kept = {self.run.export_of(step_of(path)) for path in list_checkpoints(self.run.checkpoints)}
-        newest = (self.run.hugging_face / "latest").resolve()
-        for folder in self.run.hugging_face.glob("step-*"):
-            if folder not in kept and folder.resolve() != newest:
-                shutil.rmtree(folder, ignore_errors=True)
+    def _tidy(self) -> None:
+        """Shows the newest export, which a crash may have left unshown, and removes those of removed checkpoints."""
+        newest = newest_export(self.run)
+        if newest is None:
+            return
+        with lock(self.run.checkpoints):
+            publish(self.run.hugging_face, newest)
+            kept = {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
+            for folder in self.run.hugging_face.glob("step-*[0-9]"):
+                if step_of(folder) not in kept and folder != newest:
+                    shutil.rmtree(folder, ignore_errors=True)

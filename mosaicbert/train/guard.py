@@ -53,7 +53,7 @@ class Guard:
         Args:
             step: its number, from 1.
             batch: its batch's number.
-            loss: mean over the masked tokens of the global batch.
+            loss: mean over the masked tokens of the global batch; NaN if there are none.
             norm: of the gradient.
 
         Raises:

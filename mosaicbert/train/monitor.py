@@ -1,7 +1,9 @@
 """What a run says while it runs: metrics.jsonl, Composer's loggers, and one live line with progress, loss and speed."""
 
+import contextlib
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -73,7 +75,7 @@ class Monitor(Callback):
         self.console = console
         self._is_first = dist.get_global_rank() == 0
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
-        self._is_cold = False
+        self._num_steps = 0
         self._asked_at = 0.0
         self._data_wait = 0.0
         self._shown_share = -1.0
@@ -112,9 +114,9 @@ class Monitor(Callback):
             squared_lengths=shape.squared_lengths,
             masked=sum(step.num_masked),
         )
-        if self._is_cold:
-            self._recent.clear()  # the first step compiles, and fills caches
-        self._is_cold = not self._recent
+        if self._num_steps == 1:
+            self._recent.clear()  # the first step of a sitting compiles, and fills caches
+        self._num_steps += 1
         self._recent.append((report.seconds, step.global_tokens, flops))
         window, tokens, flops = (sum(column) for column in zip(*self._recent, strict=True))
         speed = {
@@ -194,10 +196,13 @@ class Monitor(Callback):
         return (1.0 - done) * steps * seconds_per_step
 
     def _write(self, record: dict[str, Any]) -> None:
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:  # a full disk costs the line, not the run
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # or the next line would stand behind a part of this one
             if self._can_write:
                 self.console.print(
                     f"{self.path}: cannot be written ({error.strerror}). The run goes on.", highlight=False
@@ -242,7 +247,7 @@ class _Shape:
         for ends, number in zip(step.cu_seqlens, step.num_sequences, strict=True):
             seqlens = ends[: number + 1].diff().long()
             squares += int(seqlens.square().sum())
-            rectangle += int(seqlens.max()) * number
+            rectangle += int(seqlens.max()) * number if number else 0
         return cls(sum(step.num_tokens), squares, step.input_ids.numel(), rectangle)
 
 

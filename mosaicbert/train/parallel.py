@@ -50,7 +50,7 @@ def prepare_sharded(model: nn.Module) -> None:
                 sharded.set_gradient_divide_factor(1.0)
             else:  # torch 2.7: NCCL scales by one, gloo does not scale
                 sharded.set_reduce_scatter_divide_factor(1.0)
-    if isinstance(model, FSDPModule):
+    if isinstance(model, FSDPModule) and hasattr(model, "predict"):
         register_fsdp_forward_method(model, "predict")
 
 
@@ -112,7 +112,7 @@ def spread_state(
     set_model_state_dict(model, weights, options=options)
     if not has_updated:
         return
-    groups = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))["param_groups"]
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
     set_optimizer_state_dict(model, optimizer, {"state": kept, "param_groups": groups}, options=options)
 
 

@@ -1,5 +1,7 @@
 """Recipe to trained model: the order of a run."""
 
+import atexit
+import gc
 import json
 import warnings
 from collections.abc import Callable
@@ -9,9 +11,10 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from composer import Event, State
+from composer import Engine, Event, State
 from composer.utils import dist
 from rich.console import Console
+from torch.distributed.checkpoint import state_dict
 
 from mosaicbert.accounting import count_parameters
 from mosaicbert.checkpoint import list_checkpoints, read_state, step_of
@@ -44,6 +47,7 @@ from mosaicbert.train.run import RunFolder, check_run, open_run, require_same_st
 from mosaicbert.train.stopping import Stopped, StopRequest
 from mosaicbert.train.trainer import StepTrainer
 
+_PATIENCE_SECONDS = 1800.0  # of a rank for another, which may be writing a large checkpoint to a slow disk
 _WITHOUT_END = "1000000000ba"  # the course says when the run ends
 Say = Callable[[str], None]
 
@@ -76,7 +80,7 @@ def pretrain(recipe: Recipe, console: Console, command: str = "the same call") -
     require_same_store(run, record)
     if dist.get_world_size() > 1 and not torch.cuda.is_available():
         limit_cpu_threads(dist.get_local_world_size())
-    dist.initialize_dist(_composer_device())
+    dist.initialize_dist(_composer_device(), timeout=_PATIENCE_SECONDS)
     with ExitStack() as held:
         exporter = None
         if dist.get_global_rank() == 0:
@@ -92,16 +96,15 @@ def pretrain(recipe: Recipe, console: Console, command: str = "the same call") -
         compiled, reason = choose_compilation(recipe)
         say(f"torch.compile: {'on' if compiled else 'off'} ({reason})")
         say(f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
-        if exporter is not None:
-            exporter.follow()  # what the last sitting left
         with StopRequest() as stop:
-            sitting = Sitting(recipe, run, precision, peak, stop, exporter, console)
+            sitting = Sitting(recipe, run, precision, peak, stop, Clock(), exporter, console)
             try:
                 train(sitting, say)
-            except Stopped:
+            except Stopped as stopped:
                 if exporter is not None:
                     exporter.stop()
-                say(f"stopped by {stop.signal or 'another process'}, with a checkpoint; to continue: {command}")
+                end = "with a checkpoint" if stopped.has_checkpoint else "without a checkpoint of the last steps"
+                say(f"stopped by {stop.signal or 'another process'}, {end}; to continue: {command}")
                 return run
         if exporter is not None:
             _finish(recipe, run, exporter, record, say)
@@ -118,6 +121,7 @@ class Sitting:
         precision: dtype of matrix products.
         peak: of one process' device, FLOP/s.
         stop: what this process was asked.
+        clock: of this process, which goes on while the run goes back.
         exporter: of checkpoints; None on all ranks but the first.
         console: to print to.
     """
@@ -127,6 +131,7 @@ class Sitting:
     precision: torch.dtype
     peak: float
     stop: StopRequest
+    clock: Clock
     exporter: Exporter | None
     console: Console
 
@@ -146,6 +151,19 @@ def train(sitting: Sitting, say: Say) -> None:
         except RollBack as cause:
             trainer.close()
             _go_back(sitting, trainer, cause, say)
+        del trainer
+        _release_memory()
+
+
+def _release_memory() -> None:
+    """Lets go of a trainer that is over: Composer and PyTorch keep hold of its model until the process ends."""
+    atexit.unregister(Engine._close)
+    clear_names: Callable[[], None] | None = getattr(state_dict._get_fqns, "cache_clear", None)
+    if clear_names is not None:
+        clear_names()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _go_back(sitting: Sitting, trainer: StepTrainer, cause: RollBack, say: Say) -> None:
@@ -161,8 +179,6 @@ def _go_back(sitting: Sitting, trainer: StepTrainer, cause: RollBack, say: Say) 
     if dist.get_global_rank() == 0:
         samples_of = trainer.steps.samples_of
         fault = roll_back(sitting.run, faults, cause, sitting.recipe.faults.window_steps, samples_of)
-        if sitting.exporter is not None:
-            sitting.exporter.forget_after(fault.resumed_step or 0)
         say(
             f"step {cause.step}: {cause.reason}. Going back to step {fault.resumed_step}, "
             f"leaving out {len(cause.batches)} batch(es); see {sitting.run.faults}."
@@ -175,7 +191,9 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
     recipe, run = sitting.recipe, sitting.run
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     faults = FaultLog(run.faults)
-    restart, checkpoint = find_restart(run, faults, say)
+    restart, checkpoint = find_restart(run, faults, sitting.exporter, say)
+    if sitting.exporter is not None:
+        sitting.exporter.follow()  # what the last sitting left
     if restart.path is not None:
         say(f"continuing from {restart.path}")
     torch.manual_seed(recipe.seed)
@@ -185,7 +203,7 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
     trainee = MaskedLmTrainee(model, cpu_autocast=sitting.precision)
     is_sharded = recipe.train.sharding == "fsdp" and world_size > 1
     course = Course(plan_run(recipe), Guard(recipe.faults), recipe.optimizer, recipe.log.interval_steps)
-    clock = Clock()
+    clock = sitting.clock
     train_loader = build_loader(recipe, rank, world_size, first_step=restart.step, skipped=restart.skipped)
     steps = cast(TrainSteps, train_loader.dataset)
     callbacks = [
@@ -255,10 +273,12 @@ def _report(recipe: Recipe, run: RunFolder, say: Say) -> None:
         return
     result: dict[str, Any] = json.loads(run.result.read_text())
     lines = {
-        "held-out loss": f"{result['eval_loss']:.3f} nats, {result['eval_accuracy']:.1%} of masked tokens right",
+        "held-out loss": "not measured"
+        if result["eval_loss"] is None
+        else f"{result['eval_loss']:.3f} nats, {result['eval_accuracy']:.1%} of masked tokens right",
         "unigram entropy": f"{result['unigram_entropy']:.3f} nats: all that word frequencies alone can reach",
         "trained": f"{result['tokens']:,} tokens in {result['training_seconds']:.0f} s; "
-        f"micro-batches {result['fill_rate']:.1%} full, {result['data_wait_seconds']:.1f} s of waiting for data",
+        f"micro-batches {result['fill_rate'] or 0:.1%} full, {result['data_wait_seconds']:.1f} s of waiting for data",
         "loss against time": str(run.figure),
         "Hugging Face folder": str(run.hugging_face),
     }

@@ -19,12 +19,12 @@ from mosaicbert.export.checkpoint import load_model
 from mosaicbert.export.folder import export_folder, publish
 from mosaicbert.lock import lock
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.run import RunFolder, check_run
+from mosaicbert.train.run import RunFolder, check_run, newest_export
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Where a run stands; losses are in nats per masked token. Evaluation is None before the first one.
+    """Where a run stands; losses are in nats per masked token. What was not measured is None.
 
     training_seconds are those of the steps; wall_seconds have evaluations in them. fill_rate is the mean share of real
     tokens in micro-batches, data_wait_seconds what the training loop has waited for the loader in all.
@@ -36,7 +36,7 @@ class RunResult:
     training_seconds: float
     wall_seconds: float
     tokens_per_second: float
-    fill_rate: float
+    fill_rate: float | None
     data_wait_seconds: float
     skipped_steps: int
     rollbacks: int
@@ -59,11 +59,11 @@ def summarise(metrics: list[dict[str, Any]], state: dict[str, Any], record: Stor
         training_seconds=round(state["training_seconds"], 3),
         wall_seconds=round(position["seconds"], 3),
         tokens_per_second=round(position["tokens"] / state["training_seconds"], 1),
-        fill_rate=round(sum(line["fill_rate"] for line in steps) / len(steps), 4),
+        fill_rate=round(sum(line["fill_rate"] for line in steps) / len(steps), 4) if steps else None,
         data_wait_seconds=round(sum(line["data_wait_seconds"] for line in steps), 2),
-        skipped_steps=steps[-1]["skipped_steps"],
-        rollbacks=steps[-1]["rollbacks"],
-        train_loss=steps[-1]["loss"],
+        skipped_steps=state["guard"]["num_skipped"],
+        rollbacks=state["rollbacks"],
+        train_loss=steps[-1]["loss"] if steps else None,
         eval_loss=evaluation.get("eval_loss"),
         eval_accuracy=evaluation.get("eval_accuracy"),
         unigram_entropy=record.unigram_entropy,
@@ -84,7 +84,7 @@ def export_step(path: str | Path, step: int) -> Path:
     with lock(run.checkpoints):
         if not folder.is_dir():
             _export(recipe, run, folder, read_checkpoint(checkpoint_path(run.checkpoints, step)))
-        publish(run.hugging_face, _newest_export(run))
+        publish(run.hugging_face, newest_export(run) or folder)
     return folder
 
 
@@ -111,7 +111,3 @@ def _export(recipe: Recipe, run: RunFolder, folder: Path, checkpoint: Checkpoint
     export_folder(
         load_model(recipe, checkpoint.model), open_tokenizer(run.path, record), recipe, asdict(result), folder
     )
-
-
-def _newest_export(run: RunFolder) -> Path:
-    return max(run.hugging_face.glob("step-*[0-9]"), key=step_of)

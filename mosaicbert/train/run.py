@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mosaicbert.checkpoint import step_of
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
 from mosaicbert.data.store import StoreRecord, write_file
@@ -59,6 +60,11 @@ class RunFolder:
     def export_of(self, step: int) -> Path:
         """The Hugging Face folder of the checkpoint after `step` steps."""
         return self.hugging_face / f"step-{step}"
+
+
+def newest_export(run: RunFolder) -> Path | None:
+    """The Hugging Face folder of the latest step that has one."""
+    return max(run.hugging_face.glob("step-*[0-9]"), key=step_of, default=None)
 
 
 def check_run(recipe: Recipe) -> RunFolder:
@@ -116,7 +122,7 @@ def open_run(recipe: Recipe, record: StoreRecord) -> RunFolder:
         write_file(run.path / "tokenizer.json", (recipe.store_folder / "tokenizer.json").read_bytes())
         record.write(run.path)
     if not run.environment.exists():
-        run.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n")
+        write_file(run.environment, (json.dumps(describe_environment(), indent=2) + "\n").encode())
     return run
 
 

@@ -10,7 +10,15 @@ _PATIENCE_SECONDS = 1.0  # launchers may deliver a signal twice; someone at a ke
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has written its checkpoint. Every rank raises it after the same step."""
+    """The run was asked to stop, and has tried to write its checkpoint. Every rank raises it after the same step.
+
+    Attributes:
+        has_checkpoint: whether it could be written; of meaning on rank 0.
+    """
+
+    def __init__(self, has_checkpoint: bool) -> None:
+        super().__init__()
+        self.has_checkpoint = has_checkpoint
 
 
 class StopRequest:

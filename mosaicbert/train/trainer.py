@@ -1,5 +1,6 @@
 """The training step, in Composer's loop."""
 
+import math
 from collections.abc import Callable, Generator, Iterable
 from datetime import timedelta
 from typing import Any, cast
@@ -63,13 +64,15 @@ class StepTrainer(Trainer):
         is_logged = course.is_logged(step.global_samples, step.global_tokens)
         sums = self._accumulate_gradients(step, counts_right=is_logged)
         loss_sum, num_right, norm, stop, seconds, step_seconds = self._agree(*sums, gradient_norm(self.state.model))
-        loss = loss_sum / step.global_masked
-        updated = course.guard.judge(course.position.steps + 1, step.batch, loss, norm)
+        masked = max(1, step.global_masked)
+        loss = loss_sum / masked
+        number = course.position.steps + 1
+        updated = course.guard.judge(number, step.batch, loss if step.global_masked else math.nan, norm)
         if updated:
             optimizer.step()
         report = StepReport(
             loss=loss,
-            accuracy=num_right / step.global_masked if is_logged else None,
+            accuracy=num_right / masked if is_logged else None,
             grad_norm=norm,
             seconds=step_seconds,
             learning_rate_share=share,
@@ -89,7 +92,7 @@ class StepTrainer(Trainer):
             The sum of this rank's losses, and how many of its masked tokens were right; () float64 each.
         """
         model, device = self.state.model, self.state.device
-        scale = gradient_scale(model) / step.global_masked
+        scale = gradient_scale(model) / max(1, step.global_masked)
         loss_sum, num_right = (device.tensor_to_device(torch.zeros((), dtype=torch.float64)) for _ in range(2))
         micro_batches = step.micro_batches
         for number, micro_batch in enumerate(micro_batches):

@@ -13,6 +13,7 @@ from mosaicbert.checkpoint import list_checkpoints, read_checkpoint
 from mosaicbert.config.load import save_recipe
 from mosaicbert.data.prepare import prepare
 from mosaicbert.report.metrics import read_metrics
+from mosaicbert.train.course import Clock
 from mosaicbert.train.device import choose_precision
 from mosaicbert.train.exporting import OF_LAUNCHERS
 from mosaicbert.train.pretrain import Sitting, train
@@ -52,7 +53,7 @@ def train_here(recipe, stop_after=None, said=None):
     run = open_run(recipe, prepare(recipe))
     dtype, _ = choose_precision(recipe)
     stop = StopRequest() if stop_after is None else StopAfter(stop_after)
-    sitting = Sitting(recipe, run, dtype, 1e12, stop, None, Console(quiet=True))
+    sitting = Sitting(recipe, run, dtype, 1e12, stop, Clock(), None, Console(quiet=True))
     said = [] if said is None else said
     try:
         train(sitting, said.append)

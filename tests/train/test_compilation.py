@@ -8,6 +8,7 @@ from torch._dynamo.utils import counters
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare import prepare
 from mosaicbert.train.compilation import choose_compilation
+from mosaicbert.train.course import Clock
 from mosaicbert.train.pretrain import Sitting, train
 from mosaicbert.train.run import open_run
 from tests.data.corpus import write_jsonl
@@ -57,7 +58,7 @@ def test_compiled_training_follows_the_uncompiled_and_compiles_nothing_twice(lon
     run = open_run(recipe, prepare(recipe))
     count = _CountGraphs()
     before = counters["stats"]["unique_graphs"]
-    train(Sitting(recipe, run, torch.float32, 1e12, count, None, Console(quiet=True)), lambda _: None)
+    train(Sitting(recipe, run, torch.float32, 1e12, count, Clock(), None, Console(quiet=True)), lambda _: None)
     assert count.graphs[0] > before
     # The first steps see the training's shapes, the first evaluation its own.
     assert set(count.graphs[5:]) == {count.graphs[-1]}

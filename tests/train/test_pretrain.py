@@ -245,7 +245,7 @@ def test_a_micro_batch_without_a_masked_token_has_a_loss_of_zero(architecture, f
 def test_more_processes_than_samples_are_refused(finished):
     recipe, _, _ = finished
     record = check_store(recipe)
-    with pytest.raises(ConfigError, match=r"train\.global_batch_samples=16 is less than the 17 processes"):
+    with pytest.raises(ConfigError, match="the smallest step has 16 samples, less than the 17 processes"):
         require_work_for_all(recipe, record, 17)
     wide = replace(recipe, train=replace(recipe.train, global_batch_samples=96))
     with pytest.raises(ConfigError, match="held-out samples are less than the 90 processes"):
