@@ -77,6 +77,8 @@ class Exporter:
         self.failures = {failed: why for failed, why in self.failures.items() if failed <= step}
         if newest_export(self.run) is None:
             shutil.rmtree(self.run.hugging_face, ignore_errors=True)
+        else:
+            self._tidy()
 
     def stop(self) -> None:
         """Leaves what is not exported yet to the next sitting."""

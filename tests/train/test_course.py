@@ -155,8 +155,15 @@ def test_a_clock_counts_all_sittings():
     clock.start(100.0)
     time.sleep(0.02)
     assert 100.02 <= clock.seconds < 101.0
+
+
+def test_a_clock_that_is_started_again_goes_on_and_begins_a_new_lap():
+    clock = Clock()
+    clock.start(100.0)
+    time.sleep(0.3)
     clock.start(5.0)
-    assert 5.0 <= clock.seconds < 6.0
+    assert clock.lap() < 0.2
+    assert 100.3 <= clock.seconds < 102.0
 
 
 def test_a_lap_is_the_time_since_the_one_before():

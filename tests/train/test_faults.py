@@ -6,8 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaicbert.checkpoint import Checkpoint, list_checkpoints, read_state, step_of, write_checkpoint
-from mosaicbert.train.checkpointing import roll_back
+from mosaicbert.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    list_checkpoints,
+    read_state,
+    remove_checkpoint,
+    step_of,
+    write_checkpoint,
+)
+from mosaicbert.train.checkpointing import find_restart, roll_back
 from mosaicbert.train.faults import Fault, FaultLog, list_samples
 from mosaicbert.train.guard import RollBack
 from mosaicbert.train.run import RunFolder
@@ -35,9 +43,10 @@ def run(tmp_path):
     return RunFolder(tmp_path)
 
 
-def _write_checkpoints(run, *steps):
+def _write_checkpoints(run, *steps, rollbacks=0):
     for step in steps:
-        write_checkpoint(run.checkpoints, step, Checkpoint({"w": torch.zeros(1)}, {}, {"of": step}), keep=False)
+        state = {"of": step, "rollbacks": rollbacks}
+        write_checkpoint(run.checkpoints, step, Checkpoint({"w": torch.zeros(1)}, {}, state), keep=False)
 
 
 def _steps(run):
@@ -128,13 +137,32 @@ def test_the_samples_of_all_batches_are_listed_with_their_epochs():
     ],
 )
 def test_the_run_goes_back_one_checkpoint_further_each_time(checkpoints, before, resumed, run, faults):
-    _write_checkpoints(run, *checkpoints)
+    _write_checkpoints(run, *checkpoints, rollbacks=len(before))
     for step in before:
         faults.write(_gone_back(step, [step - 1]))
     fault = roll_back(run, faults, RollBack(8, [7], "loss 9"), window_steps=10, samples_of=_samples_of)
     assert fault.resumed_step == resumed
+    restart, _ = find_restart(run, faults, None, lambda _: None)
+    assert restart.step == resumed
     assert _steps(run) == [step for step in checkpoints if step <= resumed]
     assert [read_state(path)["of"] for path in list_checkpoints(run.checkpoints)] == _steps(run)
+
+
+@pytest.mark.parametrize("removed", [(), (9,), (9, 6)], ids=["before", "on-the-way", "almost-done"])
+def test_a_crash_while_going_back_changes_nothing(removed, run, faults):
+    _write_checkpoints(run, 3, 6, 9)
+    faults.write(_gone_back(10, [7], resumed_step=3))
+    for step in removed:
+        remove_checkpoint(checkpoint_path(run.checkpoints, step))
+    restart, _ = find_restart(run, faults, None, lambda _: None)
+    assert (restart.step, restart.skipped, _steps(run)) == (3, {7}, [3])
+
+
+def test_checkpoints_written_after_going_back_stay(run, faults):
+    faults.write(_gone_back(8, [6], resumed_step=3))
+    _write_checkpoints(run, 3, 6, 9, rollbacks=1)
+    restart, _ = find_restart(run, faults, None, lambda _: None)
+    assert (restart.step, _steps(run)) == (9, [3, 6, 9])
 
 
 def test_going_back_is_noted_with_the_batches_and_their_samples(run, faults):

@@ -1,5 +1,6 @@
 """Numbers that go wrong, made to do so: a step is skipped, or the run goes back and leaves the batch out."""
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from mosaicbert.data.prepare import prepare
 from mosaicbert.train.adapter import MaskedLmTrainee
 from mosaicbert.train.faults import Fault, FaultLog
 from mosaicbert.train.run import RunFolder, open_run
+from tests.data.corpus import short_texts, write_jsonl
 from tests.recipes import tiny_recipe
 from tests.train.running import (
     assert_same_end,
@@ -33,7 +35,8 @@ def _recipe(folder, source, **changes):
         "faults": {"window_steps": 10, "spike_deviations": 10.0, "max_skipped_steps": 2, "max_rollbacks": 2},
         "eval": {"interval": "100 steps", "fill_mask": []},
     }
-    return tiny_recipe(folder, source, **{name: sections[name] | changes.get(name, {}) for name in sections})
+    names = {**sections, **changes}
+    return tiny_recipe(folder, source, **{name: sections.get(name, {}) | changes.get(name, {}) for name in names})
 
 
 @pytest.fixture
@@ -175,3 +178,28 @@ def test_all_ranks_skip_a_step_that_one_of_them_cannot_compute(source, tmp_path)
     run = RunFolder(recipe.run_folder)
     assert [fault.step for fault in _faults(run, "skipped")] == [3]
     assert all(bool(torch.isfinite(weight).all()) for weight in last_checkpoint(run).model.values())
+
+
+def test_a_step_without_a_masked_token_changes_nothing_and_the_run_goes_on(tmp_path):
+    source = write_jsonl(tmp_path / "short.jsonl", short_texts(60))
+    recipe = _recipe(
+        tmp_path,
+        source,
+        data={"mask_rate": 0.02, "held_out_fraction": 0.2},
+        train={"duration": "12 steps", "global_batch_samples": 1},
+        faults={"max_skipped_steps": 100},
+    )
+    run = train_here(recipe)
+    lines = steps_of(run)
+    assert len(lines) == 12
+    empty = [line for line in lines if not line["masked"]]
+    assert 0 < len(empty) < 12
+    assert lines[-1]["skipped_steps"] == len(empty)
+
+
+def test_going_back_lets_go_of_the_model_before(harm, source, tmp_path):
+    recipe = _recipe(tmp_path, source)
+    harm(recipe, [12, 18], 3.0)
+    train_here(recipe)
+    gc.collect()
+    assert sum(isinstance(thing, MaskedLmTrainee) for thing in gc.get_objects()) <= 1
