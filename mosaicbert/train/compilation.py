@@ -1,5 +1,8 @@
 """torch.compile of the encoder's layers, for shapes that stand still."""
 
+import importlib.util
+import shutil
+
 import torch
 from transformers import PreTrainedModel
 
@@ -27,9 +30,13 @@ def choose_compilation(recipe: Recipe) -> tuple[bool, str]:
         return False, "padded lengths never stand still"
     if asked is not None:
         return asked, "as the recipe says"
-    if torch.cuda.is_available():
-        return True, "the default on a GPU"
-    return False, "a processor gains nothing by it"
+    if not torch.cuda.is_available():
+        return False, "a processor gains nothing by it"
+    if importlib.util.find_spec("triton") is None:
+        return False, "triton is not installed"
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return False, "there is no C compiler, which triton needs"
+    return True, "the default on a GPU"
 
 
 def compile_layers(model: PreTrainedModel) -> None:
