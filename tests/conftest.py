@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from rich.console import Console
 
+from mosaicbert.lock import lock
 from tests.data.corpus import write_jsonl
 from tests.recipes import tiny_recipe
 
@@ -53,8 +54,19 @@ def original_mosaicbert(shared_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    return write_jsonl(tmp_path_factory.mktemp("source") / "docs.jsonl")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes share, for what is made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "common"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(common: Path) -> Path:
+    with lock(common):
+        path = common / "docs.jsonl"
+        return path if path.exists() else write_jsonl(path)
 
 
 @pytest.fixture
@@ -63,11 +75,15 @@ def console():
 
 
 @pytest.fixture(scope="session")
-def finished(source, tmp_path_factory):
-    """A tiny run, trained to its end without interruption."""
+def finished(source: Path, common: Path):
+    """A tiny run, trained to its end without interruption: recipe, folder, what it printed. Not to be changed."""
     from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
+    from mosaicbert.train.run import RunFolder
 
-    recipe = tiny_recipe(tmp_path_factory.mktemp("finished"), source)
-    console = Console(record=True, width=200)
-    run = pretrain(recipe, console)
-    return recipe, run, console.export_text()
+    recipe, printed = tiny_recipe(common, source), common / "printed.txt"
+    with lock(common):
+        if not printed.exists():
+            console = Console(record=True, width=200)
+            pretrain(recipe, console)
+            printed.write_text(console.export_text())
+    return recipe, RunFolder(recipe.run_folder), printed.read_text()
