@@ -10,7 +10,6 @@ from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.data.sources import VALIDATION
 from mosaicbert.data.store import StoreRecord
 
-
 _PEAK_SECONDS = 0.5  # the best product in this time, so that what else the machine does counts little
 
 
@@ -86,9 +85,9 @@ def peak_flops(dtype: torch.dtype) -> tuple[float, str]:
 
 def _measure_matmul(device: str, dtype: torch.dtype) -> float:
     size = 1024
-    end = time.perf_counter() + _PEAK_SECONDS
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
+    end = time.perf_counter() + _PEAK_SECONDS
     while time.perf_counter() < end:
         start = time.perf_counter()
         product = left @ right
