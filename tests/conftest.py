@@ -1,5 +1,6 @@
 """What all tests share: where they run, and where real data lies."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from tests.recipes import tiny_recipe
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: its kernels are then checked here too
+    if importlib.util.find_spec("triton") is not None:
+        from tests.interpreter import compute_bf16_as_a_gpu_does
+
+        compute_bf16_as_a_gpu_does()
 
 torch.set_num_threads(1)  # test processes share the cores, and sums come out the same whatever their number
 

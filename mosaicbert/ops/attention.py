@@ -1,7 +1,8 @@
 """Bidirectional self-attention over packed documents, with ALiBi: out = softmax(q k^T / sqrt(D) - slope * |i - j|) v.
 
 ALiBi: Press et al. 2022 (arXiv:2108.12409), here symmetric as in MosaicBERT (arXiv:2312.17482). No token sees another
-document. Three rungs compute it: flash-attn on GPUs that have it, PyTorch's SDPA everywhere, and the definition.
+document. Four rungs compute it: flash-attn on GPUs that have it, our Triton kernels on other GPUs, PyTorch's SDPA
+everywhere, and the definition.
 """
 
 import functools
@@ -32,30 +33,36 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     return tuple(slopes + between[: num_heads - power])
 
 
-def attention_reference(qkv: Tensor, cu_seqlens: Tensor, slopes: tuple[float, ...]) -> Tensor:
+def attention_reference(
+    qkv: Tensor, cu_seqlens: Tensor, slopes: tuple[float, ...] | None, window: int | None = None
+) -> Tensor:
     """The definition, in plain PyTorch, one document after the other. Shapes as in `attention`."""
     documents = qkv.split([length for length in cu_seqlens.diff().tolist() if length])
     contexts: list[Tensor] = []
     for document in documents:
         query, key, value = document.permute(1, 2, 0, 3)  # each (H, L, D)
         scores = query @ key.transpose(1, 2) / math.sqrt(qkv.shape[-1])
-        scores = scores + _alibi_bias(slopes, document.shape[0], qkv.dtype, qkv.device)
+        scores = scores + _bias(slopes, window, document.shape[0], qkv.dtype, qkv.device)
         weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(qkv.dtype, torch.float32))
         contexts.append((weights.to(qkv.dtype) @ value).transpose(0, 1))
     return torch.cat(contexts)
 
 
-def _eager(qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
-    return attention_reference(qkv, cu_seqlens, slopes)
+def _eager(
+    qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
+) -> Tensor:
+    return attention_reference(qkv, cu_seqlens, slopes, window)
 
 
-def _sdpa(qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
+def _sdpa(
+    qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
+) -> Tensor:
     # Neighbours of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its
     # real tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
     seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
     runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
     chunks = qkv.split([length * count for length, count in runs])
-    bias = _alibi_bias(slopes, 1 << (max(seqlens) - 1).bit_length(), qkv.dtype, qkv.device)
+    bias = _bias(slopes, window, 1 << (max(seqlens) - 1).bit_length(), qkv.dtype, qkv.device)
     contexts = [
         _sdpa_equal_lengths(chunk.unflatten(0, (count, length)), bias[:, :length, :length])
         for chunk, (length, count) in zip(chunks, runs, strict=True)
@@ -85,21 +92,40 @@ def _fused_kernel(qkv: Tensor, bias: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.expand(len(qkv), *bias.shape))
 
 
-def _flash_attention_2(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...]) -> Tensor:
-    # By name, because exported folders carry this file and transformers demands every import that it sees in one.
+def _triton(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
+) -> Tensor:
+    # A registered operator, which torch.compile takes as it is. Choosing the rung has imported what registers it.
+    context, _log_sum_exp = torch.ops.mosaicbert.attention(qkv, cu_seqlens, max_seqlen, slopes, window)
+    return context
+
+
+def _flash_attention_2(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
+) -> Tensor:
     flash_attn: Any = importlib.import_module("flash_attn")
     return flash_attn.flash_attn_varlen_qkvpacked_func(
-        qkv, cu_seqlens, max_seqlen, alibi_slopes=_slopes_tensor(slopes, qkv.device), deterministic=True
+        qkv,
+        cu_seqlens,
+        max_seqlen,
+        alibi_slopes=None if slopes is None else _slopes_tensor(slopes, qkv.device),
+        window_size=(-1, -1) if window is None else (window, window),
+        deterministic=True,
     )
 
 
 # The ladder, fastest rung first; `auto` takes the first that works.
-_RUNGS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...]], Tensor]] = {
+_RUNGS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...] | None, int | None], Tensor]] = {
     "flash_attention_2": _flash_attention_2,
+    "triton": _triton,
     "sdpa": _sdpa,
     "eager": _eager,
 }
 ATTENTION_IMPLEMENTATIONS = ("auto", *_RUNGS)
+
+# What a rung needs, by name, because exported folders carry this file and transformers demands every import that it
+# sees in one. They do not carry the kernels: there, this rung works where this package is installed.
+_NEEDS = {"flash_attention_2": "flash_attn", "triton": "mosaicbert.ops.attention_kernels"}
 
 
 @dataclass(frozen=True)
@@ -139,16 +165,21 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
         return AttentionChoice(implementation, "as asked")
     failures: list[str] = []
     for name in _RUNGS:
-        failure = _probe(name, device_type, dtype, head_dim)
+        is_for_gpus = name == "triton" and device_type == "cpu"
+        failure = "it is for GPUs" if is_for_gpus else _probe(name, device_type, dtype, head_dim)
         if failure is None:
             return AttentionChoice(name, "; ".join(failures) or "the fastest")
         failures.append(f"no {name}: {failure}")
     raise RuntimeError(f"no attention works on {device_type} in {dtype}: {'; '.join(failures)}.")
 
 
-@torch.compiler.disable  # rungs look at the documents' lengths; what is compiled is around them
 def attention(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...], implementation: str = "auto"
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: tuple[float, ...] | None,
+    implementation: str = "auto",
+    window: int | None = None,
 ) -> Tensor:
     """Self-attention within each document.
 
@@ -156,18 +187,42 @@ def attention(
         qkv: (T, 3, H, D), queries, keys and values of the documents one behind the other.
         cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T. Documents may be empty.
         max_seqlen: tokens of the longest document, at least.
-        slopes: H positive numbers, see `alibi_slopes`.
+        slopes: H positive numbers, see `alibi_slopes`; None for attention without a bias.
         implementation: "auto", or a rung by name.
+        window: a token attends to those at most this far away, to both sides; None is to its whole document.
 
     Returns:
         (T, H, D), same dtype.
 
     Raises:
-        ValueError: the implementation is unknown.
+        ValueError: the implementation is unknown; there is no token; slopes are not H positive numbers; the window
+            is less than 1.
         RuntimeError: the rung asked for does not work here.
     """
-    choice = choose_attention(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
-    return _RUNGS[choice.name](qkv, cu_seqlens, max_seqlen, slopes)
+    _require_valid(qkv, slopes, window)
+    name = _choose_name(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
+    if name == "triton":
+        return _triton(qkv, cu_seqlens, max_seqlen, slopes, window)
+    return _uncompiled(name, qkv, cu_seqlens, max_seqlen, slopes, window)
+
+
+@torch.compiler.assume_constant_result
+def _choose_name(implementation: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str:
+    return choose_attention(implementation, device_type, dtype, head_dim).name
+
+
+@torch.compiler.disable  # these rungs look at the documents' lengths; what is compiled is around them
+def _uncompiled(name: str, *arguments: Any) -> Tensor:
+    return _RUNGS[name](*arguments)
+
+
+def _require_valid(qkv: Tensor, slopes: tuple[float, ...] | None, window: int | None) -> None:
+    if qkv.ndim != 4 or qkv.shape[1] != 3 or not qkv.shape[0]:
+        raise ValueError(f"attention needs a (T, 3, H, D) tensor of at least one token, got {tuple(qkv.shape)}.")
+    if slopes is not None and (len(slopes) != qkv.shape[2] or min(slopes) <= 0):
+        raise ValueError(f"attention needs {qkv.shape[2]} positive slopes, one for each head, or None; got {slopes}.")
+    if window is not None and window < 1:
+        raise ValueError(f"window={window} leaves every token alone; give at least 1, or None for the whole document.")
 
 
 def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -179,15 +234,17 @@ def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> st
         toy = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
         results: list[tuple[Tensor, Tensor]] = []
         try:
+            if name in _NEEDS:
+                importlib.import_module(_NEEDS[name])
             for rung, numbers in ((_RUNGS[name], dtype), (_eager, torch.float64)):
                 qkv = toy.to(device=device_type if rung is not _eager else "cpu", dtype=numbers).requires_grad_()
-                context = rung(qkv, cu_seqlens.to(qkv.device), 7, slopes)
+                context = rung(qkv, cu_seqlens.to(qkv.device), 7, slopes, None)
                 (gradient,) = torch.autograd.grad(context.double().square().sum(), qkv)
                 results.append((context.detach().double().cpu(), gradient.double().cpu()))
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
-        except (ImportError, RuntimeError, AssertionError, TypeError, ValueError) as error:
-            return str(error).strip().split("\n")[0]
+        except Exception as error:  # a driver, a compiler, a wheel: whatever fails in a probe is its answer
+            return str(error).strip().split("\n")[0] or type(error).__name__
     tolerance = 64 * torch.finfo(dtype).eps  # a rung may round; it may not compute something else
     for ours, truth in zip(*results, strict=True):
         if not torch.allclose(ours, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max())):
@@ -197,11 +254,15 @@ def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> st
 
 @functools.lru_cache(maxsize=8)
 @torch.inference_mode(False)  # a cached tensor may serve inference first and training later
-def _alibi_bias(slopes: tuple[float, ...], length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _bias(
+    slopes: tuple[float, ...] | None, window: int | None, length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     position = torch.arange(length, device=device)
     distance = (position[:, None] - position[None, :]).abs()
-    exact = torch.tensor(slopes, dtype=torch.float64, device=device)[:, None, None] * distance
-    return -exact.to(dtype)  # (H, L, L)
+    exact = torch.tensor(slopes or (0.0,), dtype=torch.float64, device=device)[:, None, None] * distance
+    if window is not None:
+        exact = exact.masked_fill(distance > window, torch.inf)
+    return -exact.to(dtype)  # (H or 1, L, L)
 
 
 @functools.lru_cache(maxsize=8)

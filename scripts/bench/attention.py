@@ -32,7 +32,7 @@ def compare_paths(length: int, dtype: torch.dtype) -> None:
     """Times the path that the sdpa rung takes, the one that it does not, and the definition."""
     seqlens = [length] * (NUM_EVEN_TOKENS // length)
     qkv = random_qkv(sum(seqlens), dtype)
-    documents, bias = qkv.unflatten(0, (-1, length)), ops._alibi_bias(SLOPES, length, dtype, qkv.device)
+    documents, bias = qkv.unflatten(0, (-1, length)), ops._bias(SLOPES, None, length, dtype, qkv.device)
     taken = ops._sdpa_path(documents)
     other = ops._fused_kernel if taken is ops._batched_products else ops._batched_products
     versions = {
@@ -52,7 +52,7 @@ def compare_uneven_with_even(dtype: torch.dtype) -> None:
     even = [even_length] * num_even + [rest] * (rest > 0)
     qkv = random_qkv(sum(uneven), dtype)
     padded = pad_sequence(qkv.split(uneven), batch_first=True)
-    mask = ops._alibi_bias(SLOPES, max(uneven), dtype, qkv.device).repeat(len(uneven), 1, 1, 1)
+    mask = ops._bias(SLOPES, None, max(uneven), dtype, qkv.device).repeat(len(uneven), 1, 1, 1)
     for number, length in enumerate(uneven):
         mask[number, ..., length:] = -torch.inf
     versions = {

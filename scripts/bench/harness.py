@@ -11,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +57,32 @@ def record(
         for by, call in versions.items():
             times[by].append(_microseconds(call, device))
     first = statistics.median(next(iter(times.values())))
-    with (_ROOT / "docs" / "benchmarks" / f"{name}.jsonl").open("a") as file:
-        for by, values in times.items():
-            lower, median, upper = statistics.quantiles(values, n=4)
-            line = {
-                "what": what,
-                "by": by,
-                "shape": dict(shape),
-                "dtype": str(dtype).removeprefix("torch."),
-                "median_us": round(median, 1),
-                "iqr_us": round(upper - lower, 1),
-                "ratio": round(median / first, 3),
-                **({} if units is None else {"per_second": round(units[by] / median * 1e6)}),
-                **({} if facts is None else facts[by]),
-                **_environment(device),
-            }
-            file.write(json.dumps(line) + "\n")
-            speed = f", {line['per_second']:,} per second" if "per_second" in line else ""
-            sizes = " ".join(f"{key}={value}" for key, value in shape.items())
-            measured = f"{median / 1000:.2f} ms, {line['ratio']:.2f}{speed}"
-            print(f"{what}: {by}: {sizes} {line['dtype']}: {measured}", flush=True)
+    for by, values in times.items():
+        lower, median, upper = statistics.quantiles(values, n=4)
+        line = {
+            "what": what,
+            "by": by,
+            "shape": dict(shape),
+            "dtype": str(dtype).removeprefix("torch."),
+            "median_us": round(median, 1),
+            "iqr_us": round(upper - lower, 1),
+            "ratio": round(median / first, 3),
+            **({} if units is None else {"per_second": round(units[by] / median * 1e6)}),
+            **({} if facts is None else facts[by]),
+        }
+        write_lines(name, [line], device)
+        speed = f", {line['per_second']:,} per second" if "per_second" in line else ""
+        sizes = " ".join(f"{key}={value}" for key, value in shape.items())
+        measured = f"{median / 1000:.2f} ms, {line['ratio']:.2f}{speed}"
+        print(f"{what}: {by}: {sizes} {line['dtype']}: {measured}", flush=True)
+
+
+def write_lines(name: str, lines: Iterable[Mapping[str, Any]], device: str = "cpu") -> None:
+    """Adds lines to docs/benchmarks/<name>.jsonl, each with the machine, the versions and the commit."""
+    folder = Path(os.environ.get("BENCHMARKS_FOLDER", _ROOT / "docs" / "benchmarks"))
+    with (folder / f"{name}.jsonl").open("a") as file:
+        for line in lines:
+            file.write(json.dumps({**line, **_environment(device)}) + "\n")
 
 
 def _microseconds(call: Callable[[], object], device: str) -> float:

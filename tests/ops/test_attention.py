@@ -1,5 +1,8 @@
 import importlib.util
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -33,20 +36,22 @@ def cumulative(seqlens, device):
     return torch.tensor([0, *seqlens], device=device).cumsum(0).int()
 
 
-def random_qkv(num_tokens, num_heads, device, dtype=torch.float64):
+def random_qkv(num_tokens, num_heads, device, dtype=torch.float64, head_dim=HEAD_DIM):
     generator = torch.Generator().manual_seed(3)
-    return torch.randn(num_tokens, 3, num_heads, HEAD_DIM, generator=generator, dtype=torch.float64).to(device, dtype)
+    return torch.randn(num_tokens, 3, num_heads, head_dim, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
-def formula(qkv, cu_seqlens, slopes):
+def formula(qkv, cu_seqlens, slopes, window=None):
     """The attention of all tokens to all, in fp64, with -inf between documents: no document is cut out."""
     query, key, value = qkv.permute(1, 2, 0, 3)  # each (H, T, D)
     position = torch.arange(qkv.shape[0], device=qkv.device)
     document = torch.bucketize(position, cu_seqlens[1:-1].long(), right=True)
     distance = (position[:, None] - position[None, :]).abs()
-    bias = -torch.tensor(slopes, dtype=torch.float64, device=qkv.device)[:, None, None] * distance
+    bias = -torch.tensor(slopes or [0.0], dtype=torch.float64, device=qkv.device)[:, None, None] * distance
     bias = bias.masked_fill(document[:, None] != document[None, :], -math.inf)
-    weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(HEAD_DIM) + bias, dim=-1)
+    if window is not None:
+        bias = bias.masked_fill(distance > window, -math.inf)
+    weights = torch.softmax(query @ key.transpose(1, 2) / math.sqrt(qkv.shape[-1]) + bias, dim=-1)
     return (weights @ value).transpose(0, 1)
 
 
@@ -57,13 +62,19 @@ def with_gradient(function, qkv, grad_context):
     return context.detach(), gradient
 
 
-def assert_rung_is_as_accurate_as_eager(rung, seqlens, num_heads, dtype, device):
-    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(num_heads)
-    rounded = random_qkv(sum(seqlens), num_heads, device, dtype)
-    grad_context = random_qkv(sum(seqlens), num_heads, device, dtype)[:, 0]
-    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes), rounded.double(), grad_context)
-    eager = with_gradient(lambda qkv: attention_reference(qkv, cu_seqlens, slopes), rounded, grad_context)
-    ours = with_gradient(lambda qkv: attention(qkv, cu_seqlens, max(seqlens), slopes, rung), rounded, grad_context)
+def assert_rung_is_as_accurate_as_eager(
+    rung, seqlens, num_heads, dtype, device, *, head_dim=HEAD_DIM, biased=True, window=None
+):
+    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(num_heads) if biased else None
+    rounded = random_qkv(sum(seqlens), num_heads, device, dtype, head_dim)
+    grad_context = random_qkv(sum(seqlens), num_heads, device, dtype, head_dim)[:, 0]
+
+    def ours(qkv):
+        return attention(qkv, cu_seqlens, max(seqlens), slopes, rung, window)
+
+    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), rounded.double(), grad_context)
+    eager = with_gradient(lambda qkv: attention_reference(qkv, cu_seqlens, slopes, window), rounded, grad_context)
+    ours = with_gradient(ours, rounded, grad_context)
     for name, *values in zip(("context", "grad_qkv"), ours, eager, truth, strict=True):
         assert_as_accurate(name, *values)
 
@@ -87,6 +98,118 @@ def test_sdpa_is_as_accurate_as_eager(seqlens, dtype, device):
 @pytest.mark.parametrize("num_heads", [1, 2, 5, 12, 16])
 def test_sdpa_is_as_accurate_as_eager_for_any_number_of_heads(num_heads, dtype, device):
     assert_rung_is_as_accurate_as_eager("sdpa", [5, 40, 40, 200], num_heads, dtype, device)
+
+
+@pytest.mark.parametrize("biased", [True, False], ids=["alibi", "no-bias"])
+@pytest.mark.parametrize("window", [1, 33, 500])
+@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+def test_a_window_is_cut_out_of_the_bias(rung, window, biased, device):
+    cu_seqlens, slopes = cumulative([5, 70, 1], device), alibi_slopes(3) if biased else None
+    qkv, grad_context = random_qkv(76, 3, device), random_qkv(76, 3, device)[:, 0]
+    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), qkv, grad_context)
+    ours = with_gradient(lambda qkv: attention(qkv, cu_seqlens, 70, slopes, rung, window), qkv, grad_context)
+    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+
+
+# Tiles have 32 rows in fp32, 64 and 128 in bf16; documents of up to a tile have another backward pass than longer ones.
+TRITON_SEQLENS = {
+    "one-token": [1],
+    "primes": [2, 3, 5, 7, 11, 13, 17, 19],
+    "around-a-tile-of-32": [31, 32, 33],
+    "around-a-tile-of-64": [63, 64, 65],
+    "around-a-tile-of-128": [127, 128, 129],
+    "one-long-among-many-short": [3] * 4 + [140] + [3] * 4 + [2] * 3,
+    "empty-documents": [0, 7, 0, 0, 40, 0, 0],
+}
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("seqlens", TRITON_SEQLENS.values(), ids=TRITON_SEQLENS.keys())
+def test_triton_is_as_accurate_as_eager(seqlens, dtype, device):
+    assert_rung_is_as_accurate_as_eager("triton", seqlens, 1, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("head_dim", [32, 128])
+def test_triton_is_as_accurate_as_eager_for_other_sizes_and_numbers_of_heads(head_dim, dtype, device):
+    assert_rung_is_as_accurate_as_eager("triton", [5, 40, 20], 3, dtype, device, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("biased", [True, False], ids=["alibi", "no-bias"])
+@pytest.mark.parametrize("window", [None, 1, 31, 32, 100])
+def test_triton_is_as_accurate_as_eager_in_a_window(window, biased, dtype, device):
+    seqlens = [5, 140, 33] if dtype == BF16 else [5, 70, 33]
+    assert_rung_is_as_accurate_as_eager("triton", seqlens, 1, dtype, device, biased=biased, window=window)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seqlens", [[128] * 64, [512] * 8, [8192, 100, 1000]], ids=["128", "512", "8192"])
+@pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=["bf16", "fp16"])
+def test_triton_is_as_accurate_as_eager_at_the_sizes_of_a_recipe(seqlens, dtype, device):
+    assert_rung_is_as_accurate_as_eager("triton", seqlens, 12, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_triton_gives_the_same_bits_again(dtype, device):
+    seqlens, slopes = [40, 150, 3], alibi_slopes(1)
+    qkv, cu_seqlens = random_qkv(sum(seqlens), 1, device, dtype), cumulative(seqlens, device)
+
+    def results():
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 150, slopes, "triton"), qkv, qkv[:, 0])
+
+    first = results()
+    repeats = 20 if device == "cuda" else 1
+    for _ in range(repeats):
+        assert all(torch.equal(*pair) for pair in zip(first, results(), strict=True))
+
+
+def test_triton_leaves_no_element_unwritten(device):
+    # Memory is filled with NaN as it is taken.
+    seqlens, slopes = [0, 40, 150, 1, 0], alibi_slopes(2)
+    qkv, cu_seqlens = random_qkv(sum(seqlens), 2, device, BF16), cumulative(seqlens, device)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        results = with_gradient(lambda qkv: attention(qkv, cu_seqlens, 150, slopes, "triton"), qkv, qkv[:, 0])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(result.isfinite().all() for result in results)
+
+
+def test_triton_takes_queries_keys_and_values_that_are_not_contiguous(device):
+    slopes, cu_seqlens = alibi_slopes(2), cumulative([20, 9], device)
+    qkv = random_qkv(29, 2, device, BF16)
+    apart = qkv.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+    assert not apart.is_contiguous()
+
+    def results(qkv):
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 20, slopes, "triton"), qkv, qkv[:, 0])
+
+    for plain, of_apart in zip(results(qkv), results(apart), strict=True):
+        assert torch.equal(plain, of_apart)
+
+
+def test_triton_is_captured_by_torch_compile_without_a_graph_break(device):
+    slopes, cu_seqlens = alibi_slopes(2), cumulative([20, 9], device)
+    qkv, weight = random_qkv(29, 2, device, FP32), torch.randn(3, device=device)
+    attention(qkv, cu_seqlens, 20, slopes, "triton")  # a step is probed before it is compiled
+
+    def block(qkv):
+        return attention(qkv * weight[:, None, None], cu_seqlens, 20, slopes, "triton").square()
+
+    plain = with_gradient(block, qkv, qkv[:, 0])
+    compiled = with_gradient(torch.compile(block, fullgraph=True, backend="aot_eager"), qkv, qkv[:, 0])
+    assert all(torch.equal(*pair) for pair in zip(plain, compiled, strict=True))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("biased", [True, False], ids=["alibi", "no-bias"])
+def test_the_operators_keep_the_rules_of_torch_library(biased, window, device):
+    slopes, cu_seqlens = alibi_slopes(2) if biased else None, cumulative([9, 0, 5], device)
+    qkv = random_qkv(14, 2, device, FP32)
+    attention(qkv, cu_seqlens, 9, slopes, "triton")
+    torch.library.opcheck(torch.ops.mosaicbert.attention.default, (qkv.requires_grad_(), cu_seqlens, 9, slopes, window))
 
 
 @pytest.mark.gpu
@@ -120,18 +243,18 @@ def test_every_head_has_its_own_slope_between_0_and_1(num_heads):
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+@pytest.mark.parametrize("rung", ["triton", "sdpa", "eager"])
 def test_a_changed_document_leaves_every_other_documents_output_and_gradient_bit_identical(rung, dtype, device):
-    seqlens, changed = [30, 30, 30, 250, 7], slice(30, 60)
-    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(3)
-    before = random_qkv(sum(seqlens), 3, device, dtype)
+    seqlens, changed = [30, 30, 30, 140, 7], slice(30, 60)
+    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(1)
+    before = random_qkv(sum(seqlens), 1, device, dtype)
     after = before.clone()
     after[changed] *= -3
     others = torch.ones(sum(seqlens), dtype=torch.bool, device=device)
     others[changed] = False
 
     def results(qkv):
-        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 250, slopes, rung), qkv, before[:, 0])
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 140, slopes, rung), qkv, before[:, 0])
 
     for old, new in zip(results(before), results(after), strict=True):
         assert torch.equal(old[others], new[others])
@@ -147,16 +270,16 @@ def test_a_document_alone_attends_as_it_does_in_company(rung, device):
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+@pytest.mark.parametrize("rung", ["triton", "sdpa", "eager"])
 def test_empty_documents_change_no_bit_of_outputs_and_gradients(rung, dtype, device):
-    seqlens, slopes = [9, 9, 200, 1], alibi_slopes(3)
-    qkv, grad_context = (random_qkv(sum(seqlens), 3, device, dtype) for _ in range(2))
+    seqlens, slopes = [9, 9, 140, 1], alibi_slopes(1)
+    qkv, grad_context = (random_qkv(sum(seqlens), 1, device, dtype) for _ in range(2))
 
     def results(seqlens):
         cu_seqlens = cumulative(seqlens, device)
-        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 200, slopes, rung), qkv, grad_context[:, 0])
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 140, slopes, rung), qkv, grad_context[:, 0])
 
-    for plain, filled in zip(results(seqlens), results([0, 9, 0, 9, 200, 1, 0, 0]), strict=True):
+    for plain, filled in zip(results(seqlens), results([0, 9, 0, 9, 140, 1, 0, 0]), strict=True):
         assert torch.equal(plain, filled)
 
 
@@ -216,7 +339,9 @@ def test_asking_for_a_rung_that_is_not_installed_is_an_error_that_says_so():
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed here")
 def test_auto_says_which_rung_it_takes_and_why_none_above():
     choice = choose_attention("auto", "cpu", FP32, HEAD_DIM)
-    assert str(choice) == "attention: sdpa (no flash_attention_2: flash_attn is not installed)"
+    assert str(choice) == (
+        "attention: sdpa (no flash_attention_2: flash_attn is not installed; no triton: it is for GPUs)"
+    )
 
 
 @pytest.mark.parametrize("rung", ["sdpa", "eager"])
@@ -225,5 +350,38 @@ def test_a_rung_asked_for_is_taken_as_asked(rung, device):
 
 
 def test_an_unknown_rung_is_an_error_that_lists_the_known_ones(device):
-    with pytest.raises(ValueError, match=r"'flash' is unknown; choose one of auto, flash_attention_2, sdpa, eager\."):
+    with pytest.raises(ValueError, match=r"'flash' is unknown; choose one of auto, flash_attention_2, triton, sdpa"):
         attention(random_qkv(4, 2, device), cumulative([4], device), 4, alibi_slopes(2), "flash")
+
+
+@pytest.mark.parametrize("head_dim", [16, 80])
+def test_a_head_size_without_kernels_is_an_error_that_names_those_with(head_dim, device):
+    with pytest.raises(RuntimeError, match=rf"'triton' does not work here: head_dim={head_dim} is not among \(32, 64"):
+        choose_attention("triton", device, BF16, head_dim)
+
+
+def test_auto_goes_on_where_a_head_size_has_no_kernels(device):
+    assert choose_attention("auto", device, BF16, 80).name != "triton"
+
+
+def test_triton_without_a_gpu_is_an_error_that_says_so():
+    command = "from mosaicbert.ops.attention import *; choose_attention('triton', 'cpu', torch.bfloat16, 64)"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ended = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+    assert "attn_implementation='triton' does not work here: it needs a GPU" in ended.stderr
+
+
+def test_no_token_is_an_error(device):
+    with pytest.raises(ValueError, match=r"at least one token, got \(0, 3, 2, 64\)"):
+        attention(random_qkv(0, 2, device), cumulative([0], device), 1, alibi_slopes(2))
+
+
+@pytest.mark.parametrize("slopes", [(0.5,), (0.5, 0.0), (0.5, -1.0)], ids=["too-few", "zero", "negative"])
+def test_slopes_that_are_not_a_positive_number_for_each_head_are_an_error(slopes, device):
+    with pytest.raises(ValueError, match="attention needs 2 positive slopes"):
+        attention(random_qkv(4, 2, device), cumulative([4], device), 4, slopes)
+
+
+def test_a_window_that_leaves_a_token_alone_is_an_error(device):
+    with pytest.raises(ValueError, match="window=0 leaves every token alone"):
+        attention(random_qkv(4, 2, device), cumulative([4], device), 4, alibi_slopes(2), window=0)
