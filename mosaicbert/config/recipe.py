@@ -138,7 +138,8 @@ class TrainConfig:
     batch_warmup_tokens: int | None = None  # None: global_batch_samples from the first step on
     micro_batch_tokens: int = 16384  # per device and forward pass, at most
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the processor multiplies it faster
-    compile: bool | None = None  # torch.compile of the encoder's layers; None: on a GPU
+    compile: bool | None = None  # torch.compile of the step; None: on a GPU
+    cuda_graphs: bool = False  # launch the compiled step as CUDA graphs: for models so small that launching takes long
     sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer shared out among the devices
     num_processes: int | None = None  # None: one per GPU, or one on a machine without
 

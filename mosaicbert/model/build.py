@@ -10,6 +10,7 @@ from mosaicbert.config import ModelConfig
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
 from mosaicbert.ops.attention import choose_attention
+from mosaicbert.ops.fusion import choose_fusion
 
 
 def build_model(model: ModelConfig) -> PreTrainedModel:
@@ -26,3 +27,8 @@ def describe_attention(model: ModelConfig, device_type: str, dtype: torch.dtype)
     if model.architecture == "bert":
         return "attention: Hugging Face's, padded to the longest sequence"
     return str(choose_attention("auto", device_type, dtype, model.head_dim))
+
+
+def describe_fusion(device_type: str) -> str:
+    """What computes the memory-bound operations on a device, and why, in one line."""
+    return str(choose_fusion(device_type))

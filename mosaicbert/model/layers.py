@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.ops.attention import alibi_slopes, attention
 from mosaicbert.ops.geglu import geglu
-from mosaicbert.ops.layer_norm import layer_norm
+from mosaicbert.ops.layer_norm import dropout_add_layer_norm, layer_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -14,6 +14,18 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         return layer_norm(input, self.weight, self.bias, self.eps)
+
+
+class ResidualNorm(nn.LayerNorm):
+    """What ends a sublayer: norm(dropout(hidden) + residual), see `ops.layer_norm`."""
+
+    def __init__(self, config: MosaicBertConfig, dropout: float) -> None:
+        super().__init__(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = dropout
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        dropout = self.dropout if self.training else 0.0
+        return dropout_add_layer_norm(hidden, residual, self.weight, self.bias, self.eps, dropout)
 
 
 class Embeddings(nn.Module):
@@ -50,17 +62,17 @@ class Attention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """GEGLU feed-forward: down(gelu(gate(x)) * up(x)). No residual, no norm: the layer owns both."""
+    """GEGLU feed-forward: down(dropout(gelu(gate(x)) * up(x))). No residual, no norm: the layer owns both."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
     def forward(self, hidden: Tensor) -> Tensor:  # (T, C) -> (T, C)
-        activated = geglu(self.gate_up(hidden))  # (T, F)
-        return self.down(self.dropout(activated))
+        activated = geglu(self.gate_up(hidden), self.dropout if self.training else 0.0)  # (T, F)
+        return self.down(activated)
 
 
 class Layer(nn.Module):
@@ -69,16 +81,15 @@ class Layer(nn.Module):
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.attention_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = ResidualNorm(config, dropout=config.hidden_dropout_prob)
         self.mlp = GatedMlp(config)
-        self.mlp_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = ResidualNorm(config, dropout=0.0)  # the feed-forward has its own, inside
 
     def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None) -> Tensor:
         attended = self.attention(hidden, cu_seqlens, max_seqlen, keep)
         residual = hidden if keep is None else hidden[keep]
-        hidden = self.attention_norm(self.dropout(attended) + residual)
-        return self.mlp_norm(self.mlp(hidden) + hidden)
+        hidden = self.attention_norm(attended, residual)
+        return self.mlp_norm(self.mlp(hidden), hidden)
 
 
 class MlmHead(nn.Module):

@@ -16,6 +16,7 @@ from mosaicbert.model.layers import Embeddings, Layer, MlmHead, Pooler
 from mosaicbert.model.padding import Unpadding, find_tokens, pad, unpad
 from mosaicbert.model.published import published_key_mapping
 from mosaicbert.ops.attention import ATTENTION_IMPLEMENTATIONS
+from mosaicbert.ops.cross_entropy import linear_cross_entropy
 
 
 class MosaicBertPreTrainedModel(PreTrainedModel):
@@ -111,7 +112,13 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         Returns:
             The embeddings and the output of each layer, (T, C) each; the last is (K, C) if `keep` is given.
         """
-        states = [self.embeddings(input_ids, token_type_ids)]
+        return self.encode_embedded(self.embeddings(input_ids, token_type_ids), cu_seqlens, max_seqlen, keep)
+
+    def encode_embedded(
+        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None
+    ) -> list[Tensor]:
+        """The layers of `encode`, on its embeddings (T, C)."""
+        states = [embedded]
         for number, layer in enumerate(self.layers, start=1):
             kept = keep if number == len(self.layers) else None
             states.append(layer(states[-1], cu_seqlens, max_seqlen, kept))
@@ -175,9 +182,25 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         self.decoder = new_embeddings
 
     def predict(self, batch: Batch) -> Tensor:
-        """Logits (M, V) at the masked tokens of `batch`, and only there: the step of pretraining."""
+        """Logits (M, V) at the masked tokens of `batch`, and only there: evaluation."""
         states = self.model.encode(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, keep=batch.masked_indices)
         return self.decoder(self.head(states[-1]))
+
+    def masked_lm_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What a step of pretraining learns from `batch`, without ever holding all of its logits.
+
+        Returns:
+            The cross-entropies at the masked tokens, summed, () fp32; how many were predicted right, () int64.
+        """
+        embedded = self.model.embeddings(batch.input_ids, None)
+        return self.embedded_loss(embedded, batch.cu_seqlens, batch.max_seqlen, batch.masked_indices, batch.labels)
+
+    def embedded_loss(
+        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, masked_indices: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`masked_lm_loss` behind the embeddings (T, C): all of it that torch.compile may take."""
+        states = self.model.encode_embedded(embedded, cu_seqlens, max_seqlen, masked_indices)
+        return linear_cross_entropy(self.head(states[-1]), self.decoder.weight, self.decoder.bias, labels)
 
     def forward(
         self,

@@ -54,22 +54,26 @@ def _find_document(cu_seqlens_ptr, tile, num_documents, ROWS: tl.constexpr):
 
 @triton.jit
 def _reach(first, length, KEPT: tl.constexpr, STEP: tl.constexpr, WINDOW: tl.constexpr):
-    """From where to where a tile of KEPT positions has partners, in steps of STEP."""
+    """Where the first and the last step of STEP positions begin that a tile of KEPT positions has partners in."""
     if WINDOW is None:
         low = 0
         high = length
     else:
         low = tl.maximum(first - WINDOW, 0) // STEP * STEP
         high = tl.minimum(first + KEPT + WINDOW, length)
-    return low, high
+    return low, (high - 1) // STEP * STEP
 
 
 @triton.jit
-def _load(ptr, positions, length, stride, DIM: tl.constexpr):
+def _load(ptr, positions, length, stride, DIM: tl.constexpr, MAY_END: tl.constexpr = True):
     """Rows of a document, zeros behind its end: (positions, DIM)."""
     dims = tl.arange(0, DIM)
-    rows = positions.to(tl.int64) * stride
-    return tl.load(ptr + rows[:, None] + dims[None, :], mask=(positions < length)[:, None], other=0.0)
+    ptrs = ptr + (positions.to(tl.int64) * stride)[:, None] + dims[None, :]
+    if MAY_END:
+        values = tl.load(ptrs, mask=(positions < length)[:, None], other=0.0)
+    else:
+        values = tl.load(ptrs)
+    return values
 
 
 @triton.jit
@@ -91,16 +95,57 @@ def _slope(slopes_ptr, head, scale):
 
 
 @triton.jit
-def _bias(products, queries, keys, slope, HAS_SLOPES: tl.constexpr, WINDOW: tl.constexpr):
-    """Products of queries and keys with ALiBi, -inf outside the window. Positions are fp32, and inf is no key."""
-    distance = tl.abs(queries - keys)
+def _bias(products, rows, columns, slope, HAS_SLOPES: tl.constexpr, WINDOW: tl.constexpr):
+    """Products with ALiBi, -inf outside the window. Positions are fp32; a row at inf is no key, and gets -inf.
+
+    Columns count from where the tile begins, and rows too: what a loop adds is added to the few rows of a thread.
+    """
+    distance = tl.abs(rows[:, None] - columns[None, :])
     if HAS_SLOPES:
         products -= slope * distance
     if WINDOW is not None:
         products = tl.where(distance <= WINDOW, products, -float("inf"))
     elif not HAS_SLOPES:
-        products = tl.where(distance < float("inf"), products, -float("inf"))
+        products = tl.where(rows[:, None] < float("inf"), products, -float("inf"))
     return products
+
+
+@triton.jit
+def _forward_step(
+    query,
+    query_ptr,
+    rows,
+    column,
+    length,
+    width,
+    slope,
+    exponent_scale,
+    maximum,
+    total,
+    out,
+    DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    MAY_END: tl.constexpr,
+):
+    """Maximum, total and weighted sum of values so far, with COLUMNS more keys."""
+    columns = tl.arange(0, COLUMNS)
+    key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, MAY_END)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
+    if MAY_END:
+        scores = tl.where((column + columns < length)[None, :], scores, -float("inf"))
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    if WINDOW is None:
+        subtracted = new_maximum * exponent_scale
+    else:  # a row that has met no key within its window yet
+        subtracted = tl.where(new_maximum == -float("inf"), 0.0, new_maximum * exponent_scale)
+    weights = tl.exp2(scores * exponent_scale - subtracted[:, None])
+    shrink = tl.exp2(maximum * exponent_scale - subtracted)
+    value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, MAY_END)
+    out = tl.dot(weights.to(value.dtype), value, out * shrink[:, None], input_precision="ieee")
+    return new_maximum, total * shrink + tl.sum(weights, 1), out
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
@@ -132,24 +177,17 @@ def _forward_kernel(
     maximum = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
-    low, high = _reach(first, length, ROWS, COLUMNS, WINDOW)
-    for column in range(low, high, COLUMNS):
-        columns = column + tl.arange(0, COLUMNS)
-        key = _load(query_ptr + width, columns, length, 3 * width, DIM)
-        keys = tl.where(columns < length, columns.to(tl.float32), float("inf"))
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-        scores = _bias(scores, rows.to(tl.float32)[:, None], keys[None, :], slope, slopes_ptr is not None, WINDOW)
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        if WINDOW is None:
-            subtracted = new_maximum * exponent_scale
-        else:  # a row that has met no key within its window yet
-            subtracted = tl.where(new_maximum == -float("inf"), 0.0, new_maximum * exponent_scale)
-        weights = tl.exp2(scores * exponent_scale - subtracted[:, None])
-        shrink = tl.exp2(maximum * exponent_scale - subtracted)
-        total = total * shrink + tl.sum(weights, 1)
-        value = _load(query_ptr + 2 * width, columns, length, 3 * width, DIM)
-        out = tl.dot(weights.to(value.dtype), value, out * shrink[:, None], input_precision="ieee")
-        maximum = new_maximum
+    # The keys at the document's end come first: only they need to be told from what lies behind it.
+    low, last = _reach(first, length, ROWS, COLUMNS, WINDOW)
+    maximum, total, out = _forward_step(
+        query, query_ptr, rows, last, length, width, slope, exponent_scale, maximum, total, out,
+        DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
+    )  # fmt: skip
+    for column in range(low, last, COLUMNS):
+        maximum, total, out = _forward_step(
+            query, query_ptr, rows, column, length, width, slope, exponent_scale, maximum, total, out,
+            DIM, WINDOW, COLUMNS, slopes_ptr is not None, False,
+        )  # fmt: skip
     total = tl.where(rows < length, total, 1.0)
     _store(out_ptr + start * width + head * DIM, rows, length, width, out / total[:, None], DIM)
     lse = maximum * exponent_scale + tl.log2(total)
@@ -189,18 +227,19 @@ def _backward_whole_kernel(
     grad_query_ptr = grad_qkv_ptr + start * 3 * width + head * DIM
     key = _load(query_ptr + width, rows, length, 3 * width, DIM)
     value = _load(query_ptr + 2 * width, rows, length, 3 * width, DIM)
-    keys = tl.where(rows < length, rows.to(tl.float32), float("inf"))[:, None]
+    keys = tl.where(rows < length, rows.to(tl.float32), float("inf"))
+    steps = tl.arange(0, COLUMNS)
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
     grad_key = tl.zeros([ROWS, DIM], tl.float32)
     grad_value = tl.zeros([ROWS, DIM], tl.float32)
     for column in range(0, length, COLUMNS):
-        columns = column + tl.arange(0, COLUMNS)
+        columns = column + steps
         query = _load(query_ptr, columns, length, 3 * width, DIM)
         statistics = head * num_tokens.to(tl.int64) + start + columns
         lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))  # no weight behind the end
         scores = tl.dot(key, tl.trans(query), input_precision="ieee")
-        scores = _bias(scores, columns.to(tl.float32)[None, :], keys, slope, slopes_ptr is not None, WINDOW)
+        scores = _bias(scores, keys - column, steps.to(tl.float32), slope, slopes_ptr is not None, WINDOW)
         weights = tl.exp2(scores * exponent_scale - lse[None, :])
         grad = _load(grad_ptr + start * width + head * DIM, columns, length, width, DIM)
         grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
@@ -212,6 +251,40 @@ def _backward_whole_kernel(
         _store(grad_query_ptr, columns, length, 3 * width, grad_query, DIM)
     _store(grad_query_ptr + width, rows, length, 3 * width, grad_key * scale, DIM)
     _store(grad_query_ptr + 2 * width, rows, length, 3 * width, grad_value, DIM)
+
+
+@triton.jit
+def _backward_query_step(
+    query,
+    grad,
+    query_ptr,
+    rows,
+    column,
+    length,
+    width,
+    slope,
+    exponent_scale,
+    lse,
+    delta,
+    grad_query,
+    DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    MAY_END: tl.constexpr,
+):
+    """The gradient of a tile of queries so far, with COLUMNS more keys."""
+    columns = tl.arange(0, COLUMNS)
+    key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, MAY_END)
+    value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, MAY_END)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
+    if MAY_END:
+        scores = tl.where((column + columns < length)[None, :], scores, -float("inf"))
+    weights = tl.exp2(scores * exponent_scale - lse[:, None])
+    grad_weights = tl.dot(grad, tl.trans(value), input_precision="ieee")
+    grad_scores = weights * (grad_weights - delta[:, None])
+    return tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
@@ -252,19 +325,59 @@ def _backward_query_kernel(
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
     grad_query = tl.zeros([ROWS, DIM], tl.float32)
-    low, high = _reach(first, length, ROWS, COLUMNS, WINDOW)
-    for column in range(low, high, COLUMNS):
-        columns = column + tl.arange(0, COLUMNS)
-        key = _load(query_ptr + width, columns, length, 3 * width, DIM)
-        value = _load(query_ptr + 2 * width, columns, length, 3 * width, DIM)
-        keys = tl.where(columns < length, columns.to(tl.float32), float("inf"))
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-        scores = _bias(scores, rows.to(tl.float32)[:, None], keys[None, :], slope, slopes_ptr is not None, WINDOW)
-        weights = tl.exp2(scores * exponent_scale - lse[:, None])
-        grad_weights = tl.dot(grad, tl.trans(value), input_precision="ieee")
-        grad_scores = weights * (grad_weights - delta[:, None])
-        grad_query = tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision="ieee")
+    low, last = _reach(first, length, ROWS, COLUMNS, WINDOW)
+    grad_query = _backward_query_step(
+        query, grad, query_ptr, rows, last, length, width, slope, exponent_scale, lse, delta, grad_query,
+        DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
+    )  # fmt: skip
+    for column in range(low, last, COLUMNS):
+        grad_query = _backward_query_step(
+            query, grad, query_ptr, rows, column, length, width, slope, exponent_scale, lse, delta, grad_query,
+            DIM, WINDOW, COLUMNS, slopes_ptr is not None, False,
+        )  # fmt: skip
     _store(grad_qkv_ptr + start * 3 * width + head * DIM, rows, length, 3 * width, grad_query * scale, DIM)
+
+
+@triton.jit
+def _backward_key_step(
+    key,
+    value,
+    query_ptr,
+    grad_ptr,
+    lse_ptr,
+    delta_ptr,
+    rows,
+    column,
+    length,
+    width,
+    slope,
+    exponent_scale,
+    grad_key,
+    grad_value,
+    DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    MAY_END: tl.constexpr,
+):
+    """The gradients of a tile of keys and values so far, with COLUMNS more queries. Scores are (keys, queries)."""
+    columns = tl.arange(0, COLUMNS)
+    query = _load(query_ptr, column + columns, length, 3 * width, DIM, MAY_END)
+    grad = _load(grad_ptr, column + columns, length, width, DIM, MAY_END)
+    if MAY_END:
+        is_in = column + columns < length
+        lse = tl.load(lse_ptr + column + columns, mask=is_in, other=float("inf"))  # no weight behind the end
+        delta = tl.load(delta_ptr + column + columns, mask=is_in, other=0.0)
+    else:
+        lse = tl.load(lse_ptr + column + columns)
+        delta = tl.load(delta_ptr + column + columns)
+    scores = tl.dot(key, tl.trans(query), input_precision="ieee")
+    scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
+    weights = tl.exp2(scores * exponent_scale - lse[None, :])
+    grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
+    grad_weights = tl.dot(value, tl.trans(grad), input_precision="ieee")
+    grad_scores = weights * (grad_weights - delta[None, :])
+    return tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision="ieee"), grad_value
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
@@ -286,7 +399,7 @@ def _backward_key_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Gradients of a tile of keys and values, over all queries. Scores are (keys, queries)."""
+    """Gradients of a tile of keys and values, over all queries."""
     head = tl.program_id(0) % num_heads
     start, length, first = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
     if (first >= length) | (length <= WHOLE):
@@ -300,22 +413,18 @@ def _backward_key_kernel(
     exponent_scale = scale * _LOG2_E
     grad_key = tl.zeros([ROWS, DIM], tl.float32)
     grad_value = tl.zeros([ROWS, DIM], tl.float32)
-    low, high = _reach(first, length, ROWS, COLUMNS, WINDOW)
-    for column in range(low, high, COLUMNS):
-        columns = column + tl.arange(0, COLUMNS)
-        query = _load(query_ptr, columns, length, 3 * width, DIM)
-        statistics = head * num_tokens.to(tl.int64) + start + columns
-        lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))
-        scores = tl.dot(key, tl.trans(query), input_precision="ieee")
-        queries = columns.to(tl.float32)[None, :]
-        scores = _bias(scores, queries, rows.to(tl.float32)[:, None], slope, slopes_ptr is not None, WINDOW)
-        weights = tl.exp2(scores * exponent_scale - lse[None, :])
-        grad = _load(grad_ptr + start * width + head * DIM, columns, length, width, DIM)
-        grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
-        grad_weights = tl.dot(value, tl.trans(grad), input_precision="ieee")
-        delta = tl.load(delta_ptr + statistics, mask=columns < length, other=0.0)
-        grad_scores = weights * (grad_weights - delta[None, :])
-        grad_key = tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision="ieee")
+    grad_ptr += start * width + head * DIM
+    statistics = head * num_tokens.to(tl.int64) + start
+    low, last = _reach(first, length, ROWS, COLUMNS, WINDOW)
+    grad_key, grad_value = _backward_key_step(
+        key, value, query_ptr, grad_ptr, lse_ptr + statistics, delta_ptr + statistics, rows, last, length, width, slope,
+        exponent_scale, grad_key, grad_value, DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
+    )  # fmt: skip
+    for column in range(low, last, COLUMNS):
+        grad_key, grad_value = _backward_key_step(
+            key, value, query_ptr, grad_ptr, lse_ptr + statistics, delta_ptr + statistics, rows, column, length, width,
+            slope, exponent_scale, grad_key, grad_value, DIM, WINDOW, COLUMNS, slopes_ptr is not None, False,
+        )  # fmt: skip
     grad_key_ptr = grad_qkv_ptr + start * 3 * width + width + head * DIM
     _store(grad_key_ptr, rows, length, 3 * width, grad_key * scale, DIM)
     _store(grad_key_ptr + width, rows, length, 3 * width, grad_value, DIM)
@@ -326,7 +435,7 @@ def _backward_key_kernel(
 _TILINGS = {
     "forward": (
         [Tiling(128, 64, 8, 3), Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 3), Tiling(128, 128, 8, 2)],
-        [Tiling(128, 64, 8, 2), Tiling(64, 64, 4, 2)],
+        [Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 2)],
         [Tiling(32, 32, 4, 1)],
     ),
     "backward_whole": (
@@ -335,13 +444,13 @@ _TILINGS = {
         [Tiling(32, 32, 4, 1)],
     ),
     "backward_query": (
-        [Tiling(128, 64, 8, 2), Tiling(64, 64, 4, 2), Tiling(128, 32, 4, 2), Tiling(64, 128, 8, 2)],
+        [Tiling(128, 64, 8, 2), Tiling(64, 64, 4, 2), Tiling(128, 32, 4, 2)],
         [Tiling(128, 32, 8, 2), Tiling(64, 32, 4, 2)],
         [Tiling(32, 32, 4, 1)],
     ),
     "backward_key": (
         [Tiling(128, 64, 8, 2), Tiling(64, 64, 4, 2), Tiling(128, 32, 8, 2), Tiling(64, 32, 4, 2)],
-        [Tiling(64, 32, 8, 1), Tiling(64, 64, 8, 1)],
+        [Tiling(128, 32, 8, 1), Tiling(64, 32, 4, 2)],
         [Tiling(32, 32, 4, 1)],
     ),
 }
@@ -451,10 +560,10 @@ class _Launch:
         self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Sequence[float] | None, window: int | None
     ) -> None:
         self.num_tokens, _, self.num_heads, self.dim = qkv.shape
-        self.dtype, self.device = qkv.dtype, qkv.device
+        self.qkv, self.dtype = qkv, qkv.dtype
         self.num_documents = len(cu_seqlens) - 1
         self.max_seqlen, self.window = max_seqlen, window
-        self.slopes = None if slopes is None else _slopes_on(self.device, tuple(slopes))
+        self.slopes = None if slopes is None else _slopes_on(qkv.device, tuple(slopes))
         self.whole = max(tiling.rows for tiling in tilings("backward_whole", self.dim, self.dtype))
         self.last = (self.num_heads, 1 / math.sqrt(self.dim))  # the last arguments before the constants
 
@@ -484,16 +593,17 @@ class _Launch:
     def _launch(
         self, kernel: Any, tiling: Tiling, num_tiles: int, arguments: tuple[Any, ...], constants: dict[str, int]
     ) -> None:
-        kernel[(num_tiles * self.num_heads,)](
-            *arguments,
-            DIM=self.dim,
-            WINDOW=self.window,
-            ROWS=tiling.rows,
-            COLUMNS=tiling.columns,
-            num_warps=tiling.num_warps,
-            num_stages=tiling.num_stages,
-            **constants,
-        )
+        with torch.cuda.device_of(self.qkv):  # Triton launches on the current device
+            kernel[(num_tiles * self.num_heads,)](
+                *arguments,
+                DIM=self.dim,
+                WINDOW=self.window,
+                ROWS=tiling.rows,
+                COLUMNS=tiling.columns,
+                num_warps=tiling.num_warps,
+                num_stages=tiling.num_stages,
+                **constants,
+            )
 
     def _launch_fastest(self, kernel: Any, candidates: list[Tiling], launch: Callable[[Tiling], None]) -> None:
         length_class = 1 << (min(self.max_seqlen, 8192) - 1).bit_length()

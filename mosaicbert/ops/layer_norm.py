@@ -1,10 +1,16 @@
-"""LayerNorm that stays in the autocast's dtype, with statistics in fp32 (Ba et al. 2016, arXiv:1607.06450)."""
+"""LayerNorm that stays in the autocast's dtype, with statistics in fp32 (Ba et al. 2016, arXiv:1607.06450).
 
+Behind a sublayer it is one operation with that sublayer's dropout and the sum with the residual stream.
+"""
+
+import importlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mosaicbert.ops.fusion import draw_seed, runs_fused
 
 _CHUNK = 512  # tokens; their fp32 copies stay in the processor's cache
 
@@ -51,10 +57,51 @@ def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
         (..., C), in the autocast's dtype if autocast is on, else in hidden's.
     """
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = _dtype_of_output(device, hidden.dtype)
     with torch.autocast(device, enabled=False):
         hidden = hidden.to(dtype)
         if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
             normed: Any = _HalfOnCpu.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, eps)
             return normed.view_as(hidden)
         return F.layer_norm(hidden, weight.shape, weight.to(dtype), bias.to(dtype), eps)
+
+
+def dropout_add_layer_norm_reference(
+    hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout_p: float = 0.0
+) -> Tensor:
+    """The definition, in plain PyTorch. Arguments as in `dropout_add_layer_norm`."""
+    dropped = F.dropout(hidden, dropout_p) if dropout_p else hidden
+    return layer_norm(dropped + residual, weight, bias, eps)
+
+
+def dropout_add_layer_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropout_p: float = 0.0
+) -> Tensor:
+    """What ends a sublayer of a post-norm block: LayerNorm(dropout(hidden) + residual).
+
+    Args:
+        hidden: (T, C), the sublayer's output.
+        residual: (T, C), its input.
+        weight: (C,).
+        bias: (C,).
+        eps: added to the variance.
+        dropout_p: how many elements of hidden become zero, on average; the others grow by 1 / (1 - dropout_p).
+
+    Returns:
+        (T, C), in the autocast's dtype if autocast is on, else in that of the sum.
+    """
+    if not runs_fused(hidden):
+        return dropout_add_layer_norm_reference(hidden, residual, weight, bias, eps, dropout_p)
+    # By name, because exported folders carry this file and transformers demands every import that it sees in one.
+    kernels: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
+    dtype = _dtype_of_output(hidden.device.type, torch.promote_types(hidden.dtype, residual.dtype))
+    hidden, residual = hidden.to(dtype), residual.to(dtype)
+    differentiable = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (hidden, residual, weight, bias)
+    )
+    seed = draw_seed(hidden.device) if dropout_p else None
+    return kernels.dropout_add_layer_norm(hidden, residual, weight, bias, eps, dropout_p, seed, differentiable)[0]
+
+
+def _dtype_of_output(device: str, dtype: torch.dtype) -> torch.dtype:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype

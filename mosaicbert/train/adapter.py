@@ -1,4 +1,4 @@
-"""What Composer sees: a ComposerModel that predicts masked tokens, and a DataSpec that counts them."""
+"""What Composer sees: a ComposerModel that learns to predict masked tokens, and a DataSpec that counts them."""
 
 import contextlib
 from dataclasses import replace
@@ -18,7 +18,7 @@ from mosaicbert.model.modeling import MosaicBertForMaskedLM
 
 
 class MaskedLmTrainee(ComposerModel):
-    """A model with a masked-language-modelling head, as Composer trains it: Batch in, logits (M, V) out.
+    """A model with a masked-language-modelling head, as Composer trains it: Batch in, loss out.
 
     Args:
         model: ours, or a padded one of Hugging Face.
@@ -30,18 +30,29 @@ class MaskedLmTrainee(ComposerModel):
         self.model = model
         self.cpu_autocast = cpu_autocast
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses of the masked tokens, and how many of them were right.
+
+        Both are sums, not means: the step divides by the masked tokens of the global batch.
+        """
+        with self._precision(batch):
+            if isinstance(self.model, MosaicBertForMaskedLM):
+                return self.model.masked_lm_loss(batch)
+            logits = _predict_padded(self.model, batch)
+        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        return loss, (logits.argmax(dim=-1) == batch.labels).sum()
+
+    def loss(self, outputs: tuple[Tensor, Tensor], *_: Any, **__: Any) -> Tensor:
+        return outputs[0]
+
+    def eval_forward(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
+        """Logits (M, V)."""
+        if outputs is not None:
+            return outputs
         with self._precision(batch):
             if isinstance(self.model, MosaicBertForMaskedLM):
                 return self.model.predict(batch)
             return _predict_padded(self.model, batch)
-
-    def loss(self, outputs: Tensor, batch: Batch, *_: Any, **__: Any) -> Tensor:
-        # A sum, not a mean: the step divides by the masked tokens of the global batch.
-        return F.cross_entropy(outputs.float(), batch.labels, reduction="sum")
-
-    def eval_forward(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
-        return self.forward(batch) if outputs is None else outputs
 
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         return {} if is_train else {"loss": LanguageCrossEntropy(), "accuracy": MaskedAccuracy()}

@@ -50,8 +50,9 @@ def prepare_sharded(model: nn.Module) -> None:
                 sharded.set_gradient_divide_factor(1.0)
             else:  # torch 2.7: NCCL scales by one, gloo does not scale
                 sharded.set_reduce_scatter_divide_factor(1.0)
-    if isinstance(model, FSDPModule) and hasattr(model, "predict"):
-        register_fsdp_forward_method(model, "predict")
+    for method in ("predict", "masked_lm_loss"):
+        if isinstance(model, FSDPModule) and hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def gradient_scale(model: nn.Module) -> float:

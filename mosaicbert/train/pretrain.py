@@ -27,12 +27,12 @@ from mosaicbert.data.sources import TRAIN
 from mosaicbert.data.store import StoreRecord, write_file
 from mosaicbert.export.prompts import fill_masks
 from mosaicbert.lock import lock
-from mosaicbert.model.build import build_model, describe_attention
+from mosaicbert.model.build import build_model, describe_attention, describe_fusion
 from mosaicbert.report.figure import draw_loss
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
-from mosaicbert.train.compilation import choose_compilation, compile_layers
+from mosaicbert.train.compilation import choose_compilation, compile_model
 from mosaicbert.train.course import Clock, Course
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
 from mosaicbert.train.exporting import Exporter
@@ -93,8 +93,8 @@ def pretrain(recipe: Recipe, console: Console, command: str = "the same call") -
         _introduce(recipe, record, say)
         say(f"precision: {str(precision).removeprefix('torch.')} ({why})")
         say(describe_attention(recipe.model, "cuda" if torch.cuda.is_available() else "cpu", precision))
-        compiled, reason = choose_compilation(recipe)
-        say(f"torch.compile: {'on' if compiled else 'off'} ({reason})")
+        say(str(choose_compilation(recipe)))
+        say(describe_fusion("cuda" if torch.cuda.is_available() else "cpu"))
         say(f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
         with StopRequest() as stop:
             sitting = Sitting(recipe, run, precision, peak, stop, Clock(), exporter, console)
@@ -198,8 +198,9 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
         say(f"continuing from {restart.path}")
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model)
-    if choose_compilation(recipe)[0]:
-        compile_layers(model)
+    compilation = choose_compilation(recipe)
+    if compilation.is_on:
+        compile_model(model, graphs=compilation.has_graphs)
     trainee = MaskedLmTrainee(model, cpu_autocast=sitting.precision)
     is_sharded = recipe.train.sharding == "fsdp" and world_size > 1
     course = Course(plan_run(recipe), Guard(recipe.faults), recipe.optimizer, recipe.log.interval_steps)
@@ -221,6 +222,7 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
             stop=sitting.stop,
             steps=steps,
             trainee=trainee,
+            keeps_gradients=compilation.has_graphs,
             train_dataloader=data_spec(train_loader, "cuda" if on_gpu else "cpu"),
             eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size), "cuda" if on_gpu else "cpu"),
             eval_interval=partial(_is_evaluated, course, parse_duration("eval.interval", recipe.eval.interval)),

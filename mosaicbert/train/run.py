@@ -27,6 +27,7 @@ _FREE_KEYS = frozenset(
         "train.num_processes",
         "train.micro_batch_tokens",
         "train.compile",
+        "train.cuda_graphs",
         "train.sharding",
         "checkpoint.interval",
         "checkpoint.keep_last",

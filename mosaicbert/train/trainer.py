@@ -33,6 +33,7 @@ class StepTrainer(Trainer):
         stop: what this process was asked.
         trainee: the model.
         steps: what the training data loader reads.
+        keeps_gradients: add up in memory of the gradients' own, since a CUDA graph writes over what it gave before.
         arguments: of Composer's Trainer.
     """
 
@@ -44,6 +45,7 @@ class StepTrainer(Trainer):
         stop: StopRequest,
         trainee: MaskedLmTrainee,
         steps: TrainSteps,
+        keeps_gradients: bool,
         **arguments: Any,
     ) -> None:
         self.course = course
@@ -51,6 +53,7 @@ class StepTrainer(Trainer):
         self.stop = stop
         self.trainee = trainee
         self.steps = steps
+        self.keeps_gradients = keeps_gradients
         self._place = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(model=trainee, **arguments)
 
@@ -60,9 +63,9 @@ class StepTrainer(Trainer):
         share = course.learning_rate_share(step.global_samples, step.global_tokens)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
-        optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients(optimizer)
         is_logged = course.is_logged(step.global_samples, step.global_tokens)
-        sums = self._accumulate_gradients(step, counts_right=is_logged)
+        sums = self._accumulate_gradients(step)
         loss_sum, num_right, norm, stop, seconds, step_seconds = self._agree(*sums, gradient_norm(self.state.model))
         masked = max(1, step.global_masked)
         loss = loss_sum / masked
@@ -85,7 +88,13 @@ class StepTrainer(Trainer):
         self.first_train_batch_complete = True
         return {}
 
-    def _accumulate_gradients(self, step: Step, *, counts_right: bool) -> tuple[Tensor, Tensor]:
+    def _clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=not self.keeps_gradients)
+        if self.keeps_gradients:
+            for weight in self.state.model.parameters():
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+
+    def _accumulate_gradients(self, step: Step) -> tuple[Tensor, Tensor]:
         """Runs all micro-batches; gradients are those of the mean over the global batch's masked tokens.
 
         Returns:
@@ -99,12 +108,10 @@ class StepTrainer(Trainer):
             batch = micro_batch.to(self._place, non_blocking=True)
             with delay_exchange(model, is_last=number == len(micro_batches) - 1):
                 with get_precision_context(self.state.precision, self.state.precision_config):
-                    logits = cast(Callable[[Batch], Tensor], model)(batch)
-                    loss = self.trainee.loss(logits, batch)
+                    loss, right = cast(Callable[[Batch], tuple[Tensor, Tensor]], model)(batch)
                 (loss * scale).backward()
             loss_sum += loss.detach()
-            if counts_right:
-                num_right += (logits.detach().argmax(dim=-1) == batch.labels).sum()
+            num_right += right
         return loss_sum, num_right
 
     def _agree(self, loss_sum: Tensor, num_right: Tensor, norm: Tensor) -> list[float]:

@@ -1,12 +1,14 @@
 """Compiles every Triton kernel ahead of time, and keeps what it takes of a multiprocessor. Needs no GPU.
 
 Each tiling becomes one line of docs/benchmarks/kernels.jsonl: registers per thread, bytes of stack per thread (spilled
-registers, nearly always), bytes of shared memory per program, matrix instructions in the PTX.
+registers, nearly always), bytes of shared memory per program, matrix instructions in the PTX; and for kernels that walk
+over tiles, how many instructions a thread issues per score in that loop, which bounds their speed at long documents.
 
 Run: python scripts/bench/kernels.py
 """
 
 import argparse
+import itertools
 import re
 import subprocess
 import tempfile
@@ -21,7 +23,7 @@ from harness import write_lines
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mosaicbert.ops import attention_kernels
+from mosaicbert.ops import attention_kernels, cross_entropy_kernels, geglu_kernels, layer_norm_kernels
 from mosaicbert.ops.tiling import Tiling
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}  # A100; H100 and H200
@@ -45,25 +47,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="only the first tiling of each kernel; record nothing")
     smoke = parser.parse_args().smoke
-    for name, cases in (("attention", list(attention_cases(first_only=smoke))),):
-        for case in cases:
-            for architecture, capability in ARCHITECTURES.items():
-                facts = resources(case, capability)
-                shown = ", ".join(f"{key}={value}" for key, value in facts.items())
-                constants = {key: value for key, value in case.constants.items() if value is not None}
-                print(f"{name}: {case.kernel.__name__} {case.dtype} {architecture} {constants}: {shown}", flush=True)
-                if not smoke:
-                    line = {
-                        "kernel": case.kernel.__name__.strip("_"),
-                        "dtype": case.dtype,
-                        "architecture": architecture,
-                        **constants,
-                        "num_warps": case.num_warps,
-                        "num_stages": case.num_stages,
-                        **facts,
-                        "triton": triton.__version__,
-                    }
-                    write_lines("kernels", [line])
+    cases = {
+        "attention": attention_cases(first_only=smoke),
+        "geglu": geglu_cases(),
+        "layer_norm": layer_norm_cases(),
+        "cross_entropy": cross_entropy_cases(),
+    }
+    for operation, case in ((operation, case) for operation, group in cases.items() for case in group):
+        for architecture, capability in ARCHITECTURES.items():
+            facts = resources(case, capability)
+            shown = ", ".join(f"{key}={value}" for key, value in facts.items())
+            constants = {key: value for key, value in case.constants.items() if value is not None}
+            name = f"{operation}, {case.kernel.__name__.strip('_')}"
+            print(f"{name} {case.dtype} {architecture} {constants} num_warps={case.num_warps}: {shown}", flush=True)
+            if not smoke:
+                line = {
+                    "kernel": name,
+                    "dtype": case.dtype,
+                    "architecture": architecture,
+                    **constants,
+                    "num_warps": case.num_warps,
+                    "num_stages": case.num_stages,
+                    **facts,
+                    "triton": triton.__version__,
+                }
+                write_lines("kernels", [line])
 
 
 def attention_cases(first_only: bool) -> Iterator[Case]:
@@ -80,28 +88,68 @@ def attention_cases(first_only: bool) -> Iterator[Case]:
             return
 
 
-def resources(case: Case, capability: int) -> dict[str, int]:
+def geglu_cases() -> Iterator[Case]:
+    for kernel in (geglu_kernels._forward_kernel, geglu_kernels._backward_kernel):
+        yield Case(kernel, "bfloat16", {"seed_ptr": "*i64"}, {"BLOCK": 1024}, num_warps=4)
+
+
+def layer_norm_cases() -> Iterator[Case]:
+    statistics = {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "rstd_ptr": "*fp32", "partial_ptr": "*fp32"}
+    kernels = ((layer_norm_kernels._forward_kernel, 1024), (layer_norm_kernels._backward_kernel, 2048))
+    for width, (kernel, elements) in itertools.product((768, 1024), kernels):
+        tile = layer_norm_kernels._tile(width, elements)
+        yield Case(kernel, "bfloat16", {**statistics, "seed_ptr": "*i64"}, tile, num_warps=tile.pop("num_warps"))
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    types = {"labels_ptr": "*i64", "losses_ptr": "*fp32", "is_right_ptr": "*i32"}
+    constants = {"IGNORED": -100, "WITH_GRADIENT": True, "BLOCK": cross_entropy_kernels._BLOCK}
+    yield Case(cross_entropy_kernels._row_kernel, "bfloat16", types, constants, cross_entropy_kernels._NUM_WARPS)
+
+
+def resources(case: Case, capability: int) -> dict[str, float]:
     """Compiles, and reads what the machine code needs."""
     signature: dict[str, str] = {}
     for name in case.kernel.arg_names:
-        other = DTYPES[case.dtype] if name.endswith("_ptr") else "fp32" if name == "scale" else "i32"
+        other = DTYPES[case.dtype] if name.endswith("_ptr") else "fp32" if name in ("scale", "eps") else "i32"
         signature[name] = "constexpr" if name in case.constants else case.signature.get(name, other)
-    # As at run time, where all pointers are aligned to 16 bytes.
-    aligned = {(n,): [["tt.divisibility", 16]] for n, kind in enumerate(signature.values()) if kind.startswith("*")}
+    # As at run time, where pointers are aligned to 16 bytes and widths are multiples of 16.
+    kinds = enumerate(signature.items())
+    aligned = {(n,): [["tt.divisibility", 16]] for n, (name, kind) in kinds if kind.startswith("*") or name == "width"}
     source = ASTSource(case.kernel, signature=signature, constexprs=dict(case.constants), attrs=aligned)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        usage, code = (
+            subprocess.run([_CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
     registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1])
+    loop = _loop_with_products(code)
+    tile = case.constants.get("ROWS", 0) * case.constants.get("COLUMNS", 0)
     return {
         "registers": registers,
         "stack_bytes": stack,
         "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": len(re.findall(r"wgmma\.mma_async\.sync|mma\.sync", compiled.asm["ptx"])),
+        **({"instructions_per_score": round(loop * 32 * case.num_warps / tile, 2)} if loop else {}),
     }
+
+
+def _loop_with_products(code: str) -> int:
+    """Instructions in the shortest loop that holds a matrix product; 0 if there is none."""
+    pattern = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*?);"
+    found = [(int(place, 16), name, rest) for place, name, rest in re.findall(pattern, code)]
+    lengths: list[int] = []
+    for place, name, rest in found:
+        target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
+        if target and int(target[1], 16) < place:
+            body = [other for at, other, _ in found if int(target[1], 16) <= at <= place]
+            if any("MMA" in other for other in body):
+                lengths.append(len(body))
+    return min(lengths, default=0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mosaicbert.model.modeling import (
     MosaicBertForSequenceClassification,
     MosaicBertModel,
 )
+from mosaicbert.train.compilation import compile_model
 from tests.accuracy import assert_as_accurate
 from tests.recipes import tiny_recipe
 
@@ -103,7 +104,7 @@ def documents_of(batch):
 
 
 def summed_loss(model, batch):
-    return F.cross_entropy(model.predict(batch), batch.labels, reduction="sum")
+    return model.masked_lm_loss(batch)[0]
 
 
 def logits_and_gradients(model, batch):
@@ -211,6 +212,14 @@ def test_predict_gives_the_full_models_logits_at_the_masked_tokens(masked_lm, in
     torch.testing.assert_close(masked_lm.predict(batch), everywhere[batch.masked_indices])
 
 
+def test_the_loss_of_pretraining_is_the_cross_entropy_of_the_predictions(masked_lm, inputs):
+    batch = with_filler(as_batch(inputs))
+    logits = masked_lm.predict(batch)
+    loss, num_right = masked_lm.masked_lm_loss(batch)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch.labels, reduction="sum"))
+    assert num_right == (logits.argmax(dim=1) == batch.labels).sum()
+
+
 def test_a_padded_batch_gives_the_loss_of_its_unpadded_self(masked_lm, inputs):
     batch = as_batch(inputs)
     loss = F.cross_entropy(masked_lm.predict(batch), batch.labels)
@@ -255,6 +264,68 @@ def test_fp32_with_filler_is_as_accurate_as_without(rung, masked_lm, inputs):
     truth = logits_and_gradients(copy.deepcopy(masked_lm).double(), batch)
     for name in plain:
         assert_as_accurate(name, filled[name], plain[name], truth[name])
+
+
+def test_with_triton_logits_and_gradients_are_as_accurate_as_with_eager(device, inputs):
+    model, batch = make(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), as_batch(inputs)
+    results = {}
+    for rung in ("triton", "eager"):
+        model.set_attn_implementation(rung)
+        results[rung] = logits_and_gradients(model, batch)
+    truth = logits_and_gradients(copy.deepcopy(model).double(), batch)
+    for name, values in truth.items():
+        assert_as_accurate(name, results["triton"][name], results["eager"][name], values)
+
+
+def test_with_triton_everything_behind_the_embeddings_is_one_graph(device, inputs):
+    model, batch = make(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), as_batch(inputs)
+    model.set_attn_implementation("triton")
+    plain = gradients(model, summed_loss(model, batch))
+    model.embedded_loss = torch.compile(model.embedded_loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    for name, gradient in gradients(model, summed_loss(model, batch)).items():
+        torch.testing.assert_close(gradient, plain[name], msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_step_on_a_gpu_has_the_same_bits_again(compiled, device, inputs):
+    model = make(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2, hidden_dropout_prob=0.1)
+    model.set_attn_implementation("triton")
+    batch = as_batch(inputs)
+    if compiled:
+        compile_model(model)
+
+    def step():
+        torch.manual_seed(5)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = summed_loss(model.train(), batch)
+        return {"loss": loss.detach()} | gradients(model, loss)
+
+    first = step()
+    for _ in range(5):
+        for name, values in step().items():
+            assert torch.equal(values, first[name]), name
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_give_the_gradients_that_they_give_uncaptured(device, inputs):
+    plain = make(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2)
+    plain.set_attn_implementation("triton")
+    captured = copy.deepcopy(plain)
+    captured.set_attn_implementation("triton")
+    compile_model(captured, graphs=True)
+    batches = [as_batch(inputs), with_filler(as_batch(inputs))]
+    for model in (plain, captured):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    for _ in range(4):  # warms up, captures, replays
+        for batch in batches:
+            losses = [model.masked_lm_loss(batch)[0] for model in (plain, captured)]
+            torch.testing.assert_close(losses[1].detach(), losses[0].detach())
+            for loss in losses:
+                loss.backward()
+    for (name, parameter), other in zip(plain.named_parameters(), captured.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, msg=name)
 
 
 def test_filler_alone_teaches_nothing(masked_lm, inputs):

@@ -2,9 +2,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from mosaicbert.ops.geglu import geglu
+from mosaicbert.ops.geglu import geglu, geglu_reference
 from tests.accuracy import assert_as_accurate
+
+pytest.importorskip("triton")
+from mosaicbert.ops import geglu_kernels as kernels
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+SHAPES = [(1, 1), (7, 300), (4, 1025)]
+SHAPE_NAMES = ["smallest", "ragged", "two-blocks"]
 
 
 def formula(gate_up):
@@ -19,17 +28,157 @@ def with_gradient(function, gate_up, grad_out):
     return out.detach(), gradient
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("tokens, width", [(1, 1), (7, 300), (4, 1025)], ids=["smallest", "ragged", "wide"])
-def test_geglu_is_as_accurate_as_its_formula(tokens, width, dtype, device):
+def random_inputs(tokens, width, device, dtype):
     generator = torch.Generator().manual_seed(5)
     gate_up = 3 * torch.randn(tokens, 2 * width, generator=generator).to(device, dtype)
-    grad_out = torch.randn(tokens, width, generator=generator).to(device, dtype)
+    return gate_up, torch.randn(tokens, width, generator=generator).to(device, dtype)
+
+
+def seed_on(device, seed=2**62 + 17):
+    return torch.tensor(seed, device=device)
+
+
+def kept_by(seed, tokens, width, dropout_p):
+    """The kernel's mask: what is left where every output would be gelu(1)."""
+    return kernels.geglu(torch.ones(tokens, 2 * width, device=seed.device), dropout_p, seed) != 0
+
+
+@pytest.fixture
+def roomy_gpu():
+    if torch.cuda.get_device_properties("cuda").total_memory < 40e9:
+        pytest.skip("needs 40 GB of GPU memory")
+    return "cuda"
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens, width", SHAPES, ids=SHAPE_NAMES)
+def test_geglu_is_as_accurate_as_its_formula(tokens, width, dtype, device):
+    gate_up, grad_out = random_inputs(tokens, width, device, dtype)
     truth = with_gradient(formula, gate_up.double(), grad_out)
     eager = with_gradient(formula, gate_up, grad_out)
     ours = with_gradient(geglu, gate_up, grad_out)
     for name, *values in zip(("out", "grad_gate_up"), ours, eager, truth, strict=True):
         assert_as_accurate(name, *values)
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens, width", SHAPES, ids=SHAPE_NAMES)
+def test_the_kernel_is_as_accurate_as_eager(tokens, width, dtype, device):
+    gate_up, grad_out = random_inputs(tokens, width, device, dtype)
+    truth = with_gradient(geglu_reference, gate_up.double(), grad_out)
+    eager = with_gradient(geglu_reference, gate_up, grad_out)
+    ours = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
+    for name, *values in zip(("out", "grad_gate_up"), ours, eager, truth, strict=True):
+        assert_as_accurate(name, *values)
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens, width", SHAPES, ids=SHAPE_NAMES)
+def test_with_dropout_the_kernel_is_as_accurate_as_eager_with_the_same_mask(tokens, width, dtype, device):
+    gate_up, grad_out = random_inputs(tokens, width, device, dtype)
+    seed = seed_on(device)
+    kept = kept_by(seed, tokens, width, 0.3)
+
+    def masked(gate_up):
+        return geglu_reference(gate_up) * kept / 0.7
+
+    truth = with_gradient(masked, gate_up.double(), grad_out)
+    eager = with_gradient(masked, gate_up, grad_out)
+    ours = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.3, seed), gate_up, grad_out)
+    for name, *values in zip(("out", "grad_gate_up"), ours, eager, truth, strict=True):
+        assert_as_accurate(name, *values)
+
+
+def test_tokens_whose_memory_is_not_contiguous_are_no_different(device):
+    gate_up, grad_out = random_inputs(6, 20, device, torch.float32)
+    strided = torch.stack([gate_up, gate_up], dim=-1)[..., 0]
+    grad_strided = grad_out.t().contiguous().t()
+    ours = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
+    for result, expected in zip(
+        with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), strided, grad_strided), ours, strict=True
+    ):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])
+def test_the_share_of_dropped_elements_is_the_one_asked_for(dropout_p, device):
+    tokens, width = 40, 1000
+    dropped = ~kept_by(seed_on(device), tokens, width, dropout_p)
+    deviation = math.sqrt(dropout_p * (1 - dropout_p))
+    assert abs(float(dropped.double().mean()) - dropout_p) < 4 * deviation / math.sqrt(tokens * width)
+    for dim, count in ((0, tokens), (1, width)):  # no row and no column is left out
+        assert (dropped.double().mean(dim) - dropout_p).abs().max() < 6 * deviation / math.sqrt(count)
+
+
+def test_elements_are_dropped_independently_of_each_other(device):
+    dropped = ~kept_by(seed_on(device), 20, 2048, 0.5)
+    same_in_rows = [dropped[:, lag:] == dropped[:, :-lag] for lag in (1, 2, 3, 4, 1024)]  # the last is the next block
+    for same in (*same_in_rows, dropped[1:] == dropped[:-1]):
+        assert abs(float(same.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(same.numel())
+
+
+def test_the_same_seed_gives_the_same_bits(device):
+    gate_up, grad_out = random_inputs(7, 300, device, torch.float32)
+    first, second = (
+        with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.1, seed_on(device)), gate_up, grad_out) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("other", [18, 17 + 2**32], ids=["low-bits", "high-bits"])
+def test_another_seed_drops_others(other, device):
+    same = kept_by(seed_on(device, 17), 40, 500, 0.5) == kept_by(seed_on(device, other), 40, 500, 0.5)
+    assert abs(float(same.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(same.numel())
+
+
+@pytest.mark.parametrize("seed", [None, 3], ids=["no-dropout", "dropout"])
+def test_the_custom_operations_keep_pytorchs_rules(seed, device):
+    gate_up, grad_out = random_inputs(3, 20, device, torch.float32)
+    seed = None if seed is None else seed_on(device, seed)
+    torch.library.opcheck(kernels.geglu, (gate_up.requires_grad_(), 0.1, seed))
+    torch.library.opcheck(kernels.geglu_backward, (grad_out, gate_up.detach(), 0.1, seed))
+
+
+@pytest.mark.parametrize("seed", [None, 3], ids=["no-dropout", "dropout"])
+def test_torch_compile_captures_the_kernel_in_one_graph(seed, device):
+    gate_up, grad_out = random_inputs(3, 20, device, torch.float32)
+    seed = None if seed is None else seed_on(device, seed)
+
+    def step(gate_up):
+        return 2 * kernels.geglu(gate_up, 0.1, seed)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    ours, expected = with_gradient(compiled, gate_up, grad_out), with_gradient(step, gate_up, grad_out)
+    assert all(map(torch.equal, ours, expected))
+
+
+def test_torch_compile_traces_the_definition_in_one_graph(device):
+    gate_up, grad_out = random_inputs(3, 20, device, torch.float32)
+    compiled = torch.compile(geglu, fullgraph=True, backend="aot_eager")
+    ours, expected = with_gradient(compiled, gate_up, grad_out), with_gradient(geglu_reference, gate_up, grad_out)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_on_a_cpu_dropout_draws_what_a_module_behind_geglu_would_draw(dtype):
+    gate_up, grad_out = random_inputs(7, 300, "cpu", dtype)
+    dropout = nn.Dropout(0.1)
+
+    def two_steps(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return dropout(F.gelu(gate) * up)
+
+    results = []
+    for function in (lambda gate_up: geglu(gate_up, 0.1), two_steps):
+        torch.manual_seed(11)
+        results.append((*with_gradient(function, gate_up, grad_out), torch.get_rng_state()))
+    assert all(map(torch.equal, *results))
+
+
+def test_no_tokens_give_no_tokens(device):
+    gate_up, grad_out = random_inputs(0, 20, device, torch.float32)
+    out, gradient = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
+    assert out.shape == (0, 20) and gradient.shape == (0, 40)
 
 
 def test_the_first_half_is_the_gate(device):
@@ -42,3 +191,13 @@ def test_the_first_half_is_the_gate(device):
 def test_a_shape_that_is_not_tokens_by_pairs_is_an_error_that_says_so(shape, device):
     with pytest.raises(ValueError, match=r"geglu needs a \(T, 2F\) tensor, got \(.*\); flatten"):
         geglu(torch.zeros(shape, device=device))
+
+
+@pytest.mark.gpu
+def test_elements_beyond_two_to_the_31_are_reached(roomy_gpu):
+    gate_up = torch.randn(3 * 2**19, 2 * 1536, device=roomy_gpu, dtype=torch.bfloat16)
+    out = kernels.geglu(gate_up, 0.0, None)
+    assert out.numel() > 2**31
+    assert torch.equal(out[-5:], kernels.geglu(gate_up[-5:], 0.0, None))
+    gradient = kernels.geglu_backward(out, gate_up, 0.0, None)
+    assert torch.equal(gradient[-5:], kernels.geglu_backward(out[-5:], gate_up[-5:], 0.0, None))

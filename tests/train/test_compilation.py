@@ -68,8 +68,9 @@ def test_compiled_training_follows_the_uncompiled_and_compiles_nothing_twice(lon
 def test_it_is_off_on_a_processor_unless_asked_for(tmp_path):
     recipe = tiny_recipe(tmp_path, tmp_path / "docs.jsonl")
     if not torch.cuda.is_available():
-        assert not choose_compilation(recipe)[0]
-    assert choose_compilation(_recipe(tmp_path, tmp_path / "docs.jsonl", compile=True)) == (True, "as the recipe says")
+        assert not choose_compilation(recipe).is_on
+    asked = choose_compilation(_recipe(tmp_path, tmp_path / "docs.jsonl", compile=True))
+    assert str(asked) == "torch.compile: on (as the recipe says)"
 
 
 def test_the_padded_baseline_is_not_compiled(tmp_path):
@@ -77,6 +78,25 @@ def test_the_padded_baseline_is_not_compiled(tmp_path):
         model = TINY_MODEL | {"architecture": "bert"}
         return tiny_recipe(tmp_path, tmp_path / "docs.jsonl", model=model, train={"compile": asked})
 
-    assert choose_compilation(recipe(None)) == (False, "padded lengths never stand still")
+    assert str(choose_compilation(recipe(None))) == "torch.compile: off (padded lengths never stand still)"
     with pytest.raises(ConfigError, match=r"train\.compile=true with model\.architecture=bert"):
         choose_compilation(recipe(True))
+
+
+GRAPHS_REFUSED = {
+    "uncompiled": ({"compile": None}, "without train.compile=true"),
+    "sharded": ({"compile": True, "sharding": "fsdp"}, "set train.sharding=ddp"),
+}
+
+
+@pytest.mark.parametrize("train, why", GRAPHS_REFUSED.values(), ids=GRAPHS_REFUSED)
+def test_cuda_graphs_without_what_they_need_are_an_error_that_says_what(train, why, tmp_path):
+    with pytest.raises(ConfigError, match=f"train.cuda_graphs=true.*{why}"):
+        choose_compilation(tiny_recipe(tmp_path, tmp_path / "docs.jsonl", train=train | {"cuda_graphs": True}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_cuda_graphs_without_a_gpu_are_an_error_that_says_so(tmp_path):
+    recipe = tiny_recipe(tmp_path, tmp_path / "docs.jsonl", train={"compile": True, "cuda_graphs": True})
+    with pytest.raises(ConfigError, match="there is no GPU here"):
+        choose_compilation(recipe)

@@ -1,0 +1,184 @@
+"""Cross-entropy of a decoder's logits, loss = sum(lse(hidden W^T + b) - logit of the label), without all the logits.
+
+The logits of M tokens over V entries are the largest tensor of a masked-language-model step. Here a chunk of rows lives
+at a time: its logits become its loss, then in the same memory the gradient softmax(logits) - onehot(label), and then
+its share of the gradients of hidden, weight and bias. So the gradients are computed in the forward pass (the idea of
+Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989); the backward pass multiplies them by the gradient of the loss.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mosaicbert.ops.fusion import choose_fusion
+
+# Exported folders carry this file: there, another version of it may register its operator beside this one.
+_NAMESPACE = re.sub(r"\W", "_", __name__)
+
+_IGNORED = -100  # the label of a row that does not count
+# Bytes of logits, at most, in memory at a time: rows enough for fast products. Measured on a CPU.
+_CPU_CHUNK = 32 * 2**20
+_GPU_CHUNK = 256 * 2**20
+_CPU_BLOCK = 4096  # rows of a half-precision product that is added in fp32; what is converted stays in the cache
+
+
+def linear_cross_entropy_reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The definition, in plain PyTorch. Shapes as in `linear_cross_entropy`."""
+    logits = F.linear(hidden, weight, bias)  # (M, V)
+    logits = logits.to(_statistics_dtype(logits.dtype))
+    loss = F.cross_entropy(logits, labels, ignore_index=_IGNORED, reduction="sum")
+    return loss, (logits.argmax(1) == labels).sum()
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies of hidden @ weight^T + bias, and how many labels have the largest logit.
+
+    The product is computed in the autocast's dtype if autocast is on, else in hidden's; softmax and loss in fp32.
+
+    Args:
+        hidden: (M, C).
+        weight: (V, C).
+        bias: (V,).
+        labels: (M,) int64, -100 where a row does not count.
+
+    Returns:
+        The loss, () fp32, differentiable once. The number of labels that are the first argmax of their row, () int64.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    num_rows, width = hidden.shape if hidden.ndim == 2 else (-1, -1)
+    vocab_size = weight.shape[0] if weight.ndim == 2 else -1
+    if (weight.shape, bias.shape, labels.shape) != ((vocab_size, width), (vocab_size,), (num_rows,)):
+        raise ValueError(
+            f"linear_cross_entropy needs hidden (M, C), weight (V, C), bias (V,) and labels (M,), got "
+            f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)} and {tuple(labels.shape)}; "
+            f"keep the masked tokens' rows alone, one label each."
+        )
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight, bias)]
+    loss, num_right, *_ = _linear_cross_entropy(hidden.to(dtype), weight, bias, labels, wanted)
+    return loss, num_right
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # wanted: whether hidden, weight and bias need a gradient; what is not wanted comes back without elements.
+    num_rows, vocab_size, step = len(hidden), len(weight), _step(hidden)
+    chunk = _rows_per_chunk(vocab_size, hidden.dtype, hidden.device.type)
+    loss, _, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, bias, wanted)
+    grad_bias.zero_()
+    if not num_rows:
+        grad_weight.zero_()
+    with torch.autocast(hidden.device.type, enabled=False):
+        weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
+        losses = loss.new_empty(num_rows)
+        is_right = labels.new_empty(num_rows, dtype=torch.int32)
+        buffer = hidden.new_empty(min(num_rows, chunk), vocab_size)
+        for start in range(0, num_rows, chunk):
+            rows = slice(start, min(start + chunk, num_rows))
+            logits = torch.addmm(bias, hidden[rows], weight.t(), out=buffer[: rows.stop - start])
+            step(logits, labels[rows], losses[rows], is_right[rows], _IGNORED, any(wanted))
+            if wanted[0]:
+                torch.mm(logits, weight, out=grad_hidden[rows])
+            if wanted[1]:
+                _add_product(grad_weight, logits.t(), hidden[rows], is_first=start == 0)
+            if wanted[2]:
+                grad_bias += logits.sum(0, dtype=grad_bias.dtype)
+        return losses.sum(), is_right.sum(), grad_hidden, grad_weight, grad_bias
+
+
+@_linear_cross_entropy.register_fake
+def _(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    del labels
+    return _empty(hidden, weight, bias, wanted)
+
+
+def _empty(
+    hidden: Tensor, weight: Tensor, bias: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    shapes = [tensor.shape if want else (0,) for tensor, want in zip((hidden, weight, bias), wanted, strict=True)]
+    statistics = _statistics_dtype(hidden.dtype)
+    return (
+        hidden.new_empty((), dtype=statistics),
+        hidden.new_empty((), dtype=torch.int64),
+        hidden.new_empty(shapes[0]),
+        hidden.new_empty(shapes[1], dtype=statistics),
+        hidden.new_empty(shapes[2], dtype=statistics),
+    )
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, weight, bias, _, ctx.wanted = inputs
+    _, num_right, grad_hidden, grad_weight, grad_bias = output
+    ctx.mark_non_differentiable(num_right, grad_hidden, grad_weight, grad_bias)
+    ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+    ctx.dtypes = grad_hidden.dtype, weight.dtype, bias.dtype
+
+
+def _scale_gradients(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+    gradients = [(gradient * grad_loss).to(dtype) if want else None for gradient, dtype, want in saved]
+    return *gradients, None, None
+
+
+_linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_save_gradients)
+
+
+def _softmax_cross_entropy_(
+    logits: Tensor, labels: Tensor, losses: Tensor, is_right: Tensor, ignored: int, with_gradient: bool
+) -> None:
+    """Writes each row's loss and whether its label is the argmax, and over the logits, if asked, their gradient."""
+    counts = labels != ignored
+    labels = labels.where(counts, 0)
+    maximum, argmax = logits.max(1)  # its index is the first one, as argmax's, and it is faster on a CPU
+    torch.eq(argmax, labels, out=is_right).mul_(counts)
+    label_logits = logits.gather(1, labels[:, None])[:, 0]
+    probabilities = torch.softmax(logits, 1, dtype=losses.dtype)
+    # lse = maximum - log(p of the maximum), which is at least 1 / V; the label's own may underflow.
+    log_largest = probabilities.gather(1, argmax[:, None])[:, 0].log()
+    row_losses = (maximum.to(losses.dtype) - label_logits) - log_largest
+    losses.copy_(row_losses.where(counts, 0.0))
+    if with_gradient:
+        probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((len(labels), 1), -1.0))
+        torch.mul(probabilities, counts[:, None], out=logits)
+
+
+def _step(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], None]:
+    # Kernels compute in fp32, which is too little for fp64.
+    if hidden.dtype != torch.float64 and choose_fusion(hidden.device.type).name == "triton":
+        # By name, because exported folders carry this file, and a CPU needs no Triton.
+        kernels: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
+        return kernels.softmax_cross_entropy_
+    return _softmax_cross_entropy_
+
+
+def _rows_per_chunk(vocab_size: int, dtype: torch.dtype, device_type: str) -> int:
+    # A power of two, for the products' sake. The row count has no say: it must not change how sums are rounded.
+    rows = (_CPU_CHUNK if device_type == "cpu" else _GPU_CHUNK) // (dtype.itemsize * vocab_size)
+    return 1 << max(rows.bit_length() - 1, 0)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, beta=0 if is_first else 1)  # 0: whatever stood in total does not count
+        return
+    block = _CPU_BLOCK if total.device.type == "cpu" else len(total)
+    for part, rows in zip(total.split(block), left.split(block), strict=True):
+        part.copy_(rows @ right) if is_first else part.add_(rows @ right)
+
+
+def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

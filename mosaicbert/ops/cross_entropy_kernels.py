@@ -1,0 +1,97 @@
+"""A row's cross-entropy and the gradient of its logits, in Triton: the middle of `ops.cross_entropy` on a GPU.
+
+The softmax is the online one (Milakov and Gimelshein 2018, arXiv:1805.02867): one walk over a row's blocks finds the
+maximum and the sum together, a second writes the gradient where the logits were. A row is one program's alone, so no
+order of programs shows in the result.
+"""
+
+# The language of kernels has no types that pyright knows.
+# pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 2048  # columns
+_NUM_WARPS = 8
+
+
+@triton.jit
+def _row_kernel(
+    logits_ptr,  # (rows, width); becomes their gradient
+    labels_ptr,  # (rows,)
+    losses_ptr,  # (rows,) fp32
+    is_right_ptr,  # (rows,)
+    width,
+    IGNORED: tl.constexpr,
+    WITH_GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)  # int64: row * width can pass 2^31
+    row_ptr = logits_ptr + row * width
+    columns = tl.arange(0, BLOCK)
+    label = tl.load(labels_ptr + row)
+    if label == IGNORED:
+        tl.store(losses_ptr + row, 0.0)
+        tl.store(is_right_ptr + row, 0)
+        if WITH_GRADIENT:
+            zeros = tl.zeros([BLOCK], logits_ptr.dtype.element_ty)
+            for start in range(0, width, BLOCK):
+                tl.store(row_ptr + start + columns, zeros, mask=start + columns < width)
+        return
+    # A label outside the vocabulary gives a loss that is not a number, not somebody else's memory.
+    is_inside = (label >= 0) & (label < width)
+    label = label.to(tl.int32)
+    label_logit = tl.load(row_ptr + label, mask=is_inside, other=float("nan")).to(tl.float32)
+    maximum = -float("inf")
+    totals = tl.zeros([BLOCK], tl.float32)
+    is_beaten = label_logit != label_logit  # by a larger logit, or an equal one before it
+    for start in range(0, width, BLOCK):
+        here = start + columns
+        logits = tl.load(row_ptr + here, mask=here < width, other=-float("inf")).to(tl.float32)
+        block_maximum = tl.max(logits, 0)
+        maximum_before = tl.where(start < label, block_maximum, -float("inf"))
+        if (start <= label) & (label < start + BLOCK):
+            maximum_before = tl.max(tl.where(here < label, logits, -float("inf")), 0)
+        is_beaten = is_beaten | (block_maximum > label_logit) | (maximum_before == label_logit)
+        new_maximum = tl.maximum(maximum, block_maximum)
+        subtracted = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+        totals = totals * tl.exp(maximum - subtracted) + tl.exp(logits - subtracted)
+        maximum = new_maximum
+    total = tl.sum(totals, 0)
+    tl.store(losses_ptr + row, (maximum - label_logit) + tl.log(total))
+    tl.store(is_right_ptr + row, tl.where(is_beaten, 0, 1))
+    if WITH_GRADIENT:
+        scale = 1.0 / total
+        for start in range(0, width, BLOCK):
+            here = start + columns
+            logits = tl.load(row_ptr + here, mask=here < width, other=-float("inf")).to(tl.float32)
+            grads = tl.exp(logits - maximum) * scale - tl.where(here == label, 1.0, 0.0)
+            tl.store(row_ptr + here, grads.to(logits_ptr.dtype.element_ty), mask=here < width)
+
+
+def softmax_cross_entropy_(
+    logits: Tensor, labels: Tensor, losses: Tensor, is_right: Tensor, ignored: int, with_gradient: bool
+) -> None:
+    """Writes each row's loss and whether its label is the first argmax; if asked, the gradient over the logits.
+
+    Args:
+        logits: (rows, V), contiguous, not fp64.
+        labels: (rows,) int64.
+        losses: (rows,) fp32, written.
+        is_right: (rows,) int32, written.
+        ignored: the label of rows whose loss and gradient are zero.
+        with_gradient: whether the gradient of the sum of the losses takes the logits' place.
+    """
+    num_rows, width = logits.shape
+    _row_kernel[(num_rows,)](
+        logits,
+        labels.contiguous(),
+        losses,
+        is_right,
+        width,
+        IGNORED=ignored,
+        WITH_GRADIENT=with_gradient,
+        BLOCK=min(_BLOCK, triton.next_power_of_2(width)),
+        num_warps=_NUM_WARPS,
+    )

@@ -1,0 +1,153 @@
+"""GEGLU and the dropout behind it, forward and backward in one Triton kernel each.
+
+The backward pass reads the input again and computes the activation again: nothing but the input is saved.
+"""
+
+# The language of kernels has no types that pyright knows.
+# pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mosaicbert.ops.dropout_kernels import dropout_arguments, keep_mask
+
+_WIDEST_BLOCK = 1024  # columns of a program: 16 bytes of bf16 to each of its threads
+_NUM_WARPS = 4
+_SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+_INVERSE_SQRT_TAU = tl.constexpr(1 / math.sqrt(2 * math.pi))
+
+
+@triton.jit
+def _keep(seed_ptr, row, block, threshold, BLOCK: tl.constexpr):
+    return keep_mask(tl.load(seed_ptr), row, block * (BLOCK // 4) + tl.arange(0, BLOCK // 4), threshold)
+
+
+@triton.jit(do_not_specialize=["threshold", "scale"])
+def _forward_kernel(
+    gate_up_ptr,  # (T, 2F)
+    out_ptr,  # (T, F)
+    seed_ptr,  # () or None: no dropout
+    threshold,
+    scale,
+    width,
+    BLOCK: tl.constexpr,
+):
+    num_blocks = tl.cdiv(width, BLOCK)
+    row = tl.program_id(0) // num_blocks
+    block = tl.program_id(0) % num_blocks
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gate_ptr = gate_up_ptr + row.to(tl.int64) * 2 * width + columns
+    gate = tl.load(gate_ptr, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptr + width, mask=inside, other=0.0).to(tl.float32)
+    out = 0.5 * gate * (1.0 + tl.erf(gate * _SQRT_HALF)) * up
+    if seed_ptr is not None:
+        out = tl.where(_keep(seed_ptr, row, block, threshold, BLOCK), out * scale, 0.0)
+    tl.store(out_ptr + row.to(tl.int64) * width + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["threshold", "scale"])
+def _backward_kernel(
+    grad_ptr,  # (T, F), of the output
+    gate_up_ptr,
+    grad_gate_up_ptr,  # (T, 2F)
+    seed_ptr,
+    threshold,
+    scale,
+    width,
+    BLOCK: tl.constexpr,
+):
+    num_blocks = tl.cdiv(width, BLOCK)
+    row = tl.program_id(0) // num_blocks
+    block = tl.program_id(0) % num_blocks
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gates = row.to(tl.int64) * 2 * width + columns
+    gate = tl.load(gate_up_ptr + gates, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + gates + width, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + row.to(tl.int64) * width + columns, mask=inside, other=0.0).to(tl.float32)
+    if seed_ptr is not None:
+        grad = tl.where(_keep(seed_ptr, row, block, threshold, BLOCK), grad * scale, 0.0)
+    cdf = 0.5 * (1.0 + tl.erf(gate * _SQRT_HALF))
+    density = tl.exp(-0.5 * gate * gate) * _INVERSE_SQRT_TAU
+    grad_gate = grad * up * (cdf + gate * density)
+    grad_up = grad * gate * cdf
+    tl.store(grad_gate_up_ptr + gates, grad_gate.to(grad_gate_up_ptr.dtype.element_ty), mask=inside)
+    tl.store(grad_gate_up_ptr + gates + width, grad_up.to(grad_gate_up_ptr.dtype.element_ty), mask=inside)
+
+
+def _grid_and_block(gate_up: Tensor) -> tuple[tuple[int], int]:
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    block = max(4, min(_WIDEST_BLOCK, triton.next_power_of_2(width)))
+    return (num_rows * triton.cdiv(width, block),), block
+
+
+@torch.library.custom_op("mosaicbert::geglu", mutates_args=())
+def geglu(gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """dropout(gelu(gate) * up).
+
+    Args:
+        gate_up: (T, 2F), the gate's features first; fp32, bf16 or fp16.
+        dropout_p: in [0, 1).
+        seed: () int64 on gate_up's device, what the noise follows from; None drops nothing.
+
+    Returns:
+        (T, F), same dtype.
+    """
+    gate_up = gate_up.contiguous()
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(num_rows, width)
+    grid, block = _grid_and_block(gate_up)
+    with torch.cuda.device_of(gate_up):
+        _forward_kernel[grid](
+            gate_up, out, seed, *dropout_arguments(dropout_p, seed), width, BLOCK=block, num_warps=_NUM_WARPS
+        )
+    return out
+
+
+@torch.library.custom_op("mosaicbert::geglu_backward", mutates_args=())
+def geglu_backward(grad: Tensor, gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+    """The gradient of gate_up, (T, 2F), from the output's, (T, F); what was dropped is computed again."""
+    grad, gate_up = grad.contiguous(), gate_up.contiguous()
+    grad_gate_up = torch.empty_like(gate_up)
+    grid, block = _grid_and_block(gate_up)
+    with torch.cuda.device_of(gate_up):
+        _backward_kernel[grid](
+            grad,
+            gate_up,
+            grad_gate_up,
+            seed,
+            *dropout_arguments(dropout_p, seed),
+            gate_up.shape[1] // 2,
+            BLOCK=block,
+            num_warps=_NUM_WARPS,
+        )
+    return grad_gate_up
+
+
+@geglu.register_fake
+def _(gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:  # noqa: ARG001
+    return gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+
+
+@geglu_backward.register_fake
+def _(grad: Tensor, gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:  # noqa: ARG001
+    return gate_up.new_empty(gate_up.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    gate_up, ctx.dropout_p, seed = inputs
+    ctx.save_for_backward(gate_up, seed)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    gate_up, seed = ctx.saved_tensors
+    return geglu_backward(grad, gate_up, ctx.dropout_p, seed), None, None
+
+
+geglu.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,271 @@
+"""Dropout, the sum with a residual and LayerNorm, forward and backward in one Triton kernel each.
+
+The forward pass saves the row that weight and bias are applied to, in the output's dtype. The backward pass then needs
+no mean, and a row that lies far from zero is as exact as any other. The gradients of weight and bias are summed by a
+fixed number of programs, each over its own rows, and then over the programs: the order of a sum is always the same.
+"""
+
+# The language of kernels has no types that pyright knows.
+# pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mosaicbert.ops.dropout_kernels import dropout_arguments, keep_mask
+
+WIDEST = 8192  # columns: a program keeps whole rows in registers
+_FORWARD_ELEMENTS, _BACKWARD_ELEMENTS = 1024, 2048  # of a tile, unless one row is more
+_PROGRAMS_PER_MULTIPROCESSOR = 4  # at up to 1024 columns its registers hold all of them at once
+_PROGRAMS_OF_INTERPRETER = 4
+
+
+@triton.jit
+def _keep(seed, rows, threshold, COLUMNS: tl.constexpr):
+    return keep_mask(seed, rows[:, None], tl.arange(0, COLUMNS // 4)[None, :], threshold)
+
+
+@triton.jit(do_not_specialize=["threshold", "scale", "num_rows", "eps"])
+def _forward_kernel(
+    hidden_ptr,  # (T, C)
+    residual_ptr,  # (T, C)
+    weight_ptr,  # (C,)
+    bias_ptr,  # (C,)
+    out_ptr,  # (T, C)
+    normed_ptr,  # (T, C) or None: no backward pass will follow
+    rstd_ptr,  # (T,) or None
+    seed_ptr,  # () or None: no dropout
+    threshold,
+    scale,
+    num_rows,
+    width,
+    eps,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)[None, :]
+    inside = (rows < num_rows)[:, None] & (columns < width)
+    elements = rows.to(tl.int64)[:, None] * width + columns
+    hidden = tl.load(hidden_ptr + elements, mask=inside, other=0.0).to(tl.float32)
+    residual = tl.load(residual_ptr + elements, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
+    if seed_ptr is not None:
+        hidden = tl.where(_keep(tl.load(seed_ptr), rows, threshold, COLUMNS), hidden * scale, 0.0)
+    summed = hidden + residual
+    mean = tl.sum(summed, 1) / width
+    centred = tl.where(inside, summed - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)
+    normed = centred * rstd[:, None]
+    out = normed * weight + bias
+    tl.store(out_ptr + elements, out.to(out_ptr.dtype.element_ty), mask=inside)
+    if normed_ptr is not None:
+        tl.store(normed_ptr + elements, normed.to(normed_ptr.dtype.element_ty), mask=inside)
+        tl.store(rstd_ptr + rows, rstd, mask=rows < num_rows)
+
+
+@triton.jit(do_not_specialize=["threshold", "scale", "num_rows"])
+def _backward_kernel(
+    grad_ptr,  # (T, C), of the output
+    normed_ptr,
+    rstd_ptr,
+    weight_ptr,
+    grad_residual_ptr,  # (T, C)
+    grad_hidden_ptr,  # (T, C), None without dropout: it is the residual's
+    partial_ptr,  # (2, programs, C) fp32: of the gradients of weight and bias
+    seed_ptr,
+    threshold,
+    scale,
+    num_rows,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    program = tl.program_id(0)
+    columns = tl.arange(0, COLUMNS)
+    weight = tl.load(weight_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
+    grad_weight = tl.zeros([COLUMNS], tl.float32)
+    grad_bias = tl.zeros([COLUMNS], tl.float32)
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+    for first in range(program * ROWS, num_rows, tl.num_programs(0) * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+        elements = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        grad = tl.load(grad_ptr + elements, mask=inside, other=0.0).to(tl.float32)
+        normed = tl.load(normed_ptr + elements, mask=inside, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + rows, mask=rows < num_rows, other=0.0)
+        grad_weight += tl.sum(grad * normed, 0)
+        grad_bias += tl.sum(grad, 0)
+        weighted = grad * weight[None, :]
+        along = tl.sum(weighted * normed, 1) / width
+        mean = tl.sum(weighted, 1) / width
+        grad_sum = (weighted - mean[:, None] - normed * along[:, None]) * rstd[:, None]
+        tl.store(grad_residual_ptr + elements, grad_sum.to(grad_residual_ptr.dtype.element_ty), mask=inside)
+        if seed_ptr is not None:
+            grad_hidden = tl.where(_keep(seed, rows, threshold, COLUMNS), grad_sum * scale, 0.0)
+            tl.store(grad_hidden_ptr + elements, grad_hidden.to(grad_hidden_ptr.dtype.element_ty), mask=inside)
+    partial_ptr += program.to(tl.int64) * width + columns
+    tl.store(partial_ptr, grad_weight, mask=columns < width)
+    tl.store(partial_ptr + tl.num_programs(0).to(tl.int64) * width, grad_bias, mask=columns < width)
+
+
+def _tile(width: int, elements: int) -> dict[str, int]:
+    columns = max(4, triton.next_power_of_2(width))
+    return {"ROWS": max(1, elements // columns), "COLUMNS": columns, "num_warps": min(16, max(4, columns // 256))}
+
+
+def _num_programs(hidden: Tensor, rows_of_tile: int) -> int:
+    if hidden.is_cuda:
+        multiprocessors = torch.cuda.get_device_properties(hidden.device).multi_processor_count
+        most = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+    else:
+        most = _PROGRAMS_OF_INTERPRETER
+    return min(most, triton.cdiv(hidden.shape[0], rows_of_tile))
+
+
+@torch.library.custom_op("mosaicbert::dropout_add_layer_norm", mutates_args=())
+def dropout_add_layer_norm(
+    hidden: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm(dropout(hidden) + residual).
+
+    Args:
+        hidden: (T, C); fp32, bf16 or fp16.
+        residual: (T, C), hidden's dtype.
+        weight: (C,).
+        bias: (C,).
+        eps: added to the variance.
+        dropout_p: in [0, 1).
+        seed: () int64 on hidden's device, what the noise follows from; None drops nothing.
+        differentiable: also keep what the backward pass needs.
+
+    Returns:
+        (T, C), hidden's dtype; and for the backward pass, else empty: the same before weight and bias, and
+        1 / sqrt(variance + eps) of each row, (T,) fp32.
+
+    Raises:
+        ValueError: hidden is wider than WIDEST.
+    """
+    hidden, residual = hidden.contiguous(), residual.contiguous()
+    num_rows, width = hidden.shape
+    assert residual.shape == hidden.shape and residual.dtype == hidden.dtype, "residual is unlike hidden"
+    if width > WIDEST:
+        raise ValueError(f"hidden_size={width} is above {WIDEST}: a row would not fit a program's registers.")
+    out, normed, rstd = _empty_outputs(hidden, differentiable)
+    tile = _tile(width, _FORWARD_ELEMENTS)
+    with torch.cuda.device_of(hidden):
+        _forward_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
+            hidden,
+            residual,
+            weight.contiguous(),
+            bias.contiguous(),
+            out,
+            normed if differentiable else None,
+            rstd if differentiable else None,
+            seed,
+            *dropout_arguments(dropout_p, seed),
+            num_rows,
+            width,
+            eps,
+            **tile,
+        )
+    return out, normed, rstd
+
+
+def _empty_outputs(hidden: Tensor, differentiable: bool) -> tuple[Tensor, Tensor, Tensor]:
+    num_rows, width = hidden.shape
+    num_kept = num_rows if differentiable else 0
+    out, normed = hidden.new_empty(num_rows, width), hidden.new_empty(num_kept, width)
+    return out, normed, hidden.new_empty(num_kept, dtype=torch.float32)
+
+
+@torch.library.custom_op("mosaicbert::dropout_add_layer_norm_backward", mutates_args=())
+def dropout_add_layer_norm_backward(
+    grad: Tensor, normed: Tensor, rstd: Tensor, weight: Tensor, dropout_p: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of residual, hidden, weight and bias. Hidden's is empty without a seed: it is residual's."""
+    grad = grad.contiguous()
+    num_rows, width = normed.shape
+    tile = _tile(width, _BACKWARD_ELEMENTS)
+    num_programs = _num_programs(normed, tile["ROWS"])
+    grad_residual = torch.empty_like(normed)
+    grad_hidden = torch.empty_like(normed) if seed is not None else normed.new_empty(0, width)
+    partial = normed.new_empty(2, num_programs, width, dtype=torch.float32)
+    with torch.cuda.device_of(grad):
+        _backward_kernel[(num_programs,)](
+            grad,
+            normed,
+            rstd,
+            weight.contiguous(),
+            grad_residual,
+            grad_hidden if seed is not None else None,
+            partial,
+            seed,
+            *dropout_arguments(dropout_p, seed),
+            num_rows,
+            width,
+            **tile,
+        )
+    grad_weight, grad_bias = (part.sum(0).to(weight.dtype) for part in partial)
+    return grad_residual, grad_hidden, grad_weight, grad_bias
+
+
+@dropout_add_layer_norm.register_fake
+def _(
+    hidden: Tensor,
+    residual: Tensor,  # noqa: ARG001
+    weight: Tensor,  # noqa: ARG001
+    bias: Tensor,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    dropout_p: float,  # noqa: ARG001
+    seed: Tensor | None,  # noqa: ARG001
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_outputs(hidden, differentiable)
+
+
+@dropout_add_layer_norm_backward.register_fake
+def _(
+    grad: Tensor,  # noqa: ARG001
+    normed: Tensor,
+    rstd: Tensor,  # noqa: ARG001
+    weight: Tensor,
+    dropout_p: float,  # noqa: ARG001
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_rows, width = normed.shape
+    grad_hidden = normed.new_empty(0 if seed is None else num_rows, width)
+    return normed.new_empty(num_rows, width), grad_hidden, weight.new_empty(width), weight.new_empty(width)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, _, weight, bias, _, ctx.dropout_p, seed, differentiable = inputs
+    assert differentiable, "a gradient is wanted of a call that was not told so"
+    ctx.set_materialize_grads(False)  # of what was saved there is none, and zeros would be written for it
+    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(output[1], output[2], weight, seed)
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    normed, rstd, weight, seed = ctx.saved_tensors
+    grad_residual, grad_hidden, grad_weight, grad_bias = dropout_add_layer_norm_backward(
+        grad, normed, rstd, weight, ctx.dropout_p, seed
+    )
+    if seed is None:
+        grad_hidden = grad_residual
+    return grad_hidden, grad_residual, grad_weight, grad_bias.to(ctx.bias_dtype), None, None, None, None
+
+
+dropout_add_layer_norm.register_autograd(_differentiate, setup_context=_save)

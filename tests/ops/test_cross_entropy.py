@@ -1,0 +1,307 @@
+import pytest
+import torch
+
+from mosaicbert.ops import cross_entropy
+from mosaicbert.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from mosaicbert.ops.fusion import FusionChoice
+from tests.accuracy import assert_as_accurate
+
+pytest.importorskip("triton")
+from mosaicbert.ops import cross_entropy_kernels as kernels
+
+CHUNK = 8  # rows, wherever a test sets them
+GRAD_LOSS = 0.37
+NUM_BATCHES = 8
+SHAPES = [(1, 5, 3), (CHUNK, 64, 16), (CHUNK + 1, 301, 40), (CHUNK + 3, 2 * kernels._BLOCK + 77, 8), (23, 100, 40)]
+SHAPE_NAMES = ["one-row", "one-chunk", "one-row-more", "ragged-blocks", "three-chunks"]
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+@pytest.fixture(params=["none", "triton"])
+def path(request, monkeypatch):
+    """What computes a chunk's softmax: PyTorch or the kernel, on whatever device the tests run."""
+    monkeypatch.setattr(cross_entropy, "choose_fusion", lambda _: FusionChoice(request.param, ""))
+    return request.param
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_rows_per_chunk", lambda *_: CHUNK)
+
+
+def random_inputs(shape, device, dtype, seed=3):
+    rows, vocab_size, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    hidden, weight, bias = (
+        torch.randn(size, generator=generator) for size in ((rows, width), (vocab_size, width), (vocab_size,))
+    )
+    labels = torch.randint(vocab_size, (rows,), generator=generator)
+    labels[1::3] = -100
+    return [tensor.to(device, dtype) for tensor in (hidden, 0.3 * weight, bias)], labels.to(device)
+
+
+def with_gradients(function, inputs, labels, autocast=False):
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=autocast):
+        loss, num_right = function(*inputs, labels)
+    return loss.detach(), num_right, *torch.autograd.grad(GRAD_LOSS * loss, inputs)
+
+
+def assert_as_accurate_as_the_definition(batches, autocast=False):
+    ours, eager, truth = (
+        # All batches at once: of one number, the definition may by chance have no error at all.
+        [torch.stack(tensors) for tensors in zip(*results, strict=True)]
+        for results in (
+            [with_gradients(linear_cross_entropy, inputs, labels, autocast) for inputs, labels in batches],
+            [with_gradients(linear_cross_entropy_reference, inputs, labels, autocast) for inputs, labels in batches],
+            [
+                with_gradients(linear_cross_entropy_reference, [tensor.double() for tensor in inputs], labels)
+                for inputs, labels in batches
+            ],
+        )
+    )
+    for index, name in ((0, "loss"), (2, "grad_hidden"), (3, "grad_weight"), (4, "grad_bias")):
+        assert_as_accurate(name, ours[index], eager[index], truth[index])
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_loss_and_gradients_are_as_accurate_as_the_definitions(shape, dtype, device):
+    assert_as_accurate_as_the_definition([random_inputs(shape, device, dtype, seed) for seed in range(NUM_BATCHES)])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_under_autocast_with_fp32_parameters_they_are_too(shape, device):
+    batches = [random_inputs(shape, device, torch.float32, seed) for seed in range(NUM_BATCHES)]
+    assert_as_accurate_as_the_definition(batches, autocast=True)
+
+
+@DTYPES
+@pytest.mark.parametrize("scale, shift", [(1e4, 0.0), (1.0, 1e4), (1.0, -1e4)], ids=["wide", "high", "low"])
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_logits_that_overflow_an_exponential_lose_no_accuracy(scale, shift, dtype, device):
+    batches = []
+    for seed in range(NUM_BATCHES):
+        (hidden, weight, bias), labels = random_inputs((11, 301, 16), device, dtype, seed)
+        batches.append(([hidden, weight, scale * bias + shift], labels))
+    assert_as_accurate_as_the_definition(batches)
+
+
+@DTYPES
+@pytest.mark.usefixtures("small_chunks")
+def test_the_kernel_gives_what_pytorch_gives(dtype, device):
+    (hidden, weight, bias), labels = random_inputs((6, kernels._BLOCK + 9, 8), device, dtype)
+    results = []
+    for step in (kernels.softmax_cross_entropy_, cross_entropy._softmax_cross_entropy_):
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        is_right = labels.new_empty(len(logits), dtype=torch.int32)
+        step(logits, labels, losses, is_right, -100, True)
+        results.append((losses, is_right, logits))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.usefixtures("path")
+def test_the_chunks_do_not_show_in_the_result(device, monkeypatch):
+    inputs, labels = random_inputs((37, 101, 16), device, torch.float32)
+    whole = with_gradients(linear_cross_entropy, inputs, labels)
+    monkeypatch.setattr(cross_entropy, "_rows_per_chunk", lambda *_: CHUNK)
+    torch.testing.assert_close(with_gradients(linear_cross_entropy, inputs, labels), whole)
+
+
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_ignored_rows_count_for_nothing(device):
+    inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
+    loss, num_right, grad_hidden, *_ = with_gradients(linear_cross_entropy, inputs, labels)
+    counts = labels != -100
+    assert grad_hidden[~counts].count_nonzero() == 0 and grad_hidden[counts].count_nonzero() > 0
+    alone = with_gradients(linear_cross_entropy, [inputs[0][counts], *inputs[1:]], labels[counts])
+    torch.testing.assert_close((loss, num_right), alone[:2])
+
+
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_rows_that_are_all_ignored_give_zeros(device):
+    inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
+    results = with_gradients(linear_cross_entropy, inputs, torch.full_like(labels, -100))
+    assert all(tensor.count_nonzero() == 0 for tensor in results)
+
+
+@DTYPES
+@pytest.mark.usefixtures("path")
+def test_no_rows_give_zeros(dtype, device):
+    inputs, labels = random_inputs((0, 301, 16), device, dtype)
+    results = with_gradients(linear_cross_entropy, inputs, labels)
+    assert all(tensor.count_nonzero() == 0 for tensor in results)
+    assert [tensor.shape for tensor in results[2:]] == [tensor.shape for tensor in inputs]
+
+
+@DTYPES
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_of_equal_logits_the_first_is_the_right_one(dtype, device):
+    vocab_size, rows = 2 * kernels._BLOCK + 77, 24
+    logits = torch.randint(4, (rows, vocab_size), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    logits[0::4, :20] = 0  # the first of the largest is not the first column
+    logits[1::4, : kernels._BLOCK + 5] = 0  # nor in the first block
+    first = logits.argmax(1)
+    second = (logits == 3).long().scatter(1, first[:, None], 0).argmax(1)  # equal, later
+    last = vocab_size - 1 - (logits == 3).flip(1).long().argmax(1)
+    hidden, bias = torch.eye(rows, device=device, dtype=dtype), torch.zeros(vocab_size, device=device, dtype=dtype)
+    counts = [linear_cross_entropy(hidden, logits.t(), bias, labels)[1] for labels in (first, second, last)]
+    assert torch.stack(counts).tolist() == [rows, 0, 0]
+
+
+@DTYPES
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_the_number_right_is_the_definitions(dtype, device):
+    (hidden, weight, bias), labels = random_inputs((5 * CHUNK, 7, 16), device, dtype)
+    _, expected = linear_cross_entropy_reference(hidden, weight, bias, labels)
+    _, num_right = linear_cross_entropy(hidden, weight, bias, labels)
+    assert num_right.dtype == torch.int64 and num_right == expected and num_right > 0
+
+
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_without_gradients_the_loss_has_the_same_bits(device):
+    inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
+    trained = with_gradients(linear_cross_entropy, inputs, labels)[:2]
+    with torch.no_grad():
+        evaluated = linear_cross_entropy(*(tensor.requires_grad_() for tensor in inputs), labels)
+    assert all(map(torch.equal, trained, evaluated))
+
+
+@pytest.mark.parametrize("wanted", range(3), ids=["hidden", "weight", "bias"])
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_a_gradient_is_the_same_whether_or_not_others_are_wanted(wanted, device):
+    inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
+    expected = with_gradients(linear_cross_entropy, inputs, labels)[2 + wanted]
+    inputs[wanted].requires_grad_()
+    loss, _ = linear_cross_entropy(*inputs, labels)
+    (GRAD_LOSS * loss).backward()
+    assert torch.equal(inputs[wanted].grad, expected)
+
+
+@DTYPES
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_the_same_input_gives_the_same_bits(dtype, device):
+    inputs, labels = random_inputs((3 * CHUNK - 1, 301, 40), device, dtype)
+    first, second = (with_gradients(linear_cross_entropy, inputs, labels) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@DTYPES
+def test_the_loss_is_fp32_and_each_gradient_of_its_inputs_dtype(dtype, autocast, device):
+    inputs, labels = random_inputs((5, 30, 8), device, dtype)
+    loss, _, *gradients = with_gradients(linear_cross_entropy, inputs, labels, autocast)
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert {gradient.dtype for gradient in gradients} == {dtype}
+
+
+def test_under_autocast_the_products_are_in_the_autocasts_dtype(device):
+    inputs, labels = random_inputs((5, 30, 8), device, torch.float32)
+    rounded = [tensor.bfloat16() for tensor in inputs]
+    with torch.autocast(device, torch.bfloat16):
+        loss, _ = linear_cross_entropy(*inputs, labels)
+    assert torch.equal(loss, linear_cross_entropy(*rounded, labels)[0])
+
+
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_labels_and_rows_whose_memory_is_not_contiguous_are_no_different(device):
+    (hidden, weight, bias), labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
+    expected = linear_cross_entropy(hidden, weight, bias, labels)
+    strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in (hidden, weight, bias, labels)]
+    torch.testing.assert_close(linear_cross_entropy(*strided), expected)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_on_a_cpu_nothing_as_large_as_all_logits_is_allocated():
+    rows, vocab_size, width = shape = (10 * CHUNK, 3000, 8)
+    inputs, labels = random_inputs(shape, "cpu", torch.float32)
+    largest = {}
+    for function in (linear_cross_entropy, linear_cross_entropy_reference):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            with_gradients(function, inputs, labels)
+        largest[function] = max(event.self_cpu_memory_usage for event in profile.events())
+    assert largest[linear_cross_entropy_reference] >= 4 * rows * vocab_size
+    assert largest[linear_cross_entropy] == 4 * CHUNK * vocab_size >= 4 * width * vocab_size
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_peak_is_two_gradients_of_the_weight_and_a_chunk():
+    vocab_size, width = 30528, 768
+    inputs, labels = random_inputs((19_660, vocab_size, width), "cuda", torch.float32)
+    linear_cross_entropy(*inputs, labels)  # the first call takes workspaces
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with_gradients(linear_cross_entropy, inputs, labels, autocast=True)
+    peak = torch.cuda.max_memory_allocated() - before
+    # The second one is, in the forward pass, the weight in bf16 and one chunk's product. Rows take less than 100 MB.
+    assert peak < cross_entropy._GPU_CHUNK + 2 * 4 * vocab_size * width + 100e6
+
+
+@pytest.mark.gpu
+def test_the_host_never_waits_for_the_gpu():
+    inputs, labels = random_inputs((2000, 30528, 64), "cuda", torch.float32)
+    with_gradients(linear_cross_entropy, inputs, labels, autocast=True)  # the first call compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with_gradients(linear_cross_entropy, inputs, labels, autocast=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("vocab_size", [30, 8192, 30528, 2**30])
+@DTYPES
+@pytest.mark.parametrize("device_type, limit", [("cpu", 2**25), ("cuda", 2**28)])
+def test_a_chunk_fills_its_memory_at_least_half(device_type, limit, dtype, vocab_size):
+    rows = cross_entropy._rows_per_chunk(vocab_size, dtype, device_type)
+    assert rows == 1 or limit / 2 < rows * vocab_size * dtype.itemsize <= limit
+
+
+@pytest.mark.parametrize("wanted", [[True, True, True], [True, False, False]], ids=["all", "hidden"])
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_the_custom_operation_keeps_pytorchs_rules(wanted, device):
+    inputs, labels = random_inputs((CHUNK + 3, 30, 16), device, torch.float32)
+    inputs = [tensor.requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
+    torch.library.opcheck(cross_entropy._linear_cross_entropy, (*inputs, labels, wanted))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.usefixtures("path", "small_chunks")
+def test_torch_compile_captures_it_in_one_graph(autocast, device):
+    torch.compiler.reset()
+    inputs, labels = random_inputs((CHUNK + 3, 30, 16), device, torch.float32)
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    ours = with_gradients(compiled, inputs, labels, autocast)
+    expected = with_gradients(linear_cross_entropy, inputs, labels, autocast)
+    assert all(map(torch.equal, ours, expected))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 3, 8), (30, 8), (30,), (6,)),
+        ((6, 8), (30, 9), (30,), (6,)),
+        ((6, 8), (8,), (30,), (6,)),
+        ((6, 8), (30, 8), (29,), (6,)),
+        ((6, 8), (30, 8), (30,), (5,)),
+        ((6, 8), (30, 8), (30,), (6, 1)),
+    ],
+    ids=["padded", "width", "flat-weight", "bias", "labels", "column-of-labels"],
+)
+def test_shapes_that_do_not_fit_are_an_error_that_names_them(shapes, device):
+    *inputs, labels = (torch.zeros(shape, device=device) for shape in shapes)
+    message = r"needs hidden \(M, C\), weight \(V, C\), bias \(V,\) and labels \(M,\), got " + ".*".join(
+        str(shape).replace("(", r"\(").replace(")", r"\)") for shape in shapes
+    )
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(*inputs, labels.long())
+
+
+def test_a_label_outside_the_vocabulary_gives_no_number_rather_than_other_memory(device):
+    logits = torch.zeros(2, 30, device=device)
+    losses, is_right = torch.zeros(2, device=device), torch.zeros(2, dtype=torch.int32, device=device)
+    labels = torch.tensor([30, -1], device=device)
+    kernels.softmax_cross_entropy_(logits, labels, losses, is_right, -100, False)
+    assert losses.isnan().all() and not is_right.any()
