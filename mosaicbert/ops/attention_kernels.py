@@ -30,6 +30,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from mosaicbert.ops.tiling import Tiling, choose_tiling
 
 HEAD_DIMS = (32, 64, 128)
+_LEAST_CAPABILITY = (8, 0)
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -472,7 +473,7 @@ def attention(
         (T, H, D), same dtype; and the log-sum-exp of each row's scores, (H, T) fp32, to the base 2.
 
     Raises:
-        ValueError: there is no kernel for the head size or the dtype; there is neither a GPU nor the interpreter.
+        ValueError: there is no kernel for the head size or the dtype; there is neither a fit GPU nor the interpreter.
     """
     num_tokens, _, num_heads, dim = qkv.shape
     if dim not in HEAD_DIMS:
@@ -481,6 +482,8 @@ def attention(
         raise ValueError(f"{qkv.dtype} is not among the kernels' bfloat16, float16 and float32.")
     if qkv.device.type == "cpu" and not isinstance(_forward_kernel, InterpretedFunction):
         raise ValueError("it needs a GPU, or Triton's interpreter: TRITON_INTERPRET=1.")
+    if torch.version.hip is None and qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) < _LEAST_CAPABILITY:
+        raise ValueError("it needs a GPU of compute capability 8.0: Triton uses no matrix units of older ones.")
     qkv = qkv.contiguous()
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)

@@ -108,10 +108,11 @@ class StepTrainer(Trainer):
             batch = micro_batch.to(self._place, non_blocking=True)
             with delay_exchange(model, is_last=number == len(micro_batches) - 1):
                 with get_precision_context(self.state.precision, self.state.precision_config):
-                    loss, right = cast(Callable[[Batch], tuple[Tensor, Tensor]], model)(batch)
+                    outputs = cast(Callable[[Batch], tuple[Tensor, Tensor]], model)(batch)
+                loss = self.trainee.loss(outputs, batch)
                 (loss * scale).backward()
             loss_sum += loss.detach()
-            num_right += right
+            num_right += outputs[1]
         return loss_sum, num_right
 
     def _agree(self, loss_sum: Tensor, num_right: Tensor, norm: Tensor) -> list[float]:

@@ -195,13 +195,15 @@ def test_filler_changes_neither_loss_nor_gradients(architecture, finished):
 
 
 @pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
-def test_the_loss_is_the_sum_over_the_real_masked_tokens(architecture, finished):
+def test_the_loss_is_the_sum_over_the_real_masked_tokens_and_those_right_are_counted(architecture, finished):
     recipe, _, _ = finished
     trainee = _trainee(architecture)
     batch = next(iter(build_loader(recipe, 0, 1))).micro_batches[-1]
-    logits = trainee(_without_filler(batch)).detach()
-    wanted = -logits.log_softmax(-1)[torch.arange(batch.num_masked), batch.labels[: batch.num_masked]].sum()
-    assert float(trainee.loss(trainee(batch), batch)) == pytest.approx(float(wanted), rel=1e-5)
+    logits, labels = trainee.eval_forward(_without_filler(batch)).detach(), batch.labels[: batch.num_masked]
+    wanted = -logits.log_softmax(-1)[torch.arange(batch.num_masked), labels].sum()
+    loss, num_right = trainee(batch)
+    assert float(trainee.loss((loss, num_right), batch)) == pytest.approx(float(wanted), rel=1e-5)
+    assert num_right == (logits.argmax(dim=-1) == labels).sum()
 
 
 @pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
@@ -316,6 +318,7 @@ def test_every_recipe_runs_three_steps_with_a_small_model(path, tmp_path):
             "train.duration=3 steps",
             "train.global_batch_samples=8",
             "train.compile=false",  # tested by itself: it takes tens of seconds
+            "train.cuda_graphs=false",
             "log.interval_steps=1",
             "log.loggers=[tensorboard]",  # Weights & Biases is not reached from here
             *(["train.initial_batch_samples=4"] if growing else []),
