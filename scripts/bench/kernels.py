@@ -28,6 +28,7 @@ from mosaicbert.ops.tiling import Tiling
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}  # A100; H100 and H200
 DTYPES = {"bfloat16": "*bf16", "float32": "*fp32"}
+_PRODUCTS = ("HMMA", "HGMMA")  # of sm_80 and sm_90
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -45,7 +46,7 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="only the first tiling of each kernel; record nothing")
+    parser.add_argument("--smoke", action="store_true", help="the first tiling of each kernel, for Hopper; record nothing")
     smoke = parser.parse_args().smoke
     cases = {
         "attention": attention_cases(first_only=smoke),
@@ -53,12 +54,13 @@ def main() -> None:
         "layer_norm": layer_norm_cases(),
         "cross_entropy": cross_entropy_cases(),
     }
+    architectures = {"sm_90": 90} if smoke else ARCHITECTURES
     for operation, case in ((operation, case) for operation, group in cases.items() for case in group):
-        for architecture, capability in ARCHITECTURES.items():
+        for architecture, capability in architectures.items():
             facts = resources(case, capability)
             shown = ", ".join(f"{key}={value}" for key, value in facts.items())
             constants = {key: value for key, value in case.constants.items() if value is not None}
-            name = f"{operation}, {case.kernel.__name__.strip('_')}"
+            name = f"{operation}: {case.kernel.__name__.strip('_')}"
             print(f"{name} {case.dtype} {architecture} {constants} num_warps={case.num_warps}: {shown}", flush=True)
             if not smoke:
                 line = {
@@ -147,7 +149,7 @@ def _loop_with_products(code: str) -> int:
         target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
         if target and int(target[1], 16) < place:
             body = [other for at, other, _ in found if int(target[1], 16) <= at <= place]
-            if any("MMA" in other for other in body):
+            if any(other.startswith(_PRODUCTS) for other in body):
                 lengths.append(len(body))
     return min(lengths, default=0)
 
