@@ -6,6 +6,7 @@ from mosaicbert.config import DataConfig, ModelConfig, Recipe
 from mosaicbert.config.plan import Plan
 
 BERT_MAX_POSITIONS = 512
+_LOSS_CHUNK_BYTES = 256 * 2**20  # see ops.cross_entropy
 
 
 @dataclass(frozen=True)
@@ -114,5 +115,8 @@ def _memory(recipe: Recipe) -> float:
     # What the backward pass needs of each layer: input, q, k, v, context, norms' inputs; gate, up, product, dropout.
     per_layer = 9 * model.hidden_size + 4 * model.intermediate_size
     activations = number_bytes * tokens * per_layer * model.num_hidden_layers
-    logits = (number_bytes + 8) * tokens * recipe.data.mask_rate * model.vocab_size  # and fp32 logits and gradient
-    return optimizer + activations + logits
+    # Logits of some tokens at a time, and the decoder's fp32 gradient before it joins the embeddings'.
+    loss = _LOSS_CHUNK_BYTES + 4 * model.vocab_size * model.hidden_size
+    if model.architecture == "bert":
+        loss = (number_bytes + 8) * tokens * recipe.data.mask_rate * model.vocab_size  # and fp32 logits and gradient
+    return optimizer + activations + loss

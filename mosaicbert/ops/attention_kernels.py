@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.version
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -150,7 +151,7 @@ def _forward_step(
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
-def _forward_kernel(
+def _attention_forward_kernel(
     qkv_ptr,  # (T, 3, H, D)
     cu_seqlens_ptr,  # (B + 1,)
     slopes_ptr,  # (H,) or None
@@ -200,7 +201,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
-def _backward_whole_kernel(
+def _attention_backward_whole_kernel(
     grad_ptr,  # (T, H, D), of the output
     qkv_ptr,
     lse_ptr,
@@ -289,7 +290,7 @@ def _backward_query_step(
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
-def _backward_query_kernel(
+def _attention_backward_query_kernel(
     grad_ptr,
     qkv_ptr,
     out_ptr,
@@ -382,7 +383,7 @@ def _backward_key_step(
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
-def _backward_key_kernel(
+def _attention_backward_key_kernel(
     grad_ptr,
     qkv_ptr,
     lse_ptr,
@@ -480,7 +481,7 @@ def attention(
         raise ValueError(f"head_dim={dim} is not among {HEAD_DIMS}, which the kernels are written for.")
     if qkv.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(f"{qkv.dtype} is not among the kernels' bfloat16, float16 and float32.")
-    if qkv.device.type == "cpu" and not isinstance(_forward_kernel, InterpretedFunction):
+    if qkv.device.type == "cpu" and not isinstance(_attention_forward_kernel, InterpretedFunction):
         raise ValueError("it needs a GPU, or Triton's interpreter: TRITON_INTERPRET=1.")
     if torch.version.hip is None and qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) < _LEAST_CAPABILITY:
         raise ValueError("it needs a GPU of compute capability 8.0: Triton uses no matrix units of older ones.")
@@ -488,7 +489,7 @@ def attention(
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)
     shared = _Launch(qkv, cu_seqlens, max_seqlen, slopes, window)
-    shared.over_tiles(_forward_kernel, "forward", qkv, cu_seqlens, shared.slopes, out, lse)
+    shared.over_tiles(_attention_forward_kernel, "forward", qkv, cu_seqlens, shared.slopes, out, lse)
     return out, lse
 
 
@@ -519,13 +520,15 @@ def attention_backward(
     qkv, grad = qkv.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     shared = _Launch(qkv, cu_seqlens, max_seqlen, slopes, window)
-    shared.over_documents(_backward_whole_kernel, grad, qkv, lse, cu_seqlens, shared.slopes, grad_qkv)
+    shared.over_documents(_attention_backward_whole_kernel, grad, qkv, lse, cu_seqlens, shared.slopes, grad_qkv)
     if max_seqlen > shared.whole:
         delta = torch.empty_like(lse)
         tensors = (cu_seqlens, shared.slopes, grad_qkv)
         whole = {"WHOLE": shared.whole}
-        shared.over_tiles(_backward_query_kernel, "backward_query", grad, qkv, out, lse, *tensors, delta, **whole)
-        shared.over_tiles(_backward_key_kernel, "backward_key", grad, qkv, lse, delta, *tensors, **whole)
+        shared.over_tiles(
+            _attention_backward_query_kernel, "backward_query", grad, qkv, out, lse, *tensors, delta, **whole
+        )
+        shared.over_tiles(_attention_backward_key_kernel, "backward_key", grad, qkv, lse, delta, *tensors, **whole)
     return grad_qkv
 
 

@@ -17,7 +17,7 @@ _NUM_WARPS = 8
 
 
 @triton.jit
-def _row_kernel(
+def _cross_entropy_row_kernel(
     logits_ptr,  # (rows, width); becomes their gradient
     labels_ptr,  # (rows,)
     losses_ptr,  # (rows,) fp32
@@ -84,7 +84,7 @@ def softmax_cross_entropy_(
         with_gradient: whether the gradient of the sum of the losses takes the logits' place.
     """
     num_rows, width = logits.shape
-    _row_kernel[(num_rows,)](
+    _cross_entropy_row_kernel[(num_rows,)](
         logits,
         labels.contiguous(),
         losses,

@@ -28,7 +28,7 @@ def _keep(seed_ptr, row, block, threshold, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["threshold", "scale"])
-def _forward_kernel(
+def _geglu_forward_kernel(
     gate_up_ptr,  # (T, 2F)
     out_ptr,  # (T, F)
     seed_ptr,  # () or None: no dropout
@@ -52,7 +52,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["threshold", "scale"])
-def _backward_kernel(
+def _geglu_backward_kernel(
     grad_ptr,  # (T, F), of the output
     gate_up_ptr,
     grad_gate_up_ptr,  # (T, 2F)
@@ -104,7 +104,7 @@ def geglu(gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
     out = gate_up.new_empty(num_rows, width)
     grid, block = _grid_and_block(gate_up)
     with torch.cuda.device_of(gate_up):
-        _forward_kernel[grid](
+        _geglu_forward_kernel[grid](
             gate_up, out, seed, *dropout_arguments(dropout_p, seed), width, BLOCK=block, num_warps=_NUM_WARPS
         )
     return out
@@ -117,7 +117,7 @@ def geglu_backward(grad: Tensor, gate_up: Tensor, dropout_p: float, seed: Tensor
     grad_gate_up = torch.empty_like(gate_up)
     grid, block = _grid_and_block(gate_up)
     with torch.cuda.device_of(gate_up):
-        _backward_kernel[grid](
+        _geglu_backward_kernel[grid](
             grad,
             gate_up,
             grad_gate_up,

@@ -29,7 +29,7 @@ def _keep(seed, rows, threshold, COLUMNS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["threshold", "scale", "num_rows", "eps"])
-def _forward_kernel(
+def _layer_norm_forward_kernel(
     hidden_ptr,  # (T, C)
     residual_ptr,  # (T, C)
     weight_ptr,  # (C,)
@@ -69,7 +69,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["threshold", "scale", "num_rows"])
-def _backward_kernel(
+def _layer_norm_backward_kernel(
     grad_ptr,  # (T, C), of the output
     normed_ptr,
     rstd_ptr,
@@ -166,7 +166,7 @@ def dropout_add_layer_norm(
     out, normed, rstd = _empty_outputs(hidden, differentiable)
     tile = _tile(width, _FORWARD_ELEMENTS)
     with torch.cuda.device_of(hidden):
-        _forward_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
+        _layer_norm_forward_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
             hidden,
             residual,
             weight.contiguous(),
@@ -204,7 +204,7 @@ def dropout_add_layer_norm_backward(
     grad_hidden = torch.empty_like(normed) if seed is not None else normed.new_empty(0, width)
     partial = normed.new_empty(2, num_programs, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
-        _backward_kernel[(num_programs,)](
+        _layer_norm_backward_kernel[(num_programs,)](
             grad,
             normed,
             rstd,

@@ -6,12 +6,13 @@ Run: python scripts/bench/compilation.py
 import time
 
 import torch
+from documents import random_batch
 from harness import record
-from training_step import random_batch, training_step
+from training_step import training_step
 
 from mosaicbert.config import ModelConfig
 from mosaicbert.model.build import build_model
-from mosaicbert.train.compilation import compile_layers
+from mosaicbert.train.compilation import compile_model
 
 # The quickstart's size, and two layers of Base.
 SIZES = {
@@ -30,7 +31,7 @@ def main() -> None:
             config = ModelConfig(vocab_size=8192, hidden_dropout_prob=0.0, **sizes)
             eager, compiled = build_model(config).train(), build_model(config).train()
             torch._dynamo.reset()
-            compile_layers(compiled)
+            compile_model(compiled)
             steps = {"eager": training_step(eager, batch, dtype), "compiled": training_step(compiled, batch, dtype)}
             start = time.perf_counter()
             steps["compiled"]()

@@ -1,17 +1,22 @@
 """Times versions of one operation against each other, and keeps what was measured.
 
-Each version becomes one line of docs/benchmarks/<name>.jsonl. `ratio` is its median time over the first version's.
+Each version becomes one line of docs/benchmarks/<name>.jsonl. `ratio` is its median time over that of the first version
+that ran. A version that cannot run becomes a line too, with what it said under `error`, and the others go on.
 """
 
+import contextlib
 import datetime
 import functools
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,17 @@ import torch
 _ROOT = Path(__file__).parents[2]
 _MIN_REPEATS = 5
 _MAX_REPEATS = 100
+_MUCH_MEMORY = 512 * 2**20  # bytes; more than the L2 cache of any GPU
+_HEAD_STARTS = 4
+_LONGEST_ERROR = 300  # characters
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call: the median, and the distance between the quartiles."""
+
+    median: float
+    iqr: float
 
 
 def record(
@@ -34,7 +50,7 @@ def record(
     units: Mapping[str, float] | None = None,
     facts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Times every version in turn, over and over, so that whatever else the machine does meets all of them.
+    """Times versions as `measure` does, and keeps a line of each.
 
     Args:
         name: of the operation and so of the file.
@@ -47,34 +63,92 @@ def record(
         units: how many of what a speed counts, tokens or bytes, one call of each version gets done.
         facts: more to keep of each version.
     """
-    for call in versions.values():
-        call()  # the first call allocates, and chooses kernels
-    times: dict[str, list[float]] = {by: [] for by in versions}
+    timings, errors = measure(versions, device, seconds)
+    first = timings[next(iter(timings))].median if timings else 0.0
+    for by in versions:
+        line: dict[str, Any] = {"what": what, "by": by, "shape": dict(shape), "dtype": name_of(dtype)}
+        if by in timings:
+            timing = timings[by]
+            line |= {"median_us": round(timing.median, 1), "iqr_us": round(timing.iqr, 1)}
+            line["ratio"] = round(timing.median / first, 3)
+            line |= {} if units is None else {"per_second": round(units[by] / timing.median * 1e6)}
+        else:
+            line["error"] = errors[by]
+        write_lines(name, [line | ({} if facts is None else dict(facts[by]))], device)
+        show(line)
+
+
+def measure(
+    versions: Mapping[str, Callable[[], object]], device: str = "cpu", seconds: float = 2.0
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Times every version in turn, over and over, so that whatever else the machine does meets all of them.
+
+    Returns:
+        The timing of each version that ran, and what the others said.
+    """
+    errors: dict[str, str] = {}
+    for by, call in versions.items():
+        try:
+            call()  # the first call allocates, and chooses kernels
+            _wait(device)
+        except Exception as error:  # whatever keeps a version from running is its result
+            errors[by] = describe(error)
+    times: dict[str, list[float]] = {by: [] for by in versions if by not in errors}
     end = time.perf_counter() + seconds
     for repeat in range(_MAX_REPEATS):
         if repeat >= _MIN_REPEATS and time.perf_counter() > end:
             break
-        for by, call in versions.items():
-            times[by].append(_microseconds(call, device))
-    first = statistics.median(next(iter(times.values())))
+        for by in times:
+            times[by].append(_microseconds(versions[by], device))
+    timings: dict[str, Timing] = {}
     for by, values in times.items():
         lower, median, upper = statistics.quantiles(values, n=4)
-        line = {
-            "what": what,
-            "by": by,
-            "shape": dict(shape),
-            "dtype": str(dtype).removeprefix("torch."),
-            "median_us": round(median, 1),
-            "iqr_us": round(upper - lower, 1),
-            "ratio": round(median / first, 3),
-            **({} if units is None else {"per_second": round(units[by] / median * 1e6)}),
-            **({} if facts is None else facts[by]),
-        }
-        write_lines(name, [line], device)
-        speed = f", {line['per_second']:,} per second" if "per_second" in line else ""
-        sizes = " ".join(f"{key}={value}" for key, value in shape.items())
-        measured = f"{median / 1000:.2f} ms, {line['ratio']:.2f}{speed}"
-        print(f"{what}: {by}: {sizes} {line['dtype']}: {measured}", flush=True)
+        timings[by] = Timing(median, upper - lower)
+    return timings, errors
+
+
+def describe(error: BaseException) -> str:
+    """An error in one short line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:_LONGEST_ERROR].rstrip(": ")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def show(line: Mapping[str, Any]) -> None:
+    """Prints a line of a record for people."""
+    sizes = " ".join(f"{key}={value}" for key, value in line["shape"].items())
+    print(f"{line['what']}: {line['by']}: {sizes} {line['dtype']}: {_result(line)}", flush=True)
+
+
+def _result(line: Mapping[str, Any]) -> str:
+    if "error" in line:
+        return line["error"]
+    numbers = {"ratio": ".2f", "per_second": ",", "tflops": ".1f", "tokens_per_second": ",", "mfu": ".1%"}
+    shown = [f"{line[key]:{form}} {key}" for key, form in numbers.items() if line.get(key) is not None]
+    return ", ".join([f"{line['median_us'] / 1000:.2f} ms", *shown])
+
+
+class OutOfTime(BaseException):  # no Exception, since compilers catch those, and go on without what failed
+    """A version took longer than it may."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises OutOfTime in the main thread after so many seconds, wherever that is in Python."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTime(f"not done after {seconds:.0f} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def write_lines(name: str, lines: Iterable[Mapping[str, Any]], device: str = "cpu") -> None:
@@ -86,11 +160,27 @@ def write_lines(name: str, lines: Iterable[Mapping[str, Any]], device: str = "cp
 
 
 def _microseconds(call: Callable[[], object], device: str) -> float:
-    _wait(device)
+    if device == "cuda":
+        return _gpu_microseconds(call)
     start = time.perf_counter()
     call()
-    _wait(device)
     return 1e6 * (time.perf_counter() - start)
+
+
+def _gpu_microseconds(call: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for _ in range(_HEAD_STARTS):  # empties the L2 cache, and keeps the GPU busy while kernels are launched behind it
+        _much_memory().zero_()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return 1e3 * start.elapsed_time(end)
+
+
+@functools.cache
+def _much_memory() -> torch.Tensor:
+    return torch.empty(_MUCH_MEMORY, dtype=torch.int8, device="cuda")
 
 
 def _wait(device: str) -> None:
@@ -105,7 +195,8 @@ def _environment(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else _processor(),
         "cores": os.cpu_count() if on_gpu else torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": _commit(),
+        **({"triton": metadata.version("triton")} if on_gpu else {}),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -117,10 +208,17 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the code that runs, -dirty if files differ; SOURCE_COMMIT says it for a copy without git's folder."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    # What was measured before does not make this measurement's code another.
-    changed = git("status", "--porcelain", "--", ".", ":!docs/benchmarks")
-    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    if not (_ROOT / ".git").exists():
+        return os.environ.get("SOURCE_COMMIT", "unknown")
+    try:
+        # What was measured before does not make this measurement's code another.
+        changed = git("status", "--porcelain", "--", ".", ":!docs/benchmarks")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):  # no git, or another user's folder, which it refuses
+        return os.environ.get("SOURCE_COMMIT", "unknown")

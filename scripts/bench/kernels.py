@@ -46,21 +46,18 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="the first tiling of each kernel, for Hopper; record nothing")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the first tiling of each kernel, for Hopper; record nothing"
+    )
     smoke = parser.parse_args().smoke
-    cases = {
-        "attention": attention_cases(first_only=smoke),
-        "geglu": geglu_cases(),
-        "layer_norm": layer_norm_cases(),
-        "cross_entropy": cross_entropy_cases(),
-    }
+    cases = (attention_cases(first_only=smoke), geglu_cases(), layer_norm_cases(), cross_entropy_cases())
     architectures = {"sm_90": 90} if smoke else ARCHITECTURES
-    for operation, case in ((operation, case) for operation, group in cases.items() for case in group):
+    for case in itertools.chain(*cases):
         for architecture, capability in architectures.items():
             facts = resources(case, capability)
             shown = ", ".join(f"{key}={value}" for key, value in facts.items())
             constants = {key: value for key, value in case.constants.items() if value is not None}
-            name = f"{operation}: {case.kernel.__name__.strip('_')}"
+            name = case.kernel.__name__.strip("_").removesuffix("_kernel")
             print(f"{name} {case.dtype} {architecture} {constants} num_warps={case.num_warps}: {shown}", flush=True)
             if not smoke:
                 line = {
@@ -80,7 +77,7 @@ def attention_cases(first_only: bool) -> Iterator[Case]:
     for dim, dtype in ((64, "bfloat16"), (32, "bfloat16"), (128, "bfloat16"), (64, "float32")):
         for name in ("forward", "backward_whole", "backward_query", "backward_key"):
             tilings: Sequence[Tiling] = attention_kernels.tilings(name, dim, getattr(torch, dtype))
-            kernel = getattr(attention_kernels, f"_{name}_kernel")
+            kernel = getattr(attention_kernels, f"_attention_{name}_kernel")
             whole = {"WHOLE": 128} if name in ("backward_query", "backward_key") else {}
             for tiling in tilings[:1] if first_only else tilings:
                 constants = {"DIM": dim, "WINDOW": None, "ROWS": tiling.rows, "COLUMNS": tiling.columns, **whole}
@@ -91,22 +88,27 @@ def attention_cases(first_only: bool) -> Iterator[Case]:
 
 
 def geglu_cases() -> Iterator[Case]:
-    for kernel in (geglu_kernels._forward_kernel, geglu_kernels._backward_kernel):
+    for kernel in (geglu_kernels._geglu_forward_kernel, geglu_kernels._geglu_backward_kernel):
         yield Case(kernel, "bfloat16", {"seed_ptr": "*i64"}, {"BLOCK": 1024}, num_warps=4)
 
 
 def layer_norm_cases() -> Iterator[Case]:
     statistics = {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "rstd_ptr": "*fp32", "partial_ptr": "*fp32"}
-    kernels = ((layer_norm_kernels._forward_kernel, 1024), (layer_norm_kernels._backward_kernel, 2048))
+    kernels = (
+        (layer_norm_kernels._layer_norm_forward_kernel, 1024),
+        (layer_norm_kernels._layer_norm_backward_kernel, 2048),
+    )
     for width, (kernel, elements) in itertools.product((768, 1024), kernels):
-        tile = layer_norm_kernels._tile(width, elements)
+        tile = module._tile(width, elements)
         yield Case(kernel, "bfloat16", {**statistics, "seed_ptr": "*i64"}, tile, num_warps=tile.pop("num_warps"))
 
 
 def cross_entropy_cases() -> Iterator[Case]:
     types = {"labels_ptr": "*i64", "losses_ptr": "*fp32", "is_right_ptr": "*i32"}
     constants = {"IGNORED": -100, "WITH_GRADIENT": True, "BLOCK": cross_entropy_kernels._BLOCK}
-    yield Case(cross_entropy_kernels._row_kernel, "bfloat16", types, constants, cross_entropy_kernels._NUM_WARPS)
+    yield Case(
+        cross_entropy_kernels._cross_entropy_row_kernel, "bfloat16", types, constants, cross_entropy_kernels._NUM_WARPS
+    )
 
 
 def resources(case: Case, capability: int) -> dict[str, float]:

@@ -1,0 +1,132 @@
+"""Where the time of a compiled step of MosaicBERT-Base goes, next to what it must take at least. Needs a GPU.
+
+The floor of a category is its arithmetic at the rate of a large matrix product, or its bytes at the rate of a large
+copy, both measured here, whichever is longer. Bytes count every tensor that a category must read or write once.
+
+Run: python scripts/bench/profile_step.py
+"""
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from documents import random_batch
+from harness import measure, write_lines
+from torch.profiler import ProfilerActivity, profile
+from training_step import GPU_MASK_RATE, NUM_GPU_TOKENS, size_of, training_step
+
+from mosaicbert.accounting import count_parameters, training_flops
+from mosaicbert.batch import Batch
+from mosaicbert.config import ModelConfig
+from mosaicbert.model.build import build_model
+from mosaicbert.train.compilation import compile_model
+
+LENGTH = 128
+NUM_PROFILED = 5
+MATRIX_SIZE, COPY_BYTES = 8192, 4 * 2**30
+HALF, WHOLE = 2, 4  # bytes of bf16 and of fp32
+ADAMW_NUMBERS = 7  # of fp32 per weight: weight, gradient and two moments read, all but the gradient written
+
+# Names of kernels, first match first; what matches nothing is the memory-bound rest.
+CATEGORIES = {
+    "attention": r"^_attention_|flash|fmha",
+    "cross-entropy": r"^_cross_entropy_",
+    "optimizer": r"multi_tensor_apply|adam",
+    "matrix products": r"gemm|nvjet|cutlass|cublas|xmma|matmul",
+}
+REST = "memory-bound rest"
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("scripts/bench/profile_step.py needs a GPU.", file=sys.stderr)
+        return 2
+    config = size_of("base")
+    batch = random_batch([LENGTH] * (NUM_GPU_TOKENS["base"] // LENGTH), config.vocab_size, GPU_MASK_RATE).to("cuda")
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = build_model(config).train()
+    compile_model(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    step = training_step(model, batch, torch.bfloat16, optimizer)
+    timings, errors = measure({"step": step}, "cuda", seconds=3.0)
+    if errors:
+        print(errors["step"], file=sys.stderr)
+        return 1
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        for _ in range(NUM_PROFILED):
+            step()
+        torch.cuda.synchronize()
+    busy = busy_milliseconds([(event.name, event.device_time) for event in profiled.events() or ()])
+    wall = timings["step"].median / 1e3
+    busy["gaps"] = wall - sum(busy.values())
+    floors = floors_of(config, batch, matrix_rate(), copy_rate())
+    shape = {"tokens": batch.num_tokens, "documents": batch.num_sequences, "longest": batch.max_seqlen}
+    print(f"{'':20}{'ms':>10}{'share':>8}{'floor, ms':>12}")
+    for category, milliseconds in sorted(busy.items(), key=lambda item: -item[1]):
+        floor = floors.get(category)
+        line: dict[str, Any] = {
+            "what": "compiled step of MosaicBERT-Base",
+            "category": category,
+            "shape": shape,
+            "dtype": "bfloat16",
+            "ms": round(milliseconds, 3),
+            "share": round(milliseconds / wall, 4),
+            "floor_ms": None if floor is None else round(floor, 3),
+            "step_ms": round(wall, 3),
+        }
+        write_lines("profile_step", [line], "cuda")
+        shown = "" if floor is None else f"{floor:.2f}"
+        print(f"{category:20}{milliseconds:>10.2f}{milliseconds / wall:>8.1%}{shown:>12}")
+    return 0
+
+
+def busy_milliseconds(kernels: list[tuple[str, float]]) -> dict[str, float]:
+    """Kernels by name and microseconds, of all profiled steps: milliseconds of one step by category."""
+    busy: defaultdict[str, float] = defaultdict(float)
+    for name, microseconds in kernels:
+        category = next((key for key, names in CATEGORIES.items() if re.search(names, name, re.IGNORECASE)), REST)
+        busy[category] += microseconds / 1e3 / NUM_PROFILED
+    return dict(busy)
+
+
+def floors_of(config: ModelConfig, batch: Batch, flops_rate: float, bytes_rate: float) -> Mapping[str, float]:
+    """Milliseconds that each category must take, by FLOP/s and bytes/s."""
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    tokens, masked = batch.num_tokens, batch.num_masked
+    squared = float(batch.cu_seqlens.diff().double().square().sum())
+    matrices = training_flops(config, tokens=tokens, squared_lengths=0.0, masked=masked)
+    attention = training_flops(config, tokens=0, squared_lengths=squared, masked=0)
+    # Forward: q, k, v read, the output written; backward: those and its gradient read, three gradients written.
+    attention_bytes = HALF * tokens * layers * width * (4 + 8)
+    # Each norm: two read and two written, both ways. GEGLU: 3 F forward, 5 F backward. Biases' gradients: 5 C.
+    rest_bytes = HALF * tokens * layers * ((8 + 8 + 5) * width + 8 * inner)
+    return {
+        "matrix products": 1e3 * matrices / flops_rate,
+        "attention": 1e3 * max(attention / flops_rate, attention_bytes / bytes_rate),
+        "cross-entropy": 1e3 * 2 * HALF * masked * config.vocab_size / bytes_rate,  # logits read, gradients written
+        "optimizer": 1e3 * ADAMW_NUMBERS * WHOLE * count_parameters(config) / bytes_rate,
+        REST: 1e3 * rest_bytes / bytes_rate,
+    }
+
+
+def matrix_rate() -> float:
+    """FLOP/s of a large product of bf16 matrices of random numbers."""
+    left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    timings, _ = measure({"product": lambda: left @ right}, "cuda", seconds=1.0)
+    return 2 * MATRIX_SIZE**3 / timings["product"].median * 1e6
+
+
+def copy_rate() -> float:
+    """Bytes per second of a large copy, read and written."""
+    source = torch.empty(COPY_BYTES, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    timings, _ = measure({"copy": lambda: target.copy_(source)}, "cuda", seconds=1.0)
+    return 2 * COPY_BYTES / timings["copy"].median * 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

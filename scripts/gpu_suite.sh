@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can say, in one command of less than nine minutes, without a network: the tests of kernels
+# and model, a minute of pretraining Base and Large on real text, and the benchmarks.
+#
+# usage: scripts/gpu_suite.sh RESULTS_FOLDER [WHEELS_FOLDER] [TEXT]
+#   RESULTS_FOLDER  gets *.jsonl as docs/benchmarks has them, and suite.log
+#   WHEELS_FOLDER   what scripts/gpu_wheels.sh made, for a machine that has only torch, Triton and transformers
+#   TEXT            a .jsonl or .jsonl.zst file or a folder of them with a "text" column; without it, the documentation
+#                   of the Python packages that are installed
+#
+# A part that fails or runs out of its time does not stop the others; the exit code says whether one did. Nothing is
+# installed into the machine. SOURCE_COMMIT names the commit in the records where git's folder is missing.
+set -uo pipefail
+
+if [[ $# -lt 1 || $# -gt 3 ]]; then
+    echo "usage: scripts/gpu_suite.sh RESULTS_FOLDER [WHEELS_FOLDER] [TEXT]" >&2
+    exit 2
+fi
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$1" || exit 2
+results=$(cd "$1" && pwd)
+wheels=${2:-}
+text=${3:-installed-documentation}
+[[ -e $text ]] && text=$(realpath "$text")
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+log=$results/suite.log
+: > "$log"
+
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "scripts/gpu_suite.sh needs a GPU that torch can use; there is none." >&2
+    exit 2
+fi
+
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 WANDB_MODE=disabled
+export BENCHMARKS_FOLDER=$work/benchmarks XDG_CACHE_HOME=$work/cache
+export TRITON_CACHE_DIR=$work/triton TORCHINDUCTOR_CACHE_DIR=$work/inductor
+export PYTHONPATH=$work/site:$root
+mkdir -p "$BENCHMARKS_FOLDER" "$work/site"
+if [[ -n $wheels ]]; then
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$wheels"/*.whl >> "$log" 2>&1 ||
+        { echo "$wheels: could not be installed; see $log" >&2; exit 2; }
+fi
+cd "$root" || exit 2
+
+table=()
+failed=0
+
+# part NAME SECONDS COMMAND...: runs a command in its time, its output on the screen and in the log.
+part() {
+    local name=$1 limit=$2 start=$SECONDS status
+    shift 2
+    echo "== $name" | tee -a "$log"
+    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$log"
+    status=${PIPESTATUS[0]}
+    note "$name" "$status" $((SECONDS - start))
+}
+
+note() {
+    local said=ok
+    ((${2} == 124 || ${2} == 137)) && said="out of time"
+    ((${2} != 0)) && failed=1 && [[ $said == ok ]] && said="failed ($2)"
+    table+=("$(printf '%-16s %4d s  %s' "$1" "$3" "$said")")
+}
+
+keys=(
+    "runs_folder=$work/runs" "data.store=$work/store" "data.num_slices=1" "data.held_out_fraction=0.02"
+    "data.sources.c4.path=$text" "data.sources.c4.subset=null" "data.sources.c4.validation_split=null"
+    "tokenizer.source=train" "train.duration=60s" "train.global_batch_samples=1024" "train.compile=true"
+    "checkpoint.interval=100000 steps" "checkpoint.keep_last=1" "checkpoint.keep_every=null" "eval.interval=100000 steps" "eval.max_samples=512"
+    "eval.fill_mask=[]" "log.interval_steps=1" "log.loggers=[]"
+)
+
+# A minute of training. What comes after it, an export, is no part of the suite, and may be cut off.
+pretraining() {
+    local run=$1 budget=$2 start=$SECONDS
+    echo "== pretraining $run" | tee -a "$log"
+    timeout --kill-after=5 "$3" "$python" -m mosaicbert pretrain "recipes/$run.yaml" "${keys[@]}" \
+        "train.micro_batch_tokens=$budget" 2>&1 | tee -a "$log"
+    "$python" scripts/bench/pretraining.py "$work/runs/$run" 2>&1 | tee -a "$log"
+    note "$run" "${PIPESTATUS[0]}" $((SECONDS - start))
+}
+
+# The limits below sum to 525 seconds. Text is prepared beside the tests, which leave most processors idle.
+timeout --kill-after=5 90 "$python" -m mosaicbert prepare recipes/mosaicbert-base-c4.yaml "${keys[@]}" \
+    > "$work/prepare.log" 2>&1 &
+workers=()
+"$python" -c 'import xdist' 2> /dev/null && workers=(-n 6)
+part tests 90 "$python" -m pytest -o addopts= -p no:cacheprovider -q -rf "${workers[@]}" tests/ops tests/model
+wait
+cat "$work/prepare.log" >> "$log"
+pretraining mosaicbert-base-c4 65536 95
+pretraining mosaicbert-large-c4 32768 95
+store=()
+[[ -e $work/store ]] && store=(--store "$work/store")
+part attention 65 "$python" scripts/bench/attention.py "${store[@]}"
+part training_step 90 "$python" scripts/bench/training_step.py --seconds 75 "${store[@]}"
+part profile_step 30 "$python" scripts/bench/profile_step.py
+part cross_entropy 20 "$python" scripts/bench/cross_entropy.py
+part layer_norm 20 "$python" scripts/bench/layer_norm.py
+part geglu 20 "$python" scripts/bench/geglu.py
+
+find "$BENCHMARKS_FOLDER" -name '*.jsonl' -exec cp {} "$results" \;
+{
+    echo "== summary, $SECONDS s"
+    printf '%s\n' "${table[@]}"
+} | tee -a "$log"
+exit "$failed"

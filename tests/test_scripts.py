@@ -1,0 +1,38 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+_ROOT = Path(__file__).parents[1]
+_SUITE = _ROOT / "scripts" / "gpu_suite.sh"
+
+
+@pytest.mark.parametrize("path", sorted((_ROOT / "scripts").rglob("*.sh")), ids=lambda path: path.name)
+def test_a_shell_script_is_one_that_bash_can_read(path):
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_gpu_suite_ends_within_nine_minutes_whatever_hangs():
+    text = _SUITE.read_text()
+    limits = [int(limit) for limit in re.findall(r"^part \w+ (\d+) ", text, flags=re.MULTILINE)]
+    limits += [int(limit) for limit in re.findall(r"^pretraining \S+ \d+ (\d+)$", text, flags=re.MULTILINE)]
+    assert len(limits) == 9
+    assert sum(limits) < 540
+
+
+def test_the_gpu_suite_asks_for_a_folder():
+    ended = subprocess.run(["bash", _SUITE], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("usage: scripts/gpu_suite.sh RESULTS_FOLDER")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_the_gpu_suite_says_that_it_needs_a_gpu(tmp_path):
+    environment = os.environ | {"PYTHON": sys.executable}
+    ended = subprocess.run(["bash", _SUITE, tmp_path], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "scripts/gpu_suite.sh needs a GPU that torch can use; there is none.\n"
