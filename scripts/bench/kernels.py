@@ -99,7 +99,7 @@ def layer_norm_cases() -> Iterator[Case]:
         (layer_norm_kernels._layer_norm_backward_kernel, 2048),
     )
     for width, (kernel, elements) in itertools.product((768, 1024), kernels):
-        tile = module._tile(width, elements)
+        tile = layer_norm_kernels._tile(width, elements)
         yield Case(kernel, "bfloat16", {**statistics, "seed_ptr": "*i64"}, tile, num_warps=tile.pop("num_warps"))
 
 
