@@ -46,60 +46,79 @@ cd "$root" || exit 2
 
 table=()
 failed=0
+most_seconds=530
 
-# part NAME SECONDS COMMAND...: runs a command in its time, its output on the screen and in the log.
+# within SECONDS COMMAND...: runs a command in its time, or what is left of the whole; its output is kept, then shown.
+# No pipe: one that a process of another session holds open would be waited for.
+within() {
+    local limit=$1 left=$((most_seconds - SECONDS)) status
+    shift
+    ((left < limit)) && limit=$((left > 1 ? left : 1))
+    timeout --kill-after=2 "$limit" "$@" > "$work/part.log" 2>&1
+    status=$?
+    tee -a "$log" < "$work/part.log"
+    return $status
+}
+
+# part NAME SECONDS COMMAND...: a row of the table.
 part() {
-    local name=$1 limit=$2 start=$SECONDS status
+    local name=$1 limit=$2 start=$SECONDS
     shift 2
     echo "== $name" | tee -a "$log"
-    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$log"
-    status=${PIPESTATUS[0]}
-    note "$name" "$status" $((SECONDS - start))
+    within "$limit" "$@"
+    note "$name" $? $((SECONDS - start))
 }
 
 note() {
     local said=ok
     ((${2} == 124 || ${2} == 137)) && said="out of time"
     ((${2} != 0)) && failed=1 && [[ $said == ok ]] && said="failed ($2)"
-    table+=("$(printf '%-16s %4d s  %s' "$1" "$3" "$said")")
+    table+=("$(printf '%-20s %4d s  %s' "$1" "$3" "$said")")
 }
 
 keys=(
-    "runs_folder=$work/runs" "data.store=$work/store" "data.num_slices=1" "data.held_out_fraction=0.02"
+    "runs_folder=$work/runs" "data.num_slices=1" "data.held_out_fraction=0.02"
     "data.sources.c4.path=$text" "data.sources.c4.subset=null" "data.sources.c4.validation_split=null"
-    "tokenizer.source=train" "train.duration=60s" "train.global_batch_samples=1024" "train.compile=true"
-    "checkpoint.interval=100000 steps" "checkpoint.keep_last=1" "checkpoint.keep_every=null" "eval.interval=100000 steps" "eval.max_samples=512"
-    "eval.fill_mask=[]" "log.interval_steps=1" "log.loggers=[]"
+    "train.duration=60s" "train.global_batch_samples=1024" "train.compile=true"
+    "checkpoint.interval=100000 steps" "checkpoint.keep_last=1" "checkpoint.keep_every=null"
+    "eval.interval=100000 steps" "eval.max_samples=512" "eval.fill_mask=[]" "log.interval_steps=1" "log.loggers=[]"
 )
+short=("${keys[@]}" "data.store=$work/store" "tokenizer.source=train")
+# The same text up to 512 tokens, for the lengths of its documents.
+long=("${keys[@]}" "data.store=$work/store-512" "data.max_seq_len=512" "tokenizer.source=$work/store/tokenizer.json")
+prepare=("$python" -m mosaicbert prepare recipes/mosaicbert-base-c4.yaml)
 
 # A minute of training. What comes after it, an export, is no part of the suite, and may be cut off.
 pretraining() {
     local run=$1 budget=$2 start=$SECONDS
     echo "== pretraining $run" | tee -a "$log"
-    timeout --kill-after=5 "$3" "$python" -m mosaicbert pretrain "recipes/$run.yaml" "${keys[@]}" \
-        "train.micro_batch_tokens=$budget" 2>&1 | tee -a "$log"
-    "$python" scripts/bench/pretraining.py "$work/runs/$run" 2>&1 | tee -a "$log"
-    note "$run" "${PIPESTATUS[0]}" $((SECONDS - start))
+    within "$3" "$python" -m mosaicbert pretrain "recipes/$run.yaml" "${short[@]}" "train.micro_batch_tokens=$budget"
+    within 15 "$python" scripts/bench/pretraining.py "$work/runs/$run"
+    note "$run" $? $((SECONDS - start))
 }
 
-# The limits below sum to 525 seconds. Text is prepared beside the tests, which leave most processors idle.
-timeout --kill-after=5 90 "$python" -m mosaicbert prepare recipes/mosaicbert-base-c4.yaml "${keys[@]}" \
-    > "$work/prepare.log" 2>&1 &
+# The limits below sum to no more than most_seconds. Text is prepared beside the tests, which leave processors idle; the
+# tests' tilings are not remembered, since six processes at once measure nothing.
+timeout --kill-after=2 80 "${prepare[@]}" "${short[@]}" > "$work/prepare.log" 2>&1 &
+preparing=$!
 workers=()
 "$python" -c 'import xdist' 2> /dev/null && workers=(-n 6)
-part tests 90 "$python" -m pytest -o addopts= -p no:cacheprovider -q -rf "${workers[@]}" tests/ops tests/model
-wait
+part tests 85 env XDG_CACHE_HOME="$work/tests" \
+    "$python" -m pytest -o addopts= -p no:cacheprovider -q -rf "${workers[@]}" tests/ops tests/model
+wait "$preparing"
+note prepare $? "$SECONDS"
 cat "$work/prepare.log" >> "$log"
-pretraining mosaicbert-base-c4 65536 95
-pretraining mosaicbert-large-c4 32768 95
+part prepare_512 20 "${prepare[@]}" "${long[@]}"
+pretraining mosaicbert-base-c4 65536 85
+pretraining mosaicbert-large-c4 32768 85
 store=()
-[[ -e $work/store ]] && store=(--store "$work/store")
-part attention 65 "$python" scripts/bench/attention.py "${store[@]}"
-part training_step 90 "$python" scripts/bench/training_step.py --seconds 75 "${store[@]}"
+[[ -e $work/store-512 ]] && store=(--store "$work/store-512")
+part attention 60 "$python" scripts/bench/attention.py "${store[@]}"
+part training_step 90 "$python" scripts/bench/training_step.py --seconds 80 "${store[@]}"
 part profile_step 30 "$python" scripts/bench/profile_step.py
-part cross_entropy 20 "$python" scripts/bench/cross_entropy.py
-part layer_norm 20 "$python" scripts/bench/layer_norm.py
-part geglu 20 "$python" scripts/bench/geglu.py
+part cross_entropy 25 "$python" scripts/bench/cross_entropy.py
+part layer_norm 25 "$python" scripts/bench/layer_norm.py
+part geglu 25 "$python" scripts/bench/geglu.py
 
 find "$BENCHMARKS_FOLDER" -name '*.jsonl' -exec cp {} "$results" \;
 {

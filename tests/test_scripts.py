@@ -20,8 +20,9 @@ def test_the_gpu_suite_ends_within_nine_minutes_whatever_hangs():
     text = _SUITE.read_text()
     limits = [int(limit) for limit in re.findall(r"^part \w+ (\d+) ", text, flags=re.MULTILINE)]
     limits += [int(limit) for limit in re.findall(r"^pretraining \S+ \d+ (\d+)$", text, flags=re.MULTILINE)]
-    assert len(limits) == 9
-    assert sum(limits) < 540
+    (most,) = re.findall(r"^most_seconds=(\d+)$", text, flags=re.MULTILINE)
+    assert len(limits) == 10
+    assert sum(limits) <= int(most) < 540
 
 
 def test_the_gpu_suite_asks_for_a_folder():

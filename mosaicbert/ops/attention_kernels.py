@@ -32,6 +32,7 @@ from mosaicbert.ops.tiling import Tiling, choose_tiling
 
 HEAD_DIMS = (32, 64, 128)
 _LEAST_CAPABILITY = (8, 0)
+_FEWEST_TO_TUNE_WITH = 2**15  # tokens times heads: shorter launches tell nothing of long ones, and are not worth it
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -548,6 +549,8 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     qkv, cu_seqlens, *ctx.rest = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(qkv, *output, cu_seqlens)
 
 
@@ -612,6 +615,9 @@ class _Launch:
             )
 
     def _launch_fastest(self, kernel: Any, candidates: list[Tiling], launch: Callable[[Tiling], None]) -> None:
+        if self.num_tokens * self.num_heads < _FEWEST_TO_TUNE_WITH:
+            launch(candidates[0])
+            return
         length_class = 1 << (min(self.max_seqlen, 8192) - 1).bit_length()
         case = (self.dim, str(self.dtype).removeprefix("torch."), length_class, self.window, self.slopes is not None)
         launch(choose_tiling(kernel, case, candidates, launch))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.testing import do_bench
 
@@ -68,7 +68,7 @@ def _fastest(name: str, candidates: Sequence[Tiling], launch: Callable[[Tiling],
     for tiling in candidates:
         try:
             times[tiling] = do_bench(functools.partial(launch, tiling), warmup=5, rep=20, return_mode="median")
-        except OutOfResources:
+        except (OutOfResources, PTXASError):
             continue  # a smaller GPU
     if not times:
         raise RuntimeError(f"{name}: none of {len(candidates)} tilings fits this GPU.")
