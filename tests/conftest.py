@@ -35,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
 
 
+@pytest.fixture(autouse=True)
+def fp32_is_fp32() -> None:
+    """Composer allows TF32 for the rest of the process it trains in on a GPU."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -22,11 +22,15 @@ def build_model(model: ModelConfig) -> PreTrainedModel:
     return MosaicBertForMaskedLM(MosaicBertConfig(**fields))
 
 
-def describe_attention(model: ModelConfig, device_type: str, dtype: torch.dtype) -> str:
-    """Which attention a model will take on a device, and why, in one line."""
+def describe_attention(model: ModelConfig, device_type: str, dtype: torch.dtype, implementation: str = "auto") -> str:
+    """Which attention a model will take on a device, and why, in one line.
+
+    Raises:
+        RuntimeError: the implementation asked for does not work here.
+    """
     if model.architecture == "bert":
         return "attention: Hugging Face's, padded to the longest sequence"
-    return str(choose_attention("auto", device_type, dtype, model.head_dim))
+    return str(choose_attention(implementation, device_type, dtype, model.head_dim))
 
 
 def describe_fusion(device_type: str) -> str:

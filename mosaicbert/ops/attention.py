@@ -188,7 +188,7 @@ def attention(
     Args:
         qkv: (T, 3, H, D), queries, keys and values of the documents one behind the other.
         cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T. Documents may be empty.
-        max_seqlen: tokens of the longest document, at least.
+        max_seqlen: tokens of the longest document, at least; with less, kernels leave what is behind it undefined.
         slopes: H positive numbers, see `alibi_slopes`; None for attention without a bias.
         implementation: "auto", or a rung by name.
         window: a token attends to those at most this far away, to both sides; None is to its whole document.

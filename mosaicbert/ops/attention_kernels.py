@@ -28,11 +28,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from mosaicbert.ops.tiling import Tiling, choose_tiling
+from mosaicbert.ops.tiling import Tiling, choose_tiling, launch_fitting
 
 HEAD_DIMS = (32, 64, 128)
 _LEAST_CAPABILITY = (8, 0)
-_FEWEST_TO_TUNE_WITH = 2**15  # tokens times heads: shorter launches tell nothing of long ones, and are not worth it
+_FEWEST_TO_TUNE_WITH = 2**16  # tokens times heads: shorter launches tell nothing of long ones, and are not worth it
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -486,7 +486,7 @@ def attention(
         raise ValueError("it needs a GPU, or Triton's interpreter: TRITON_INTERPRET=1.")
     if torch.version.hip is None and qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) < _LEAST_CAPABILITY:
         raise ValueError("it needs a GPU of compute capability 8.0: Triton uses no matrix units of older ones.")
-    qkv = qkv.contiguous()
+    qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)
     shared = _Launch(qkv, cu_seqlens, max_seqlen, slopes, window)
@@ -518,7 +518,7 @@ def attention_backward(
     window: int | None,
 ) -> Tensor:
     """The gradient of qkv, from that of `attention`'s output and what its forward pass saved."""
-    qkv, grad = qkv.contiguous(), grad.contiguous()
+    qkv, grad, cu_seqlens = qkv.contiguous(), grad.contiguous(), cu_seqlens.contiguous()
     grad_qkv = torch.empty_like(qkv)
     shared = _Launch(qkv, cu_seqlens, max_seqlen, slopes, window)
     shared.over_documents(_attention_backward_whole_kernel, grad, qkv, lse, cu_seqlens, shared.slopes, grad_qkv)
@@ -573,7 +573,7 @@ class _Launch:
         self.num_documents = len(cu_seqlens) - 1
         self.max_seqlen, self.window = max_seqlen, window
         self.slopes = None if slopes is None else _slopes_on(qkv.device, tuple(slopes))
-        self.whole = max(tiling.rows for tiling in tilings("backward_whole", self.dim, self.dtype))
+        (self.whole,) = {tiling.rows for tiling in tilings("backward_whole", self.dim, self.dtype)}
         self.last = (self.num_heads, 1 / math.sqrt(self.dim))  # the last arguments before the constants
 
     def over_tiles(self, kernel: Any, name: str, *tensors: Tensor | None, **constants: int) -> None:
@@ -611,19 +611,22 @@ class _Launch:
                 COLUMNS=tiling.columns,
                 num_warps=tiling.num_warps,
                 num_stages=tiling.num_stages,
+                enable_fp_fusion=True,  # what scales a score and subtracts the maximum is one instruction
                 **constants,
             )
 
     def _launch_fastest(self, kernel: Any, candidates: list[Tiling], launch: Callable[[Tiling], None]) -> None:
         if self.num_tokens * self.num_heads < _FEWEST_TO_TUNE_WITH:
-            launch(candidates[0])
+            launch_fitting(candidates, launch)
             return
         length_class = 1 << (min(self.max_seqlen, 8192) - 1).bit_length()
         case = (self.dim, str(self.dtype).removeprefix("torch."), length_class, self.window, self.slopes is not None)
-        launch(choose_tiling(kernel, case, candidates, launch))
+        with torch.cuda.device_of(self.qkv):
+            tiling = choose_tiling(kernel, case, candidates, launch)
+        launch(tiling)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache  # for ever: a captured CUDA graph remembers where it is
 @torch.inference_mode(False)  # a cached tensor may serve inference first and training later
 def _slopes_on(device: torch.device, slopes: tuple[float, ...]) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32, device=device)

@@ -8,6 +8,7 @@ order of programs shows in the result.
 # The language of kernels has no types that pyright knows.
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -84,14 +85,15 @@ def softmax_cross_entropy_(
         with_gradient: whether the gradient of the sum of the losses takes the logits' place.
     """
     num_rows, width = logits.shape
-    _cross_entropy_row_kernel[(num_rows,)](
-        logits,
-        labels.contiguous(),
-        losses,
-        is_right,
-        width,
-        IGNORED=ignored,
-        WITH_GRADIENT=with_gradient,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(width)),
-        num_warps=_NUM_WARPS,
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        _cross_entropy_row_kernel[(num_rows,)](
+            logits,
+            labels.contiguous(),
+            losses,
+            is_right,
+            width,
+            IGNORED=ignored,
+            WITH_GRADIENT=with_gradient,
+            BLOCK=min(_BLOCK, triton.next_power_of_2(width)),
+            num_warps=_NUM_WARPS,
+        )

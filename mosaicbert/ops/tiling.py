@@ -36,6 +36,7 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
+_TOO_LARGE = (OutOfResources, PTXASError)
 _chosen: dict[tuple[str, ...], Tiling] = {}
 
 
@@ -55,12 +56,26 @@ def choose_tiling(
     """
     if isinstance(kernel, InterpretedFunction) or len(candidates) == 1:
         return candidates[0]
-    name = str(getattr(kernel, "__name__")).strip("_")  # noqa: B009
+    name = str(getattr(kernel, "__name__", "kernel")).strip("_")
     key = (torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu", triton.__version__, name)
     key = (*key, *map(str, case))
     if key not in _chosen:
-        _chosen[key] = _recall(key, candidates) or _remember(key, _fastest(name, candidates, launch))
+        recalled = _recall(key, candidates)
+        if recalled is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return candidates[0]  # a graph that is being captured cannot be waited for
+        _chosen[key] = recalled or _remember(key, _fastest(name, candidates, launch), candidates)
     return _chosen[key]
+
+
+def launch_fitting(candidates: Sequence[Tiling], launch: Callable[[Tiling], object]) -> None:
+    """Launches with the first tiling that fits this GPU, which may be smaller than those the list was made for."""
+    for tiling in candidates[:-1]:
+        try:
+            launch(tiling)
+        except _TOO_LARGE:
+            continue
+        return
+    launch(candidates[-1])
 
 
 def _fastest(name: str, candidates: Sequence[Tiling], launch: Callable[[Tiling], object]) -> Tiling:
@@ -68,7 +83,7 @@ def _fastest(name: str, candidates: Sequence[Tiling], launch: Callable[[Tiling],
     for tiling in candidates:
         try:
             times[tiling] = do_bench(functools.partial(launch, tiling), warmup=5, rep=20, return_mode="median")
-        except (OutOfResources, PTXASError):
+        except _TOO_LARGE:
             continue  # a smaller GPU
     if not times:
         raise RuntimeError(f"{name}: none of {len(candidates)} tilings fits this GPU.")
@@ -83,22 +98,26 @@ def _file(key: tuple[str, ...]) -> Path:
 def _recall(key: tuple[str, ...], candidates: Sequence[Tiling]) -> Tiling | None:
     try:
         tiling = Tiling(**json.loads(_file(key).read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: a user without a home
         return None
     return tiling if tiling in candidates else None
 
 
-def _remember(key: tuple[str, ...], tiling: Tiling) -> Tiling:
+def _remember(key: tuple[str, ...], tiling: Tiling, candidates: Sequence[Tiling]) -> Tiling:
     """Keeps a choice, unless another process was faster: then it is the other's, so that all of them agree."""
-    path = _file(key)
     try:
+        path = _file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
-            json.dump(tiling._asdict(), file)
-            file.flush()
-            os.link(file.name, path)
-    except FileExistsError:
-        return _recall(key, [tiling]) or tiling
-    except OSError:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder, path.name)
+            written.write_text(json.dumps(tiling._asdict()))
+            try:
+                os.link(written, path)
+            except FileExistsError:
+                other = _recall(key, candidates)
+                if other is not None:
+                    return other
+                os.replace(written, path)  # it names a tiling of another version, or is damaged
+    except (OSError, RuntimeError):
         return tiling  # nowhere to keep it: this process still goes on with one choice
     return tiling

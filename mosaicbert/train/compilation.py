@@ -11,11 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.model.build import describe_attention
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
+from mosaicbert.train.device import choose_precision
 
 # A run has two to seven shapes, more while its batch grows; a layer has two graphs for each, since the last one keeps
 # only some tokens. PyTorch's limit of 8 would leave later shapes uncompiled, without a word.
 _MOST_GRAPHS = 128
+
+GRAPHED_ATTENTION = "triton"  # the rung that a CUDA graph can hold: the others look at the documents' lengths
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ def _require_graphs_possible(recipe: Recipe) -> None:
         )
     if not torch.cuda.is_available():
         raise ConfigError("train.cuda_graphs=true, but there is no GPU here; set train.cuda_graphs=false.")
+    try:
+        describe_attention(recipe.model, "cuda", choose_precision(recipe)[0], GRAPHED_ATTENTION)
+    except RuntimeError as error:
+        raise ConfigError(f"train.cuda_graphs=true: {error}; set train.cuda_graphs=false.") from error
 
 
 def compile_model(model: PreTrainedModel, *, graphs: bool = False) -> None:
@@ -85,6 +93,7 @@ def compile_model(model: PreTrainedModel, *, graphs: bool = False) -> None:
     assert isinstance(model, MosaicBertForMaskedLM)
     torch._dynamo.config.recompile_limit = _MOST_GRAPHS
     if graphs:
+        model.set_attn_implementation(GRAPHED_ATTENTION)
         setattr(model, "embedded_loss", _graphed(model.embedded_loss))  # noqa: B010
         return
     for module in (*model.model.layers, model.head):
@@ -99,7 +108,8 @@ def _graphed(plain: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple
         nonlocal is_warm
         if not is_warm:
             # Kernels are compiled and tried out in their first call, which a graph that is being captured forbids.
-            with torch.random.fork_rng(), torch.enable_grad():
+            devices = [embedded.device] if embedded.is_cuda else []
+            with torch.random.fork_rng(devices), torch.enable_grad():
                 toy = embedded.detach().requires_grad_()
                 torch.autograd.grad(plain(toy, *rest)[0], toy)
             is_warm = True

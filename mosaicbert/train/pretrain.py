@@ -32,7 +32,7 @@ from mosaicbert.report.figure import draw_loss
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
-from mosaicbert.train.compilation import choose_compilation, compile_model
+from mosaicbert.train.compilation import GRAPHED_ATTENTION, choose_compilation, compile_model
 from mosaicbert.train.course import Clock, Course
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
 from mosaicbert.train.exporting import Exporter
@@ -92,9 +92,11 @@ def pretrain(recipe: Recipe, console: Console, command: str = "the same call") -
         peak, peak_source = peak_flops(precision)
         _introduce(recipe, record, say)
         say(f"precision: {str(precision).removeprefix('torch.')} ({why})")
-        say(describe_attention(recipe.model, "cuda" if torch.cuda.is_available() else "cpu", precision))
-        say(str(choose_compilation(recipe)))
-        say(describe_fusion("cuda" if torch.cuda.is_available() else "cpu"))
+        place, compilation = "cuda" if torch.cuda.is_available() else "cpu", choose_compilation(recipe)
+        rung = GRAPHED_ATTENTION if compilation.has_graphs else "auto"
+        say(describe_attention(recipe.model, place, precision, rung))
+        say(str(compilation))
+        say(describe_fusion(place))
         say(f"peak per device: {peak / 1e12:.2f} TFLOP/s ({peak_source})")
         with StopRequest() as stop:
             sitting = Sitting(recipe, run, precision, peak, stop, Clock(), exporter, console)

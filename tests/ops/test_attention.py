@@ -143,11 +143,23 @@ def test_triton_is_as_accurate_as_eager_in_a_window(window, biased, dtype, devic
     assert_rung_is_as_accurate_as_eager("triton", seqlens, 1, dtype, device, biased=biased, window=window)
 
 
+@pytest.mark.parametrize("window", [None, 33])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_triton_is_as_accurate_as_eager_with_any_tiling(number, window, device, monkeypatch):
+    kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
+    monkeypatch.setattr(kernels, "_FEWEST_TO_TUNE_WITH", 0)
+    monkeypatch.setattr(
+        kernels, "choose_tiling", lambda _kernel, _case, tilings, _launch: tilings[:4][number % len(tilings)]
+    )
+    assert_rung_is_as_accurate_as_eager("triton", [5, 140, 33], 1, BF16, device, window=window)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("seqlens", [[128] * 64, [512] * 8, [8192, 100, 1000]], ids=["128", "512", "8192"])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=["bf16", "fp16"])
 def test_triton_is_as_accurate_as_eager_at_the_sizes_of_a_recipe(seqlens, dtype, device):
-    assert_rung_is_as_accurate_as_eager("triton", seqlens, 12, dtype, device)
+    # The formula in fp64 holds all tokens' scores: a few heads of them fit a GPU that other tests use, too.
+    assert_rung_is_as_accurate_as_eager("triton", seqlens, 2, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])

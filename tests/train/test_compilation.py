@@ -53,7 +53,7 @@ def long_documents(tmp_path_factory):
 
 
 def test_compiled_training_follows_the_uncompiled_and_compiles_nothing_twice(long_documents, tmp_path):
-    plain = train_here(_recipe(tmp_path / "plain", long_documents))
+    plain = train_here(_recipe(tmp_path / "plain", long_documents, compile=False))
     recipe = _recipe(tmp_path / "compiled", long_documents, compile=True)
     run = open_run(recipe, prepare(recipe))
     count = _CountGraphs()
