@@ -66,6 +66,7 @@ def _probe(device_type: str) -> str | None:
             kernels: Any = importlib.import_module("mosaicbert.ops.geglu_kernels")
             gate_up = toy.to(device_type, torch.bfloat16).requires_grad_()
             ours = _with_gradient(kernels.geglu(gate_up, 0.0, None), gate_up)
+            _run_others(gate_up.detach().clone())
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
         except Exception as error:  # whatever a driver, a C compiler or Triton may raise: the definitions remain
@@ -77,6 +78,20 @@ def _probe(device_type: str) -> str | None:
         if not torch.allclose(result, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
             return "a kernel's result differs from the definition's"
     return None
+
+
+def _run_others(toy: Tensor) -> None:
+    """The kernels that `_probe` does not judge, with dropout: they must at least compile and run."""
+    norms: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
+    losses: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
+    hidden, width = toy.clone().requires_grad_(), toy.shape[1]
+    weight, bias, seed = toy.new_ones(width), toy.new_zeros(width), toy.new_zeros((), dtype=torch.int64)
+    normed, *_ = norms.dropout_add_layer_norm(hidden, toy, weight, bias, 1e-5, 0.1, seed, True)
+    torch.autograd.grad(normed.float().sum(), hidden)
+    labels = toy.new_zeros(len(toy), dtype=torch.int64)
+    losses.softmax_cross_entropy_(toy, labels, toy.new_empty(len(toy), dtype=torch.float32), labels.int(), -100, True)
+    if toy.is_cuda:
+        torch.cuda.synchronize()
 
 
 def _with_gradient(out: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
