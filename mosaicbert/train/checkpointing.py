@@ -75,7 +75,7 @@ class Checkpointer(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         is_due = has_passed(self.interval, self.course.before, self.course.position)
-        if not (is_due or self.course.is_done or self.course.stop):
+        if not self.course.is_settled or not (is_due or self.course.is_done or self.course.stop):
             return
         weights, kept = gather_state(self.model, state.optimizers[0])
         if dist.get_global_rank() == 0:

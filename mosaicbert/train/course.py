@@ -3,11 +3,12 @@
 import statistics
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mosaicbert.config import OptimizerConfig
-from mosaicbert.config.plan import Plan, Position
+from mosaicbert.config import Duration, OptimizerConfig
+from mosaicbert.config.plan import Plan, Position, has_passed
 from mosaicbert.train.guard import Guard
 from mosaicbert.train.schedule import learning_rate_share
 
@@ -19,16 +20,20 @@ class StepReport:
     """What a step gave, the same on every rank.
 
     Attributes:
+        step: its number, from 1.
+        batch: number of its batch.
         loss: nats per masked token of the global batch.
-        accuracy: share of the masked tokens that were right; None in steps that are not logged.
+        accuracy: share of the masked tokens that were right.
         grad_norm: Euclidean norm of the whole gradient.
         seconds: that the step took, evaluations left out.
         learning_rate_share: of the peak.
-        updated: whether there was one.
+        updated: whether it changed the weights.
     """
 
+    step: int
+    batch: int
     loss: float
-    accuracy: float | None
+    accuracy: float
     grad_norm: float
     seconds: float
     learning_rate_share: float
@@ -38,33 +43,48 @@ class StepReport:
 class Course:
     """The state of a run that all ranks agree on without asking: what changes it is the same on all of them.
 
+    A step is counted when all of its work has been given to the device, and settled when its numbers have come back:
+    at once if something is due after it, else while the device is at the step that follows.
+
     Args:
         plan: of the run.
         guard: of its numbers.
         optimizer: the recipe's section, for the learning rate.
         log_interval_steps: between two lines of metrics.jsonl.
+        intervals: between two evaluations, and between two checkpoints.
 
     Attributes:
-        position: how far the run has come.
-        before: the position one step earlier.
-        training_seconds: of the steps alone, without evaluations.
-        report: of the last step of this sitting.
+        position: how far the run has come; while a step is not settled, its seconds are an estimate.
+        is_due: whether the last step has to be settled at once, since something may have to be done after it. The first
+            two of a sitting have to: they tell how long a step takes.
+        before: where the run stood after the last step that was due before this one.
+        training_seconds: of the settled steps alone, without evaluations.
+        report: of the last settled step of this sitting.
         step_seconds: that a step takes: the median of the last ones, without the first of a sitting, which compiles.
         stop: whether the run has been asked to stop.
     """
 
-    def __init__(self, plan: Plan, guard: Guard, optimizer: OptimizerConfig, log_interval_steps: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        guard: Guard,
+        optimizer: OptimizerConfig,
+        log_interval_steps: int,
+        intervals: Sequence[Duration],
+    ) -> None:
         self.plan = plan
         self.guard = guard
         self.optimizer = optimizer
         self.log_interval_steps = log_interval_steps
+        self.intervals = intervals
         self.position = self.before = Position()
         self.training_seconds = 0.0
         self.report: StepReport | None = None
         self.step_seconds = 0.0
         self._lasted: deque[float] = deque(maxlen=_STEPS_TIMED)
         self._is_warm = False
-        self.stop = False
+        self._num_unsettled = 0
+        self.is_due = self.stop = False
 
     def after(self, samples: int, tokens: int) -> Position:
         """Where the run will stand after a step of so many samples and tokens that takes as long as the last one."""
@@ -80,40 +100,66 @@ class Course:
         """Of its peak, in the step that comes next, which trains so many samples and tokens."""
         return learning_rate_share(self.optimizer, self.plan.share_done(self.after(samples, tokens)))
 
-    def is_logged(self, samples: int, tokens: int) -> bool:
-        """Whether the step that comes next gets a line in metrics.jsonl: the first, the last and every so-manieth."""
-        then = self.after(samples, tokens)
-        is_last = self.plan.is_done(replace(then, seconds=then.seconds + self.step_seconds))
-        return then.steps == 1 or then.steps % self.log_interval_steps == 0 or is_last
+    def count(self, samples: int, tokens: int) -> None:
+        """Counts a step whose forward and backward passes have been given to the device.
 
-    def advance(self, report: StepReport, *, samples: int, tokens: int, seconds: float) -> None:
-        """Counts a step that is over.
+        Args:
+            samples: of the global batch.
+            tokens: real ones among them.
+        """
+        if self.is_due:
+            self.before = self.position
+        self.position = self.after(samples, tokens)
+        self._num_unsettled += 1
+        # The clock is read when the device has come to the step before, and a time ends one step early.
+        later = replace(self.position, seconds=self.position.seconds + 2 * self.step_seconds)
+        self.is_due = (
+            not self._lasted
+            or self.stop
+            or self._is_log_step
+            or self.plan.is_done(later)
+            or any(has_passed(interval, self.before, self.position) for interval in self.intervals)
+        )
+
+    def settle(self, report: StepReport, seconds: float) -> None:
+        """Takes what the oldest of the counted steps gave.
 
         Args:
             report: of it.
-            samples: of the global batch.
-            tokens: real ones among them.
             seconds: on the clock of rank 0 since the run began, pauses between sittings left out.
         """
-        now = self.position
-        self.before = now
-        self.position = Position(
-            steps=now.steps + 1, samples=now.samples + samples, tokens=now.tokens + tokens, seconds=seconds
-        )
+        self._num_unsettled -= 1
         self.training_seconds += report.seconds
         self.report = report
         if self._is_warm:
             self._lasted.append(report.seconds)
             self.step_seconds = statistics.median(self._lasted)
         self._is_warm = True
+        self.position = replace(self.position, seconds=seconds + self._num_unsettled * self.step_seconds)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the numbers of all steps are known."""
+        return self._num_unsettled == 0
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the last step gets a line in metrics.jsonl: the first, the last and every so-manieth do."""
+        return self.is_settled and (self._is_log_step or self.is_done)
 
     @property
     def is_done(self) -> bool:
         """Whether the run ends here; a time is over when one more step like the last would pass it."""
-        return self.plan.is_done(replace(self.position, seconds=self.position.seconds + self.step_seconds))
+        then = replace(self.position, seconds=self.position.seconds + self.step_seconds)
+        return self.is_settled and self.plan.is_done(then)
+
+    @property
+    def _is_log_step(self) -> bool:
+        return self.position.steps == 1 or self.position.steps % self.log_interval_steps == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: numbers that JSON can hold."""
+        """For a checkpoint, when all steps are settled: numbers that JSON can hold."""
+        assert self.is_settled
         return {
             "position": asdict(self.position),
             "training_seconds": self.training_seconds,

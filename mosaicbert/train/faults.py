@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from composer import Callback, Logger, State
 from composer.utils import dist
 from numpy.typing import NDArray
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.store import write_file
-from mosaicbert.train.course import Course
+from mosaicbert.train.course import StepReport
 
 SamplesOf = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
@@ -74,35 +73,30 @@ class FaultLog:
         return {batch for fault in self.rollbacks() for batch in fault.batches}
 
 
-class FaultWriter(Callback):
-    """Notes each step without an update, with its samples.
+class SkippedSteps:
+    """Notes steps that have not changed the weights, with their samples. Only rank 0 writes.
 
     Args:
         faults: of the run.
-        course: of the run.
         samples_of: a batch: the epochs and the numbers of its samples, see `TrainSteps`.
     """
 
-    def __init__(self, faults: FaultLog, course: Course, samples_of: SamplesOf) -> None:
+    def __init__(self, faults: FaultLog, samples_of: SamplesOf) -> None:
         self.faults = faults
-        self.course = course
         self.samples_of = samples_of
 
-    def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        report = self.course.report
-        assert report is not None
-        if report.updated or dist.get_global_rank() != 0:
-            return
-        batch: int = state.batch.batch
-        self.faults.note(
-            Fault(
-                kind="skipped",
-                step=self.course.position.steps,
-                reason=f"loss {report.loss}, gradient norm {report.grad_norm}",
-                batches=[batch],
-                samples=list_samples(self.samples_of, [batch]),
+    def note(self, report: StepReport) -> None:
+        """Notes a step."""
+        if dist.get_global_rank() == 0:
+            self.faults.note(
+                Fault(
+                    kind="skipped",
+                    step=report.step,
+                    reason=f"loss {report.loss}, gradient norm {report.grad_norm}",
+                    batches=[report.batch],
+                    samples=list_samples(self.samples_of, [report.batch]),
+                )
             )
-        )
 
 
 def list_samples(samples_of: SamplesOf, batches: Sequence[int]) -> list[list[int]]:

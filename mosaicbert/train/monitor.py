@@ -25,7 +25,7 @@ from mosaicbert.config import Recipe
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.course import Clock, Course, StepReport
 
-_WINDOW_STEPS = 20  # speed is averaged over so many steps
+_WINDOW_STEPS = 20  # speed is averaged over so many steps, or since the line before if that is longer ago
 _LINES_WITHOUT_TERMINAL = 20
 _BAR_PARTS = 1000
 
@@ -74,10 +74,13 @@ class Monitor(Callback):
         self.peak_flops = peak_flops
         self.console = console
         self._is_first = dist.get_global_rank() == 0
-        self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW_STEPS)  # seconds, tokens, FLOPs
-        self._num_steps = 0
+        self._marks: deque[_Mark] = deque()
+        self._tokens = 0
+        self._flops = 0.0
         self._asked_at = 0.0
         self._data_wait = 0.0
+        self._speed: dict[str, float] = {}
+        self._seconds_per_step = 0.0
         self._shown_share = -1.0
         self._eval_loss = math.nan
         self._can_write = True
@@ -91,6 +94,7 @@ class Monitor(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         self.clock.start(self.course.position.seconds)
+        self._marks.append(self._mark())
         if self._is_first:
             _forget_after(self.path, self.course.position.steps)
             self._progress.start()
@@ -104,30 +108,24 @@ class Monitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         step: Step = state.batch
         report = self.course.report
-        assert report is not None
+        assert report is not None  # the first step of a sitting is settled at once
         if not self._is_first:
             return
         shape = _Shape.of(step)
-        flops = training_flops(
+        self._tokens += step.global_tokens
+        self._flops += training_flops(
             self.recipe.model,
             tokens=shape.tokens,
             squared_lengths=shape.squared_lengths,
             masked=sum(step.num_masked),
         )
-        if self._num_steps == 1:
-            self._recent.clear()  # the first step of a sitting compiles, and fills caches
-        self._num_steps += 1
-        self._recent.append((report.seconds, step.global_tokens, flops))
-        window, tokens, flops = (sum(column) for column in zip(*self._recent, strict=True))
-        speed = {
-            "tokens_per_second": round(tokens / window, 1),
-            "mfu": round(flops / window / self.peak_flops, 4),
-        }
-        if report.accuracy is not None:
-            record = self._measure(step, report, shape) | speed
+        if self.course.is_settled:
+            self._measure_speed()
+        if self.course.is_logged:
+            record = self._measure(step, report, shape) | self._speed
             self._write(record)
             logger.log_metrics({f"train/{name}": value for name, value in record.items() if value is not None})
-        self._show(report, seconds_left=self._seconds_left(window / len(self._recent)), **speed)
+        self._show(report)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         self.clock.pause()
@@ -162,6 +160,23 @@ class Monitor(Callback):
         if self._progress.live.is_started:
             self._progress.stop()
 
+    def _mark(self) -> "_Mark":
+        return _Mark(self.course.position.steps, self.course.training_seconds, self._tokens, self._flops)
+
+    def _measure_speed(self) -> None:
+        now, marks = self._mark(), self._marks
+        while len(marks) > 1 and now.steps - marks[1].steps >= _WINDOW_STEPS:
+            marks.popleft()
+        seconds = now.seconds - marks[0].seconds
+        self._seconds_per_step = seconds / (now.steps - marks[0].steps)
+        self._speed = {
+            "tokens_per_second": round((now.tokens - marks[0].tokens) / seconds, 1),
+            "mfu": round((now.flops - marks[0].flops) / seconds / self.peak_flops, 4),
+        }
+        marks.append(now)
+        if not marks[0].tokens:
+            marks.popleft()  # the first step of a sitting compiles, and fills caches
+
     def _measure(self, step: Step, report: StepReport, shape: "_Shape") -> dict[str, Any]:
         course = self.course
         waited, self._data_wait = self._data_wait, 0.0
@@ -187,13 +202,13 @@ class Monitor(Callback):
             "rollbacks": self.num_rollbacks,
         }
 
-    def _seconds_left(self, seconds_per_step: float) -> float:
+    def _seconds_left(self) -> float:
         course = self.course
         if course.plan.length.unit == "seconds":
             return course.plan.length.amount - course.position.seconds
         done = course.plan.share_done(course.position)
         steps = course.plan.num_steps or 0
-        return (1.0 - done) * steps * seconds_per_step
+        return (1.0 - done) * steps * self._seconds_per_step
 
     def _write(self, record: dict[str, Any]) -> None:
         size = self.path.stat().st_size if self.path.exists() else 0
@@ -209,13 +224,14 @@ class Monitor(Callback):
                 )
             self._can_write = False
 
-    def _show(self, report: StepReport, seconds_left: float, tokens_per_second: float, mfu: float) -> None:
+    def _show(self, report: StepReport) -> None:
         position, num_steps = self.course.position, self.course.plan.num_steps
         evaluated = "" if math.isnan(self._eval_loss) else f", held-out {self._eval_loss:.2f}"
         steps = f"{position.steps}" if num_steps is None else f"{position.steps}/{max(num_steps, position.steps)}"
+        speed, seconds_left = self._speed, timedelta(seconds=max(0, round(self._seconds_left())))
         measures = (
-            f"step {steps}  loss {report.loss:.2f}{evaluated}  {tokens_per_second / 1e3:,.1f}k tokens/s  "
-            f"MFU {mfu:.0%}  {timedelta(seconds=max(0, round(seconds_left)))} left"
+            f"step {steps}  loss {report.loss:.2f}{evaluated}  {speed['tokens_per_second'] / 1e3:,.1f}k tokens/s  "
+            f"MFU {speed['mfu']:.0%}  {seconds_left} left"
         )
         done = self.course.plan.share_done(position)
         self._progress.update(self._task, completed=done * _BAR_PARTS, measures=measures)
@@ -223,6 +239,23 @@ class Monitor(Callback):
         if not self.console.is_terminal and (is_due or self.course.is_done):
             self._shown_share = done
             self.console.print(measures, highlight=False)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What a sitting had done at a settled step.
+
+    Attributes:
+        steps: of the run.
+        seconds: of training, of the run.
+        tokens: of this sitting.
+        flops: of this sitting, by rank 0.
+    """
+
+    steps: int
+    seconds: float
+    tokens: int
+    flops: float
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,23 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device_type: str)
     ]
     dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     return Muon(groups, momentum=config.momentum, dtype=dtype, **common)
+
+
+def update_unless(withhold: Tensor, optimizer: Optimizer) -> None:
+    """Makes a step of the optimizer, or none: weights and what it keeps of them then stay as they are.
+
+    PyTorch's fused AdamW looks at `withhold` on the device. The others are made of many operations, each of which would
+    have to read and write once more to be withheld; for them the host waits until it can look.
+
+    Args:
+        withhold: () fp32 on the parameters' device: 1 for no step, else 0.
+        optimizer: of `build_optimizer`.
+    """
+    if isinstance(optimizer, AdamW):
+        cast(Any, optimizer).found_inf = withhold  # where PyTorch's GradScaler puts it
+        optimizer.step()
+    elif not withhold:
+        optimizer.step()
 
 
 class StableAdamW(Optimizer):

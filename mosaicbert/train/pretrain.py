@@ -36,7 +36,7 @@ from mosaicbert.train.compilation import GRAPHED_ATTENTION, choose_compilation, 
 from mosaicbert.train.course import Clock, Course
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
 from mosaicbert.train.exporting import Exporter
-from mosaicbert.train.faults import FaultLog, FaultWriter
+from mosaicbert.train.faults import FaultLog, SkippedSteps
 from mosaicbert.train.guard import Guard, RollBack
 from mosaicbert.train.loggers import build_loggers, require_loggers
 from mosaicbert.train.monitor import Monitor, SeededSteps
@@ -205,13 +205,19 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
         compile_model(model, graphs=compilation.has_graphs)
     trainee = MaskedLmTrainee(model, cpu_autocast=sitting.precision)
     is_sharded = recipe.train.sharding == "fsdp" and world_size > 1
-    course = Course(plan_run(recipe), Guard(recipe.faults), recipe.optimizer, recipe.log.interval_steps)
+    eval_interval = parse_duration("eval.interval", recipe.eval.interval)
+    course = Course(
+        plan_run(recipe),
+        Guard(recipe.faults),
+        recipe.optimizer,
+        recipe.log.interval_steps,
+        [eval_interval, parse_duration("checkpoint.interval", recipe.checkpoint.interval)],
+    )
     clock = sitting.clock
     train_loader = build_loader(recipe, rank, world_size, first_step=restart.step, skipped=restart.skipped)
     steps = cast(TrainSteps, train_loader.dataset)
     callbacks = [
         SeededSteps(recipe.seed),
-        FaultWriter(faults, course, steps.samples_of),
         Monitor(recipe, run.metrics, course, clock, len(faults.rollbacks()), sitting.peak, sitting.console),
         Checkpointer(recipe.checkpoint, run, course, model, faults, sitting.exporter, say),
     ]
@@ -223,11 +229,12 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
             clock=clock,
             stop=sitting.stop,
             steps=steps,
+            skipped=SkippedSteps(faults, steps.samples_of),
             trainee=trainee,
             keeps_gradients=compilation.has_graphs,
             train_dataloader=data_spec(train_loader, "cuda" if on_gpu else "cpu"),
             eval_dataloader=data_spec(build_eval_loader(recipe, rank, world_size), "cuda" if on_gpu else "cpu"),
-            eval_interval=partial(_is_evaluated, course, parse_duration("eval.interval", recipe.eval.interval)),
+            eval_interval=partial(_is_evaluated, course, eval_interval),
             max_duration=_WITHOUT_END,
             optimizers=build_optimizer(model, recipe.optimizer, "cuda" if on_gpu else "cpu"),
             callbacks=callbacks,
@@ -248,7 +255,8 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
 
 
 def _is_evaluated(course: Course, interval: Duration, _state: State, event: Event) -> bool:
-    return event == Event.BATCH_END and (course.is_done or has_passed(interval, course.before, course.position))
+    is_settled = event == Event.BATCH_END and course.is_settled
+    return is_settled and (course.is_done or has_passed(interval, course.before, course.position))
 
 
 def _composer_device() -> str:
