@@ -81,7 +81,7 @@ keys=(
     "data.sources.c4.path=$text" "data.sources.c4.subset=null" "data.sources.c4.validation_split=null"
     "train.duration=60s" "train.global_batch_samples=1024" "train.compile=true"
     "checkpoint.interval=100000 steps" "checkpoint.keep_last=1" "checkpoint.keep_every=null"
-    "eval.interval=100000 steps" "eval.max_samples=512" "eval.fill_mask=[]" "log.interval_steps=1" "log.loggers=[]"
+    "eval.interval=100000 steps" "eval.max_samples=512" "eval.fill_mask=[]" "log.interval_steps=5" "log.loggers=[]"
 )
 short=("${keys[@]}" "data.store=$work/store" "tokenizer.source=train")
 # The same text up to 512 tokens, for the lengths of its documents.
@@ -104,7 +104,8 @@ preparing=$!
 workers=()
 "$python" -c 'import xdist' 2> /dev/null && workers=(-n 6)
 part tests 85 env XDG_CACHE_HOME="$work/tests" \
-    "$python" -m pytest -o addopts= -p no:cacheprovider -q -rf "${workers[@]}" tests/ops tests/model
+    "$python" -m pytest -o addopts= -p no:cacheprovider -q -rf "${workers[@]}" tests/ops tests/model \
+    tests/train/test_trainer.py
 wait "$preparing"
 note prepare $? "$SECONDS"
 cat "$work/prepare.log" >> "$log"

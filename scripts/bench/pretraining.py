@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from harness import write_lines
 
-FEWEST_STEPS = 5  # of which half are warm
+FEWEST_LINES = 5  # of which half are warm
 
 
 def main() -> int:
@@ -23,8 +23,8 @@ def main() -> int:
     metrics = run / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     steps = [line for line in lines if "loss" in line]
-    if len(steps) < FEWEST_STEPS:
-        print(f"{metrics}: {len(steps)} steps, too few to say anything.", file=sys.stderr)
+    if len(steps) < FEWEST_LINES:
+        print(f"{metrics}: {len(steps)} lines, too few to say anything.", file=sys.stderr)
         return 1
     line = summary(run.name, steps)
     write_lines("pretraining", [line], "cuda" if torch.cuda.is_available() else "cpu")
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def summary(name: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a run, by the second half of its steps where it is about speed."""
+    """Of a run, by the second half of its lines where it is about speed."""
     warm, last = steps[len(steps) // 2 :], steps[-1]
     return {
         "what": "pretraining",

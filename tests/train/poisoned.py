@@ -3,12 +3,9 @@
 import os
 import sys
 
-from rich.console import Console
-
-from mosaicbert.config.load import load_recipe
 from mosaicbert.train.adapter import MaskedLmTrainee
 from mosaicbert.train.monitor import SeededSteps
-from mosaicbert.train.pretrain import pretrain
+from tests.train.sitting import main
 
 
 def _poison_third_step():
@@ -28,4 +25,4 @@ def _poison_third_step():
 
 if __name__ == "__main__":
     _poison_third_step()
-    pretrain(load_recipe(sys.argv[1]), Console(width=200))
+    main(sys.argv[1:])

@@ -79,12 +79,12 @@ def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **enviro
     )
 
 
-def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None):
+def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None, module="tests.train.sitting"):
     """`train_here` on several ranks, which torchrun starts."""
     run = open_run(recipe, prepare(recipe))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
     steps = () if stop_after is None else (str(stop_after),)
-    finish(start(recipe, *overrides, command=(*launcher, "-m", "tests.train.sitting", *steps)))
+    finish(start(recipe, *overrides, command=(*launcher, "-m", module, *steps)))
     return run
 
 
@@ -124,8 +124,8 @@ def last_checkpoint(run):
     return read_checkpoint(list_checkpoints(run.checkpoints)[-1])
 
 
-def assert_same_end(ours, theirs, but_for=frozenset()):
-    """Weights, optimizer and metrics (but for some) of two runs are the same, bit for bit."""
+def assert_same_end(ours, theirs, but_for=frozenset(), but_for_lines_of=frozenset()):
+    """Weights, optimizer and metrics (but for some, and for lines of some steps) of two runs are the same."""
     mine, other = last_checkpoint(ours), last_checkpoint(theirs)
     assert mine.model.keys() == other.model.keys()
     for name, weight in other.model.items():
@@ -136,12 +136,17 @@ def assert_same_end(ours, theirs, but_for=frozenset()):
         for key, value in kept.items():
             assert torch.equal(mine.optimizer[name][key], value), (name, key)
     assert mine.state["guard"] == other.state["guard"]
-    assert _reproducible_metrics(ours, but_for) == _reproducible_metrics(theirs, but_for)
+    metrics, expected = (_reproducible_metrics(run, but_for, but_for_lines_of) for run in (ours, theirs))
+    assert metrics == expected
 
 
-def _reproducible_metrics(run, but_for):
+def _reproducible_metrics(run, but_for, but_for_lines_of):
     left_out = _MEASURED | but_for
-    return [{name: value for name, value in line.items() if name not in left_out} for line in read_metrics(run.metrics)]
+    return [
+        {name: value for name, value in line.items() if name not in left_out}
+        for line in read_metrics(run.metrics)
+        if line["step"] not in but_for_lines_of
+    ]
 
 
 def assert_equal_but_for_summation(ours, theirs, tolerance):

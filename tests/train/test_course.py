@@ -131,7 +131,7 @@ def test_the_first_the_last_and_every_so_manieth_step_are_logged(interval, logge
 @given(
     length=st.floats(0.01, 5.0),  # the first step of a sitting, which compiles, says nothing
     budget=st.integers(10, 60),
-    interval=st.sampled_from([1, 2, 7, 1000]),
+    interval=st.sampled_from([1, 5, 1000]),
     is_ahead=st.booleans(),
 )
 def test_even_steps_fill_a_time_and_never_pass_it(length, budget, interval, is_ahead):

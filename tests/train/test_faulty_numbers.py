@@ -3,7 +3,6 @@
 import gc
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +18,11 @@ from tests.data.corpus import short_texts, write_jsonl
 from tests.recipes import tiny_recipe
 from tests.train.running import (
     assert_same_end,
-    finish,
     last_checkpoint,
     losses_of,
-    start,
     steps_of,
     train_here,
+    train_on_ranks,
 )
 
 
@@ -86,6 +84,39 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(factor, h
     assert lines[5]["loss"] is None
     assert all(math.isfinite(line["loss"]) for line in lines[:5] + lines[6:])
     assert all(bool(torch.isfinite(weight).all()) for weight in last_checkpoint(run).model.values())
+
+
+@pytest.mark.parametrize("optimizer", ["decoupled_adamw", "stable_adamw", "muon"])
+def test_it_does_not_matter_when_the_numbers_of_a_step_are_read(optimizer, harm, source, tmp_path):
+    def recipe(name, interval):
+        return _recipe(
+            tmp_path / name,
+            source,
+            log={"interval_steps": interval},
+            checkpoint={"interval": "12 steps"},
+            optimizer={"name": optimizer},
+        )
+
+    at_once, late = recipe("at-once", 1), recipe("late", 1000)
+    # Alone, in the step before a checkpoint, and in a row.
+    harm(at_once, [6, 10, 20, 21], math.nan)
+    harm(at_once, [16], 3.0)
+    at_once, late = train_here(at_once), train_here(late)
+    assert FaultLog(late.faults).read() == FaultLog(at_once.faults).read()
+    assert [fault.step for fault in _faults(late, "skipped")] == [7, 11, 20, 21]
+    assert [(fault.step, fault.batches) for fault in _faults(late, "rollback")] == [(17, [16])]
+    everything, little = ([line["step"] for line in steps_of(run)] for run in (at_once, late))
+    assert little == [1, 24]
+    assert_same_end(late, at_once, but_for_lines_of=set(everything) - set(little))
+
+
+def test_too_many_steps_in_a_row_go_back_to_the_same_step_when_they_are_read_late(harm, source, tmp_path):
+    recipe = _recipe(tmp_path, source, log={"interval_steps": 1000}, checkpoint={"interval": "6 steps"})
+    harm(recipe, [7, 8, 9], math.nan)
+    run = train_here(recipe)
+    (fault,) = _faults(run, "rollback")
+    assert (fault.step, fault.batches, fault.resumed_step) == (10, [7, 8, 9], 6)
+    assert [fault.step for fault in _faults(run, "skipped")] == [8, 9]
 
 
 def test_a_skipped_first_step_continues_to_the_same_bits(harm, source, tmp_path):
@@ -169,13 +200,16 @@ def test_checkpoints_and_exports_of_the_way_that_went_wrong_are_removed(harm, so
     assert [state["position"]["steps"] for state in states] == [4, 8, 12, 16, 20, 24]
 
 
-def test_all_ranks_skip_a_step_that_one_of_them_cannot_compute(source, tmp_path):
-    recipe = _recipe(tmp_path, source, checkpoint={"interval": "1000 steps"}, train={"duration": "8 steps"})
-    prepare(recipe)
-    script = Path(__file__).parent / "poisoned.py"
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script))
-    finish(start(recipe, command=torchrun))
-    run = RunFolder(recipe.run_folder)
+@pytest.mark.parametrize("log_interval, sharding", [(1, "ddp"), (1000, "fsdp")])
+def test_all_ranks_skip_a_step_that_one_of_them_cannot_compute(log_interval, sharding, source, tmp_path):
+    recipe = _recipe(
+        tmp_path,
+        source,
+        checkpoint={"interval": "1000 steps"},
+        train={"duration": "8 steps", "sharding": sharding},
+        log={"interval_steps": log_interval},
+    )
+    run = train_on_ranks(2, recipe, module="tests.train.poisoned")
     assert [fault.step for fault in _faults(run, "skipped")] == [3]
     assert all(bool(torch.isfinite(weight).all()) for weight in last_checkpoint(run).model.values())
 

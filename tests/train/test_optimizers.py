@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mosaicbert.config import ModelConfig, OptimizerConfig
 from mosaicbert.model.build import build_model
-from mosaicbert.train.optimizers import build_optimizer, orthogonalise
+from mosaicbert.train.optimizers import build_optimizer, orthogonalise, update_unless
 from tests.recipes import TINY_MODEL
 
 OPTIMIZERS = ["decoupled_adamw", "stable_adamw", "muon"]
@@ -347,6 +347,33 @@ def test_a_batch_of_matrices_is_orthogonalised_as_one_by_one(rows, columns):
     together = orthogonalise(batch)
     apart = torch.cat([orthogonalise(matrix[None]) for matrix in batch])
     assert float((together - apart).abs().max()) <= 2 * 3.4445**5 * EPS
+
+
+def _bits(model, optimizer):
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in [*model.parameters(), *kept]]
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_that_is_withheld_changes_nothing_then_or_later(name, steps_before, device):
+    ours, theirs = (Wrapper("mosaicbert").to(device) for _ in range(2))
+    optimizer, other = (build_optimizer(model, config_of(name), device) for model in (ours, theirs))
+    run(ours, optimizer, range(steps_before))
+    run(theirs, other, range(steps_before))
+    before = _bits(ours, optimizer)
+    for parameter in ours.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    update_unless(torch.ones((), device=device), optimizer)
+    assert all(torch.equal(*pair) for pair in zip(before, _bits(ours, optimizer), strict=False))
+    for model, optimizer_of in ((ours, optimizer), (theirs, other)):
+        for number, parameter in enumerate(model.parameters(), start=1):
+            parameter.grad = torch.full_like(parameter, 0.1 * number)
+        update_unless(torch.zeros((), device=device), optimizer_of)
+    after = _bits(ours, optimizer)
+    assert all(torch.equal(*pair) for pair in zip(after, _bits(theirs, other), strict=True))
+    num_parameters = len(list(ours.parameters()))
+    assert not any(torch.equal(*pair) for pair in zip(before[:num_parameters], after[:num_parameters], strict=True))
 
 
 @pytest.mark.gpu

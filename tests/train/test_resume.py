@@ -80,6 +80,17 @@ def test_a_stopped_run_continues_to_the_same_bits(sittings, undisturbed, source,
     assert_same_end(train_here(recipe), undisturbed)
 
 
+def test_a_run_that_is_seldom_looked_at_stops_a_step_later_and_continues_to_the_same_bits(
+    undisturbed, source, tmp_path
+):
+    recipe = _recipe(tmp_path, source, log={"interval_steps": 1000}, checkpoint={"interval": "1000 steps"})
+    run = train_here(recipe, stop_after=7)
+    assert step_of(list_checkpoints(run.checkpoints)[-1]) == 8
+    run = train_here(recipe)
+    logged = {line["step"] for line in steps_of(run)}
+    assert_same_end(run, undisturbed, but_for_lines_of=set(range(1, _STEPS + 1)) - logged)
+
+
 @pytest.mark.parametrize("optimizer", ["decoupled_adamw", "stable_adamw", "muon"])
 @pytest.mark.parametrize("duration", ["320 samples", "9_000 tokens"])
 def test_every_optimizer_and_unit_continues_to_the_same_bits(optimizer, duration, source, tmp_path):
