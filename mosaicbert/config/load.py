@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin, overload
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,9 +14,20 @@ from yaml import YAMLError
 from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.recipe import Recipe
 
+_Schema = TypeVar("_Schema")
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+
+@overload
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
+@overload
+def load_recipe(path: str | Path, overrides: Sequence[str], schema: type[_Schema]) -> _Schema: ...
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[Any] = Recipe) -> Any:
     """Reads a recipe, applies `section.key=value` overrides and checks every key, type and value.
+
+    Args:
+        path: of the YAML file.
+        overrides: in their order.
+        schema: the kind of recipe: of a pretraining, of a fine-tuning, of a figure.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, a key is unknown or missing, or a value is refused.
@@ -37,9 +48,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         asked = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"overrides {list(overrides)}: {_one_line(error)}") from error
-    recipe = OmegaConf.structured(Recipe)
+    recipe = OmegaConf.structured(schema)
     for origin, layer in ((str(path), written), ("override", asked)):
-        for names, value in _known_entries(origin, _plain(layer), Recipe):
+        for names, value in _known_entries(origin, _plain(layer), schema):
             nested = value
             for name in reversed(names):
                 nested = {name: nested}
@@ -48,12 +59,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             except OmegaConfBaseException as error:
                 raise ConfigError(f"{origin}: {'.'.join(names)}={value!r}: {_one_line(error)}") from error
     try:
-        return cast(Recipe, OmegaConf.to_object(recipe))
+        return OmegaConf.to_object(recipe)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: Any, path: Path) -> None:
     """Writes every key of `recipe`, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
@@ -80,21 +91,22 @@ def _plain(layer: Any) -> dict[str, Any]:
 
 
 def _known_entries(
-    origin: str, tree: Mapping[Any, Any], schema: Any, above: tuple[str, ...] = ()
+    origin: str, tree: Mapping[Any, Any], schema: Any, above: tuple[str, ...] = (), root: Any = None
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yields (names from the top down, value) of every entry, and refuses those that `schema` does not know."""
+    root = schema if root is None else root
     types = {field.name: field.type for field in dataclasses.fields(schema)}
     for name, value in tree.items():
         names = (*above, str(name))
         if name not in types:
-            raise ConfigError(f"{origin}: unknown key {'.'.join(names)!r}; did you mean {_nearest_key(names)!r}?")
+            raise ConfigError(f"{origin}: unknown key {'.'.join(names)!r}; did you mean {_nearest_key(names, root)!r}?")
         entry = _entry_type(types[name])
         if dataclasses.is_dataclass(types[name]):
-            yield from _known_entries(origin, _section(origin, names, value, types[name]), types[name], names)
+            yield from _known_entries(origin, _section(origin, names, value, types[name]), types[name], names, root)
         elif entry is not None:
             for item, content in _section(origin, names, value, entry, item="NAME.").items():
                 place = (*names, str(item))
-                yield from _known_entries(origin, _section(origin, place, content, entry), entry, place)
+                yield from _known_entries(origin, _section(origin, place, content, entry), entry, place, root)
         else:
             yield names, value
 
@@ -113,8 +125,8 @@ def _entry_type(kind: Any) -> Any:
     return arguments[1] if get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]) else None
 
 
-def _nearest_key(names: tuple[str, ...]) -> str:
-    known = list(_known_keys(Recipe, names))
+def _nearest_key(names: tuple[str, ...], root: Any) -> str:
+    known = list(_known_keys(root, names))
     return difflib.get_close_matches(".".join(names), known, n=1, cutoff=0.0)[0]
 
 
