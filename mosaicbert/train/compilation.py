@@ -72,7 +72,7 @@ def _require_graphs_possible(recipe: Recipe) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("train.cuda_graphs=true, but there is no GPU here; set train.cuda_graphs=false.")
     try:
-        describe_attention(recipe.model, "cuda", choose_precision(recipe)[0], GRAPHED_ATTENTION)
+        describe_attention(recipe.model, "cuda", choose_precision(recipe.train.precision)[0], GRAPHED_ATTENTION)
     except RuntimeError as error:
         raise ConfigError(f"train.cuda_graphs=true: {error}; set train.cuda_graphs=false.") from error
 

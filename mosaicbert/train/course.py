@@ -135,7 +135,7 @@ class Course:
             self._lasted.append(report.seconds)
             self.step_seconds = statistics.median(self._lasted)
         self._is_warm = True
-        self.position = replace(self.position, seconds=seconds + self._num_unsettled * self.step_seconds)
+        self.position = replace(self.position, seconds=seconds)
 
     @property
     def is_settled(self) -> bool:

@@ -1,9 +1,14 @@
 """The device that a process trains on: its precision, its peak, and how many there are."""
 
+import atexit
+import gc
 import os
 import time
+from collections.abc import Callable
 
 import torch
+from composer import Engine
+from torch.distributed.checkpoint import state_dict
 
 from mosaicbert.accounting import ACCELERATORS
 from mosaicbert.config import ConfigError, Recipe
@@ -45,13 +50,16 @@ def require_work_for_all(recipe: Recipe, record: StoreRecord, num_processes: int
         )
 
 
-def choose_precision(recipe: Recipe) -> tuple[torch.dtype, str]:
+def choose_precision(asked: str, key: str = "train.precision") -> tuple[torch.dtype, str]:
     """The dtype of matrix products, and why.
+
+    Args:
+        asked: "bf16", "fp32" or "auto".
+        key: of the recipe that asks.
 
     Raises:
         ConfigError: bf16 is asked for on a GPU that cannot do it.
     """
-    asked = recipe.train.precision
     if asked == "fp32":
         return torch.float32, "as the recipe says"
     if torch.cuda.is_available():
@@ -59,7 +67,7 @@ def choose_precision(recipe: Recipe) -> tuple[torch.dtype, str]:
             return torch.bfloat16, "as the recipe says" if asked == "bf16" else "the GPU has bf16"
         if asked == "bf16":
             name = torch.cuda.get_device_name()
-            raise ConfigError(f"train.precision=bf16, but {name} has no bf16; set train.precision=fp32.")
+            raise ConfigError(f"{key}=bf16, but {name} has no bf16; set {key}=fp32.")
         return torch.float32, "the GPU has no bf16"
     if asked == "bf16":
         return torch.bfloat16, "as the recipe says"
@@ -100,3 +108,14 @@ def limit_cpu_threads(local_world_size: int) -> None:
     """Gives each process its share of the cores; threads of several processes on one core only wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // local_world_size))
+
+
+def release_memory() -> None:
+    """Lets go of a trainer that is over: Composer and PyTorch keep hold of its model until the process ends."""
+    atexit.unregister(Engine._close)
+    clear_names: Callable[[], None] | None = getattr(state_dict._get_fqns, "cache_clear", None)
+    if clear_names is not None:
+        clear_names()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

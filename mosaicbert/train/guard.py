@@ -29,7 +29,7 @@ class RollBack(Exception):
 
 
 class Guard:
-    """Judges each step by its loss and gradient norm, before its update.
+    """Judges each step by its loss and gradient norm. An update that is not finite has been withheld by then.
 
     A loss is a spike if it lies many robust standard deviations (by the median absolute deviation of the recent losses)
     above their median. The batches to blame are the spiking one, and those since the last checkpoint whose gradient
@@ -48,7 +48,7 @@ class Guard:
         self.num_skipped = 0
 
     def judge(self, step: int, batch: int, loss: float, norm: float) -> bool:
-        """Whether the step may update the weights.
+        """Whether the step has updated the weights.
 
         Args:
             step: its number, from 1.

@@ -103,7 +103,9 @@ class Monitor(Callback):
         self._asked_at = time.perf_counter()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._data_wait += time.perf_counter() - self._asked_at
+        is_busy = torch.cuda.is_available() and not torch.cuda.current_stream().query()
+        if not is_busy:  # a device that still has work has lost nothing
+            self._data_wait += time.perf_counter() - self._asked_at
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step: Step = state.batch

@@ -107,7 +107,7 @@ def spread_state(
         optimizer: to fill.
         weights: see `gather_state`.
         kept: see `gather_state`.
-        has_updated: whether the optimizer had done anything; if not, `kept` is empty on all ranks.
+        has_updated: whether the optimizer had done anything; if not, `kept` is empty, or zeros and passed over.
     """
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.get_world_size() > 1)
     set_model_state_dict(model, weights, options=options)

@@ -1,7 +1,5 @@
 """Recipe to trained model: the order of a run."""
 
-import atexit
-import gc
 import json
 import warnings
 from collections.abc import Callable
@@ -11,10 +9,9 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from composer import Engine, Event, State
+from composer import Event, State
 from composer.utils import dist
 from rich.console import Console
-from torch.distributed.checkpoint import state_dict
 
 from mosaicbert.accounting import count_parameters
 from mosaicbert.checkpoint import list_checkpoints, read_state, step_of
@@ -34,7 +31,13 @@ from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
 from mosaicbert.train.compilation import GRAPHED_ATTENTION, choose_compilation, compile_model
 from mosaicbert.train.course import Clock, Course
-from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, require_work_for_all
+from mosaicbert.train.device import (
+    choose_precision,
+    limit_cpu_threads,
+    peak_flops,
+    release_memory,
+    require_work_for_all,
+)
 from mosaicbert.train.exporting import Exporter
 from mosaicbert.train.faults import FaultLog, SkippedSteps
 from mosaicbert.train.guard import Guard, RollBack
@@ -69,7 +72,7 @@ def pretrain(recipe: Recipe, console: Console, command: str = "the same call") -
     """
     run = check_run(recipe)
     require_loggers(recipe)
-    precision, why = choose_precision(recipe)
+    precision, why = choose_precision(recipe.train.precision)
     say = partial(_say, console)
     if run.result.exists():
         say(f"{run.path}: this run is finished.")
@@ -154,18 +157,7 @@ def train(sitting: Sitting, say: Say) -> None:
             trainer.close()
             _go_back(sitting, trainer, cause, say)
         del trainer
-        _release_memory()
-
-
-def _release_memory() -> None:
-    """Lets go of a trainer that is over: Composer and PyTorch keep hold of its model until the process ends."""
-    atexit.unregister(Engine._close)
-    clear_names: Callable[[], None] | None = getattr(state_dict._get_fqns, "cache_clear", None)
-    if clear_names is not None:
-        clear_names()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        release_memory()
 
 
 def _go_back(sitting: Sitting, trainer: StepTrainer, cause: RollBack, say: Say) -> None:

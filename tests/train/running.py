@@ -51,7 +51,7 @@ class StopAfter(StopRequest):
 def train_here(recipe, stop_after=None, said=None):
     """Trains without the export, to the end or for so many steps; returns the run's folder."""
     run = open_run(recipe, prepare(recipe))
-    dtype, _ = choose_precision(recipe)
+    dtype, _ = choose_precision(recipe.train.precision)
     stop = StopRequest() if stop_after is None else StopAfter(stop_after)
     sitting = Sitting(recipe, run, dtype, 1e12, stop, Clock(), None, Console(quiet=True))
     said = [] if said is None else said
