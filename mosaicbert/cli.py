@@ -52,6 +52,18 @@ def _load(parsed: argparse.Namespace) -> Recipe:
     return load_recipe(parsed.recipe, parsed.overrides)
 
 
+def _glue(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    from mosaicbert.config.glue import GlueRecipe
+    from mosaicbert.config.load import load_recipe
+
+    recipe = load_recipe(parsed.recipe, parsed.overrides, GlueRecipe)
+    from rich.console import Console
+
+    from mosaicbert.finetune.glue import glue
+
+    return glue(recipe, Console())
+
+
 def _show(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
@@ -124,6 +136,7 @@ _COMMANDS = {
     "prepare": _Command("turn the recipe's text into its token store", _prepare),
     "check": _Command("read the whole token store and say whether it is fit for the recipe's run", _check),
     "pretrain": _Command("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
+    "glue": _Command("fine-tune a model or a run's checkpoints on the tasks of GLUE, and score them", _glue),
     "export": _Command("write the Hugging Face folder of the recipe's newest checkpoint", _export),
     "report": _Command("draw the curves of runs, finished or not, into a PNG and an HTML page", _report, False),
 }

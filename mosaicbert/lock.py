@@ -29,3 +29,16 @@ def lock(folder: Path, refusal: str | None = None) -> Generator[None]:
         except BlockingIOError as error:
             raise ConfigError(str(refusal)) from error
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is in."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -19,6 +19,8 @@ class SeriesConfig:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ConfigError("pareto.series: a series without runs; name the folder of one at least.")
+        if len(set(self.runs)) < len(self.runs):
+            raise ConfigError(f"pareto.series: runs={self.runs}; name each folder once.")
         if self.devices < 1:
             raise ConfigError(f"pareto.series: devices={self.devices}; give 1 or more.")
         if self.dollars_per_device_hour is not None and not 0.0 < self.dollars_per_device_hour < math.inf:
@@ -41,6 +43,8 @@ class ParetoConfig:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise ConfigError(f"pareto.tasks names {unknown[0]!r}; the tasks are {', '.join(TASKS)}.")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ConfigError(f"pareto.tasks={self.tasks}; name each task once.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,106 @@
+"""Any encoder with a classifier on it, and how Composer trains it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer import ComposerModel
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mosaicbert.config import ConfigError
+from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION
+from mosaicbert.model.modeling import MosaicBertForSequenceClassification
+
+_CLASSIFIER = "classifier."  # what Hugging Face's classes call the layer that depends on the task
+
+
+def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> PreTrainedModel:
+    """A pretrained encoder with a new classifier, fp32, on the CPU.
+
+    Args:
+        name: a Hugging Face folder, ours or another's, a published MosaicBERT's among them; or a name on the Hub.
+        num_labels: classes, or 1 for a number.
+        problem: Hugging Face's problem_type.
+        seed: of the new weights.
+
+    Raises:
+        ConfigError: there is no such model, or it is no encoder that can be classified with.
+    """
+    torch.manual_seed(seed)
+    options = {"num_labels": num_labels, "problem_type": problem, "dtype": torch.float32}
+    try:
+        written, _ = PreTrainedConfig.get_config_dict(name)
+        ours = written.get("model_type") == "mosaicbert" or "alibi_starting_size" in written
+        kind: Any = MosaicBertForSequenceClassification if ours else AutoModelForSequenceClassification
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{name}: has no tokenizer: {reason}") from error
+
+
+def longest_input(model: PreTrainedModel, max_seq_len: int) -> int:
+    """How many tokens a model may be given: `max_seq_len`, or its positions where they are fewer."""
+    return min(max_seq_len, getattr(model.config, "max_position_embeddings", max_seq_len))
+
+
+def is_unpadded(model: PreTrainedModel) -> bool:
+    """Whether a model takes documents one behind the other."""
+    return isinstance(model, MosaicBertForSequenceClassification)
+
+
+def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a fine-tuned model without its classifier, for another task to begin with."""
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER)}
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+
+
+class Trainee(ComposerModel):
+    """A classifier, as Composer trains it: a batch of `Collator` in, logits (B, L) out.
+
+    Args:
+        model: of `load_classifier`.
+        problem: Hugging Face's problem_type.
+        cpu_autocast: dtype of matrix products on the CPU, where Composer itself offers only fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel, problem: str, cpu_autocast: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.problem = problem
+        self.cpu_autocast = cpu_autocast
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        on_cpu = not inputs["input_ids"].is_cuda
+        with torch.autocast("cpu", self.cpu_autocast, enabled=on_cpu and self.cpu_autocast != torch.float32):
+            return self.model(**inputs).logits
+
+    def loss(self, outputs: Tensor, batch: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        logits, labels = outputs.float(), batch["labels"]
+        if self.problem == REGRESSION:
+            return F.mse_loss(logits[:, 0], labels.float())
+        if self.problem == MULTI_LABEL:
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        return F.cross_entropy(logits, labels)

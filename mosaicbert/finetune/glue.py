@@ -1,0 +1,237 @@
+"""`mosaicbert glue`: fine-tunes checkpoints on the tasks of GLUE, side by side, and keeps the ledger of scores."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from mosaicbert.config.glue import MNLI, SEEDS, TASKS, GlueConfig, GlueRecipe
+from mosaicbert.data.workers import count_cores
+from mosaicbert.finetune.glue_data import find_tasks
+from mosaicbert.finetune.jobs import GlueJob, GlueResult, fingerprint, score
+from mosaicbert.finetune.queue import Event, Job, Queue
+from mosaicbert.finetune.targets import Checkpoint, Target
+from mosaicbert.lock import lock
+from mosaicbert.scores import Score, append_score, read_scores
+
+_POLL_SECONDS = 10.0  # between two looks for new checkpoints
+
+
+def glue(recipe: GlueRecipe, console: Console) -> int:
+    """Scores what a recipe names, and prints the scores; what is in the ledger already is not done again.
+
+    Args:
+        recipe: of the scoring.
+        console: to print to.
+
+    Returns:
+        The exit code: 1 if a job has failed twice.
+
+    Raises:
+        ConfigError: model or data are not there, or another process scores the same model.
+    """
+    target, config = Target(recipe), recipe.glue
+    found, left_out = find_tasks(config)
+    for task, why in left_out.items():
+        console.print(f"{TASKS[task].title} is left out: {why}.", highlight=False, soft_wrap=True)
+    target.work.mkdir(parents=True, exist_ok=True)
+    with lock(target.work, f"{target.scores}: another process is adding scores; wait, or stop it."):
+        plan = _Plan(config, target, found)
+        failed = _run(plan, console)
+    print_scores(plan, console)
+    return 1 if failed else 0
+
+
+def environments(num_processes: int | None) -> list[dict[str, str]]:
+    """What sets the processes of a queue apart: one for each GPU, or a share of the cores.
+
+    Args:
+        num_processes: how many; None: one per GPU, or one on a machine without. More than GPUs share them.
+    """
+    num_gpus = torch.cuda.device_count()
+    if num_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        gpus = visible if len(visible) == num_gpus and visible[0] else [str(number) for number in range(num_gpus)]
+        wanted = num_processes or num_gpus
+        return [{"CUDA_VISIBLE_DEVICES": gpus[number % num_gpus]} for number in range(wanted)]
+    wanted = num_processes or 1
+    return [{"OMP_NUM_THREADS": str(max(1, count_cores() // wanted))} for _ in range(wanted)]
+
+
+class _Plan:
+    """Which jobs a recipe wants, and which of them are done.
+
+    Attributes:
+        checkpoints: seen so far.
+        scores: of the ledger that are this recipe's.
+        total: jobs that the recipe wants of the checkpoints seen so far.
+    """
+
+    def __init__(self, config: GlueConfig, target: Target, found: dict[str, dict[str, int]]) -> None:
+        self.config = config
+        self.target = target
+        self.found = found
+        self.checkpoints: list[Checkpoint] = []
+        self.protocols = {task: fingerprint(config, task, sizes) for task, sizes in found.items()}
+        self.ledger = read_scores(target.scores)
+
+    def look(self) -> list[Job]:
+        """The jobs of checkpoints that have not been seen yet."""
+        known = {checkpoint.model for checkpoint in self.checkpoints}
+        new = [checkpoint for checkpoint in self.target.checkpoints() if checkpoint.model not in known]
+        self.checkpoints += new
+        return [job for checkpoint in new for job in self._jobs(checkpoint)]
+
+    def scores_of(self, checkpoint: Checkpoint) -> list[Score]:
+        """What the ledger has of a checkpoint that was fine-tuned as the recipe wants it."""
+        return [
+            entry
+            for entry in self.ledger
+            if (entry.model, entry.step) == (checkpoint.model, checkpoint.step)
+            and entry.protocol == self.protocols.get(entry.task)
+            and entry.seed in self.seeds(entry.task)
+        ]
+
+    def seeds(self, task: str) -> tuple[int, ...]:
+        """Those that a task is fine-tuned with."""
+        return SEEDS[: self.config.protocol_of(task).num_seeds]
+
+    def wanted(self, checkpoint: Checkpoint) -> list[tuple[str, int]]:
+        """Task and seed of all that is still to be scored."""
+        done = {(entry.task, entry.seed) for entry in self.scores_of(checkpoint)}
+        return [(task, seed) for task in self.found for seed in self.seeds(task) if (task, seed) not in done]
+
+    def record(self, job: Job, result: GlueResult) -> Score | None:
+        """Puts a result into the ledger, unless it is there."""
+        checkpoint, payload = self._checkpoint_of(job), job.payload
+        if (payload.task, payload.seed) not in self.wanted(checkpoint):
+            return None
+        entry = Score(
+            model=checkpoint.model,
+            step=checkpoint.step,
+            task=payload.task,
+            seed=payload.seed,
+            metrics=result.metrics,
+            protocol=self.protocols[payload.task],
+            start=MNLI if self.config.starts_from_mnli(payload.task) else "pretraining",
+            is_partial=result.is_partial,
+            seconds=result.seconds,
+            pretraining=checkpoint.pretraining,
+            environment=result.environment,
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        append_score(self.target.scores, entry)
+        self.ledger.append(entry)
+        return entry
+
+    def tidy(self) -> None:
+        """Removes the models fine-tuned on MNLI that no task needs any more."""
+        for checkpoint in self.checkpoints:
+            wanted = any(self.config.starts_from_mnli(task) for task, _ in self.wanted(checkpoint))
+            if MNLI in self.found and not wanted:
+                shutil.rmtree(self._kept(checkpoint), ignore_errors=True)
+
+    def _jobs(self, checkpoint: Checkpoint) -> Iterator[Job]:
+        wanted = self.wanted(checkpoint)
+        chained = any(self.config.starts_from_mnli(task) for task, _ in wanted)
+        first = (MNLI, SEEDS[0])
+        kept = self._kept(checkpoint) if chained else None
+        if kept is not None and not kept.is_dir() and first not in wanted:
+            wanted.append(first)  # it has been scored, but its weights are gone
+        # What others wait for comes first, then what takes longest.
+        wanted.sort(key=lambda pair: (pair != first, -self._work(pair[0])))
+        for task, seed in wanted:
+            begin = kept if self.config.starts_from_mnli(task) else None
+            payload = GlueJob(
+                config=self.config,
+                task=task,
+                seed=seed,
+                model=checkpoint.model if begin is None else str(begin),
+                keep=kept if (task, seed) == first else None,
+            )
+            needs = None if begin is None or begin.is_dir() else _name(checkpoint, *first)
+            yield Job(name=_name(checkpoint, task, seed), payload=payload, needs=needs)
+
+    def _work(self, task: str) -> int:
+        return TASKS[task].num_examples["train"] * self.config.protocol_of(task).epochs
+
+    def _kept(self, checkpoint: Checkpoint) -> Path:
+        name = "model" if checkpoint.step is None else f"step-{checkpoint.step}"
+        return self.target.work / f"{name}-{self.protocols[MNLI]}"
+
+    def _checkpoint_of(self, job: Job) -> Checkpoint:
+        label = job.name.rsplit(" / ", 2)[0]
+        return next(checkpoint for checkpoint in self.checkpoints if checkpoint.label == label)
+
+
+def _name(checkpoint: Checkpoint, task: str, seed: int) -> str:
+    return f"{checkpoint.label} / {TASKS[task].title} / seed {seed}"
+
+
+def _run(plan: _Plan, console: Console) -> bool:
+    """Does all jobs, those of checkpoints that come meanwhile among them; returns whether one has failed for good."""
+    has_failed, is_growing = False, True
+    with (
+        Queue(score, environments(plan.config.num_processes)) as queue,
+        Live(console=console, auto_refresh=False, transient=True) as live,
+    ):
+        while is_growing or queue.pending:
+            is_growing = plan.target.is_growing()  # before looking: what comes with the run's end is seen
+            queue.add(plan.look())
+            looked = time.monotonic()
+            for event in queue.events():
+                if event is not None:
+                    has_failed |= event.kind in ("failed", "left out")
+                    _report(plan, event, console)
+                if console.is_terminal:
+                    live.update(_progress(plan, queue), refresh=True)
+                if is_growing and time.monotonic() - looked > _POLL_SECONDS:
+                    queue.add(plan.look())
+                    looked = time.monotonic()
+            if is_growing:
+                time.sleep(_POLL_SECONDS)
+    return has_failed
+
+
+def _report(plan: _Plan, event: Event, console: Console) -> None:
+    if event.kind == "started":
+        return
+    line = f"{event.job.name}: {event.kind}"
+    if event.kind == "done":
+        entry = plan.record(event.job, event.result)
+        plan.tidy()
+        if entry is None:
+            return
+        metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in entry.metrics.items())
+        line = f"{event.job.name}: {metrics} ({timedelta(seconds=round(entry.seconds))})"
+    else:
+        line += f": {event.reason}"
+        if event.kind == "failed" and event.details:
+            (plan.target.work / "failures.log").open("a").write(f"{event.job.name}\n{event.details}\n")
+            line += f"; see {plan.target.work / 'failures.log'}"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _progress(plan: _Plan, queue: Queue) -> Table:
+    left = sum(len(plan.wanted(checkpoint)) for checkpoint in plan.checkpoints)
+    total = len(plan.checkpoints) * sum(len(plan.seeds(task)) for task in plan.found)
+    table = Table(title=f"{total - left} of {total} scores", box=None)
+    for column in ("under way", "since", "waiting"):
+        table.add_column(column)
+    waiting = str(len(queue.pending))
+    for number, (job, seconds) in enumerate(queue.running):
+        table.add_row(job.name, str(timedelta(seconds=round(seconds))), waiting if number == 0 else "")
+    return table
+
+
+def print_scores(plan: _Plan, console: Console) -> None:
+    """Prints the mean and the spread over seeds of each task, and the mean over the tasks, of each checkpoint."""
+    for checkpoint in plan.checkpoints:
+        console.print(checkpoint.label, [(e.task, e.seed, e.value) for e in plan.scores_of(checkpoint)])

@@ -1,0 +1,100 @@
+"""GLUE's data: a dataset of the Hub, or a folder in its layout. What is missing or only a part is known beforehand."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
+from mosaicbert.finetune.examples import KINDS, Examples, read_file, read_hub, require_column, text_columns
+
+_PARTIAL = "_partial"  # behind the name of a split that is known to be a part
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """The splits of a task.
+
+    Attributes:
+        task: its name.
+        train: labelled.
+        validation: by metric suffix: "" or, of MNLI, "_matched" and "_mismatched".
+        is_partial: whether a split has fewer examples than the official.
+    """
+
+    task: str
+    train: Examples
+    validation: dict[str, Examples]
+    is_partial: bool
+
+
+def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """Which tasks can be scored; nothing is read of a dataset on the Hub, which has them all.
+
+    Returns:
+        By their names, how many examples each split has, or nothing of a dataset on the Hub; and why each of the others
+        is left out.
+
+    Raises:
+        ConfigError: MNLI, which the chain begins with, is not there; or no task is.
+    """
+    if not Path(config.data).is_dir():
+        return {name: {} for name in config.tasks}, {}
+    sizes: dict[str, dict[str, int]] = {name: {} for name in config.tasks}
+    left_out: dict[str, str] = {}
+    for name in config.tasks:
+        for split, official in TASKS[name].num_examples.items():
+            path = _find(config, name, split)
+            if path is None:
+                left_out[name] = f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}"
+                break
+            sizes[name][split] = found = read_file(path).num_rows
+            if found < official and not config.partial_data:
+                left_out[name] = f"{path}: {found:,} examples of {official:,}; glue.partial_data=true takes it as it is"
+                break
+    available = {name: sizes[name] for name in config.tasks if name not in left_out}
+    chained = [name for name in available if config.starts_from_mnli(name)]
+    if chained and MNLI not in available:
+        why = left_out.get(MNLI, "glue.tasks leaves it out")
+        raise ConfigError(
+            f"glue.chain=true begins {', '.join(chained)} with the model fine-tuned on MNLI, which is not there "
+            f"({why}); give its data, or set glue.chain=false."
+        )
+    if not available:
+        raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(left_out.values())}.")
+    return available, left_out
+
+
+def read_task(config: GlueConfig, name: str) -> TaskData:
+    """Reads the splits of a task.
+
+    Raises:
+        ConfigError: they cannot be read, or lack a column.
+    """
+    task = TASKS[name]
+    splits = {split: _read_split(config, name, split) for split in task.num_examples}
+    is_partial = any(len(splits[split]) < official for split, official in task.num_examples.items())
+    train = splits.pop("train")
+    validation = {split.removeprefix("validation"): examples for split, examples in splits.items()}
+    return TaskData(task=name, train=train, validation=validation, is_partial=is_partial)
+
+
+def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
+    path = _find(config, name, split)
+    if path is not None:
+        return _examples(TASKS[name], read_file(path), str(path))
+    table = read_hub(config.data, name, split, config.revision)
+    return _examples(TASKS[name], table, f"{config.data} ({name}, {split})")
+
+
+def _examples(task: GlueTask, table: pa.Table, place: str) -> Examples:
+    labels = require_column(table, "label", place).to_pylist()
+    return Examples(texts=text_columns(table, task.columns, place), labels=labels)
+
+
+def _find(config: GlueConfig, name: str, split: str) -> Path | None:
+    folder = Path(config.data) / name
+    endings = ["", _PARTIAL] if config.partial_data else [""]
+    candidates = [folder / f"{split}{ending}{kind}" for ending in endings for kind in KINDS]
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,198 @@
+"""Jobs over several processes: in the order of what they need, tried again once, and none of them stops the others."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Literal
+
+from mosaicbert.data.workers import end_with_parent
+
+_ATTEMPTS = 2
+_TICK_SECONDS = 0.5
+_PATIENCE_SECONDS = 10.0  # for a process that is to end by itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Something to do.
+
+    Attributes:
+        name: that no other job has.
+        payload: what the queue's function is given; it is pickled.
+        needs: name of the job that must have been done before.
+    """
+
+    name: str
+    payload: Any
+    needs: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What has happened to a job.
+
+    Attributes:
+        kind: tried again: it has failed once; failed: it will not be tried again; left out: what it needs has failed.
+        job: that it has happened to.
+        result: of the queue's function, when it is done.
+        reason: why it failed or was left out, in one line.
+        details: the traceback, if there is one.
+    """
+
+    kind: Literal["started", "done", "tried again", "failed", "left out"]
+    job: Job
+    result: Any = None
+    reason: str = ""
+    details: str = ""
+
+
+@dataclass
+class _Worker:
+    """A process and what it is at."""
+
+    environment: Mapping[str, str]
+    process: Any = None
+    connection: Connection | None = None
+    job: Job | None = None
+    since: float = field(default=0.0)
+
+
+class Queue:
+    """Runs jobs, several at a time, each in a process that lives on for the next.
+
+    Use it in a `with`, which ends the processes; jobs that are under way then are lost.
+
+    Args:
+        function: called with a job's payload, in another process; its module is imported there.
+        environments: of the processes: variables that are set in each.
+
+    Attributes:
+        pending: jobs that have not begun.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], environments: Sequence[Mapping[str, str]]) -> None:
+        self.function = function
+        self.pending: list[Job] = []
+        self._workers = [_Worker(environment) for environment in environments]
+        self._attempts: dict[str, int] = {}
+        self._done: set[str] = set()
+        self._failed: set[str] = set()
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            self._end(worker)
+
+    @property
+    def running(self) -> list[tuple[Job, float]]:
+        """The jobs under way, and for how many seconds."""
+        now = time.monotonic()
+        return [(worker.job, now - worker.since) for worker in self._workers if worker.job is not None]
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Puts jobs behind those that wait."""
+        self.pending += jobs
+
+    def events(self) -> Generator[Event | None]:
+        """Yields what happens until nothing is left to do; and None from time to time, when more may be added."""
+        while self.pending or self.running:
+            yield from self._leave_out()
+            yield from self._start()
+            yield from self._collect()
+            yield None
+
+    def _leave_out(self) -> Generator[Event]:
+        for job in [job for job in self.pending if job.needs in self._failed]:
+            self.pending.remove(job)
+            self._failed.add(job.name)
+            yield Event(kind="left out", job=job, reason=f"it needs {job.needs}, which has failed")
+
+    def _start(self) -> Generator[Event]:
+        for worker in self._workers:
+            ready = next((job for job in self.pending if job.needs is None or job.needs in self._done), None)
+            if worker.job is not None or ready is None:
+                continue
+            self.pending.remove(ready)
+            if worker.process is None:
+                self._begin(worker)
+            worker.job, worker.since = ready, time.monotonic()
+            assert worker.connection is not None
+            worker.connection.send(ready.payload)
+            yield Event(kind="started", job=ready)
+
+    def _collect(self) -> Generator[Event]:
+        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
+        for connection in wait([one for one in busy if one is not None], timeout=_TICK_SECONDS):
+            assert isinstance(connection, Connection)
+            worker = busy[connection]
+            job, worker.job = worker.job, None
+            assert job is not None
+            try:
+                is_done, *said = connection.recv()
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+                is_done, said = False, [f"its process ended with {worker.process.exitcode}", ""]
+            if is_done:
+                self._done.add(job.name)
+                yield Event(kind="done", job=job, result=said[0])
+                continue
+            self._end(worker)  # an error may have left the device unusable
+            self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
+            is_last = self._attempts[job.name] >= _ATTEMPTS
+            if is_last:
+                self._failed.add(job.name)
+            else:
+                self.pending.append(job)
+            yield Event(kind="failed" if is_last else "tried again", job=job, reason=said[0], details=said[1])
+
+    def _begin(self, worker: _Worker) -> None:
+        context = multiprocessing.get_context("spawn")
+        worker.connection, theirs = context.Pipe()
+        worker.process = context.Process(target=_work, args=(self.function, theirs), daemon=False)
+        before = {name: os.environ.get(name) for name in worker.environment}
+        os.environ.update(worker.environment)  # what a process inherits, it has before its first import
+        try:
+            worker.process.start()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        theirs.close()
+
+    def _end(self, worker: _Worker) -> None:
+        if worker.process is not None:
+            assert worker.connection is not None
+            worker.connection.close()  # one that is at nothing ends by itself
+            if worker.job is not None:
+                worker.process.kill()
+            worker.process.join(_PATIENCE_SECONDS)
+            worker.process.kill()
+            worker.process.join()
+            worker.process = worker.connection = worker.job = None
+
+
+def _work(function: Callable[[Any], Any], connection: Connection) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a terminal's interrupt is for the process that keeps the ledger
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    while True:
+        try:
+            payload = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = (True, function(payload))
+        except Exception as error:  # whatever it is, the queue goes on, and says it
+            reason = str(error).strip().split("\n")[0]
+            answer = (False, f"{type(error).__name__}: {reason}", traceback.format_exc())
+        connection.send(answer)
