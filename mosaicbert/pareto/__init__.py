@@ -1,0 +1,1 @@
+"""Scores against what they cost: scores.jsonl of several runs -> frontier table, figure and paired test."""

@@ -1,0 +1,281 @@
+"""The command `pareto`: runs' scores against their time and money, and whether one is better than another."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import TASKS
+from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe, SeriesConfig
+from mosaicbert.pareto.figure import as_png, draw_pareto
+from mosaicbert.pareto.points import (
+    Checkpoint,
+    Point,
+    Selection,
+    find_frontier,
+    leave_out_unknown_costs,
+    make_point,
+    read_checkpoints,
+    select_tasks,
+)
+from mosaicbert.pareto.reference import REFERENCES
+from mosaicbert.pareto.statistics import SIGNIFICANCE, PairedTest, deviation_of, interval_of, mean_of, paired_test
+from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, name_task, task_grid
+
+_FILES = ("pareto.png", "pareto.jsonl", "pareto.md")
+_TABLE_REMARKS = (
+    "Frontier, h of hours and $ of dollars: no other point is better without costing more, or cheaper without scoring "
+    "less.",
+    "Tasks: mean ± standard deviation (number of seeds).",
+    "Hours hold on the devices that were used, tokens and FLOPs on any.",
+)
+_FEW_SEEDS = 2  # tasks with a single seed, from which a comparison says so
+
+
+def pareto(recipe: ParetoRecipe, console: Console) -> Path:
+    """Prints the frontier and writes pareto.png, pareto.jsonl and pareto.md into the recipe's folder.
+
+    Returns:
+        The path of the figure. Older files are replaced.
+
+    Raises:
+        ConfigError: a run has no scores or unknown costs, no task can be averaged, or the folder cannot be written.
+    """
+    config = recipe.pareto
+    found, notices = _read(config)
+    selection = select_tasks([checkpoint for _, checkpoint in found], config.tasks)
+    points = [make_point(name, config.series[name], checkpoint, selection) for name, checkpoint in found]
+    frontiers = _frontiers(points)
+    grids = [cost_grid(points, frontiers, selection), task_grid(points, selection)]
+    caption = _caption(points, selection, config)
+    remarks = [*notices, *selection.notices, *caption, *_TABLE_REMARKS]
+    figure = draw_pareto(
+        points,
+        REFERENCES if config.reference else (),
+        labels={name: _label(name, one) for name, one in config.series.items()},
+        measure=selection.measure,
+        caption=" ".join([*caption, "Beside the points: steps of the run, or its name."]),
+    )
+    lines = [
+        _line(point, selection, {name: marks[index] for name, marks in frontiers.items()})
+        for index, point in enumerate(points)
+    ]
+    markdown = _markdown(recipe.run_name, selection, grids, remarks)
+    contents = (as_png(figure), "".join(json.dumps(line) + "\n" for line in lines).encode(), markdown.encode())
+    _print(console, grids, remarks)
+    return _write(recipe.run_folder, contents, console)
+
+
+def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> PairedTest:
+    """Says whether one checkpoint is better than another, by a paired test over tasks and seeds.
+
+    Args:
+        recipe: its tasks are compared; all that both have, if it names none.
+        first: a folder with scores, or folder@STEP; without a step its newest.
+        second: likewise.
+        console: where the answer goes.
+
+    Raises:
+        ConfigError: a checkpoint has no scores, both are the same, or no task and seed is common to both.
+    """
+    pair = [_find(name) for name in (first, second)]
+    if pair[0] == pair[1]:
+        raise ConfigError(f"--compare {first} {second}: both are {pair[0].name}; name two checkpoints.")
+    selection = select_tasks(pair, recipe.pareto.tasks)
+    notices = list(selection.notices)
+    paired: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
+    for task, variant in selection.variants.items():
+        of_first, of_second = (one.scores[task][variant] for one in pair)
+        seeds = [seed for seed in of_first if seed in of_second]
+        if alone := len(of_first) + len(of_second) - 2 * len(seeds):
+            notices.append(f"{TASKS[task].title}: {alone} score(s) without a partner of the same seed are not used.")
+        if seeds:
+            paired[task] = {seed: of_first[seed] for seed in seeds}, {seed: of_second[seed] for seed in seeds}
+    if not paired:
+        raise ConfigError(f"--compare {first} {second}: no seed of a task is common to both; score both with the same.")
+    selection = Selection(variants={task: selection.variants[task] for task in paired}, notices=notices)
+    test = paired_test([_differences(*scores) for scores in paired.values()])
+    console.print(f"A: {pair[0].name}\nB: {pair[1].name}", markup=False, highlight=False, soft_wrap=True)
+    remarks = _test_remarks(test, {task: scores[0] for task, scores in paired.items()}, selection)
+    _print(console, [_comparison_grid(paired, test, selection)], notices + remarks)
+    console.print(judge(test), markup=False, highlight=False, soft_wrap=True)
+    return test
+
+
+def judge(test: PairedTest) -> str:
+    """The answer to whether A is better than B, in one sentence."""
+    p = f"p {_p_value(test)}"
+    if not test.has_enough_pairs:
+        return f"Too few seeds to tell: with {test.num_pairs} pair(s) the smallest p is {test.smallest_p:.3g}."
+    if test.p_value >= SIGNIFICANCE:
+        return f"No difference shown: {test.difference:+.2f} could be chance ({p})."
+    better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
+    return f"{better} is better than {worse}: by {abs(test.difference):.2f} ({p})."
+
+
+def _read(config: ParetoConfig) -> tuple[list[tuple[str, Checkpoint]], list[str]]:
+    found: list[tuple[str, Checkpoint]] = []
+    notices: list[str] = []
+    for name, series in config.series.items():
+        for run in series.runs:
+            known, left_out = leave_out_unknown_costs(name, read_checkpoints(run))
+            found += [(name, checkpoint) for checkpoint in known]
+            notices += left_out
+    if not found:
+        raise ConfigError(
+            f"pareto.series: no point is left. {' '.join(notices)} Score a checkpoint that is still there."
+        )
+    return found, notices
+
+
+def _frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
+    averages = [point.average for point in points]
+    by_hours: list[bool | None] = [*find_frontier([point.hours for point in points], averages)]
+    priced = [index for index, point in enumerate(points) if point.dollars is not None]
+    dollars = [point.dollars for point in points if point.dollars is not None]
+    marks = dict(zip(priced, find_frontier(dollars, [averages[index] for index in priced]), strict=True))
+    return {"h": by_hours, "$": [marks.get(index) for index in range(len(points))]}
+
+
+def _caption(points: Sequence[Point], selection: Selection, config: ParetoConfig) -> list[str]:
+    count = len(selection.variants)
+    found = [f"Score: {'mean of ' if count > 1 else ''}{', '.join(map(name_task, selection.variants))}."]
+    found += explain([point.scores for point in points], selection)
+    has_prices = any(point.dollars is not None for point in points)
+    unpriced = [name for name, series in config.series.items() if series.dollars_per_device_hour is None]
+    if has_prices and unpriced:
+        found.append(f"Without a price: {', '.join(unpriced)}.")
+    if config.reference:
+        price = f", at ${REFERENCES[0].dollars_per_device_hour:.2f} per device-hour" if has_prices else ""
+        differ = f", ours {count}: heights do not compare" if count < len(TASKS) or selection.is_partial else ""
+        found.append(
+            f"The paper's points are read off its figure{price}; they have no part in the frontier. They average "
+            f"{len(TASKS)} tasks{differ}."
+        )
+    return found
+
+
+def _label(name: str, series: SeriesConfig) -> str:
+    several = series.devices > 1
+    price = series.dollars_per_device_hour
+    priced = "" if price is None else f", ${price:.2f}/h{' each' if several else ''}"
+    return f"{name}: {series.devices} device{'s' if several else ''}{priced}"
+
+
+def _line(point: Point, selection: Selection, marks: Mapping[str, bool | None]) -> dict[str, Any]:
+    return {
+        "series": point.series,
+        "run": point.folder,
+        "step": point.step,
+        "hours": point.hours,
+        "dollars": point.dollars,
+        "steps": point.pretraining.steps,
+        "tokens": point.pretraining.tokens,
+        "flops": point.pretraining.flops,
+        "average": point.average,
+        "ci_low": point.interval[0] if point.interval else None,
+        "ci_high": point.interval[1] if point.interval else None,
+        "num_tasks": len(selection.variants),
+        "tasks": {
+            task: _task_line(task, list(point.scores[task].values())) | asdict(variant)
+            for task, variant in selection.variants.items()
+        },
+        "on_frontier_hours": marks["h"],
+        "on_frontier_dollars": marks["$"],
+    }
+
+
+def _task_line(task: str, seeds: list[float]) -> dict[str, Any]:
+    interval = interval_of([seeds])
+    return {
+        "metrics": list(TASKS[task].metrics),
+        "mean": mean_of([seeds]),
+        "std": deviation_of(seeds),
+        "ci_low": interval[0] if interval else None,
+        "ci_high": interval[1] if interval else None,
+        "num_seeds": len(seeds),
+    }
+
+
+def _markdown(title: str, selection: Selection, grids: Sequence[Grid], remarks: Sequence[str]) -> str:
+    tables = "\n".join(grid.as_markdown() for grid in grids)
+    return f"# {title}: {selection.measure}\n\n{tables}\n" + "".join(f"- {remark}\n" for remark in remarks)
+
+
+def _print(console: Console, grids: Sequence[Grid], remarks: Sequence[str]) -> None:
+    for grid in grids:
+        console.print(grid.as_rich())
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(folder: Path, contents: Sequence[bytes], console: Console) -> Path:
+    paths = [folder / name for name in _FILES]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in zip(paths, contents, strict=True):
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error}); choose another runs_folder or run_name.") from error
+    for path in paths:
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    return paths[0]
+
+
+def _find(name: str) -> Checkpoint:
+    folder, at, step = name.rpartition("@")
+    if not (at and step.isdecimal()) or Path(name).is_dir():
+        return read_checkpoints(name)[-1]
+    checkpoints = read_checkpoints(folder)
+    found = [checkpoint for checkpoint in checkpoints if checkpoint.step == int(step)]
+    if not found:
+        scored = ", ".join("none" if checkpoint.step is None else str(checkpoint.step) for checkpoint in checkpoints)
+        raise ConfigError(f"{name}: step {step} has not been scored; of {folder} there are {scored}.")
+    return found[0]
+
+
+def _differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
+    return [first[seed] - second[seed] for seed in first]
+
+
+def _comparison_grid(
+    paired: Mapping[str, tuple[dict[int, float], dict[int, float]]], test: PairedTest, selection: Selection
+) -> Grid:
+    rows: list[list[str]] = []
+    for task, (first, second) in paired.items():
+        differences = _differences(first, second)
+        name = name_task(task) + (" (partial)" if selection.variants[task].is_partial else "")
+        values = [f"{mean_of([list(scores.values())]):.2f}" for scores in (first, second)]
+        rows.append([name, *values, describe_interval(mean_of([differences]), interval_of([differences]), "+")])
+        rows[-1].append(str(len(differences)))
+    both = [mean_of([list(scores[side].values()) for scores in paired.values()]) for side in (0, 1)]
+    total = describe_interval(test.difference, test.interval, "+")
+    rows.append([selection.measure, *(f"{value:.2f}" for value in both), total, str(test.num_pairs)])
+    return Grid(header=["task", "A", "B", "A - B [95%]", "pairs"], rows=rows, num_names=1)
+
+
+def _test_remarks(test: PairedTest, scores: Mapping[str, Mapping[int, float]], selection: Selection) -> list[str]:
+    tried = "all" if test.is_exact else "a sample of all"
+    found = [
+        f"Test: {test.num_pairs} pair(s) of the same task and seed; {tried} changes of their signs, two-sided: "
+        f"p {_p_value(test)}.",
+        *explain([scores], selection),
+    ]
+    single = [TASKS[task].title for task, seeds in scores.items() if len(seeds) == 1]
+    if len(single) >= _FEW_SEEDS:
+        found.append(f"{len(single)} of {len(scores)} tasks have a single pair: the test leans on few numbers there.")
+    found.append(
+        "This is about these two checkpoints under other fine-tuning seeds, not about their recipes under other "
+        "pretraining seeds."
+    )
+    return found
+
+
+def _p_value(test: PairedTest) -> str:
+    return f"= {test.p_value:.2g}" if test.p_value >= 0.001 else "< 0.001"

@@ -1,0 +1,274 @@
+"""Scores to points: the checkpoints of run folders, the tasks that can be averaged, and the frontier."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import TASKS
+from mosaicbert.config.pareto import SeriesConfig
+from mosaicbert.pareto.statistics import interval_of, mean_of
+from mosaicbert.scores import FILE_NAME, Pretraining, Score, read_scores
+
+_NAMED = 3  # checkpoints in a line; more are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What scores of a task must share to be averaged or compared: see `mosaicbert.scores.Score`."""
+
+    protocol: str
+    start: str
+    is_partial: bool
+
+    def __str__(self) -> str:
+        return f"{self.protocol} from {self.start}{' on partial data' if self.is_partial else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What has been scored at one step of a run, or a model that is no run of ours.
+
+    Attributes:
+        folder: as it was given.
+        step: None for a model that is no run of ours.
+        pretraining: what it had cost; None if that is not known.
+        scores: 0 to 100, by task, variant and seed.
+    """
+
+    folder: str
+    step: int | None
+    pretraining: Pretraining | None
+    scores: dict[str, dict[Variant, dict[int, float]]]
+
+    @property
+    def name(self) -> str:
+        """As `--compare` takes it."""
+        return self.folder if self.step is None else f"{self.folder}@{self.step}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which scores are averaged.
+
+    Attributes:
+        variants: of each task, in the order of TASKS.
+        notices: one sentence on each task that is left out, and on scores that are not used.
+    """
+
+    variants: dict[str, Variant]
+    notices: list[str]
+
+    @property
+    def is_partial(self) -> bool:
+        return any(variant.is_partial for variant in self.variants.values())
+
+    @property
+    def measure(self) -> str:
+        """What the average is, for a title."""
+        count = len(self.variants)
+        named = f"mean of {count} GLUE tasks" if count > 1 else f"{TASKS[next(iter(self.variants))].title} of GLUE"
+        return f"{named}, on partial data" if self.is_partial else named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A checkpoint in the figure.
+
+    Attributes:
+        series: its name.
+        name: run folder and step, as `--compare` takes them.
+        folder: of the run.
+        step: of the run.
+        pretraining: what it had cost.
+        hours: wall-clock, with evaluations and checkpoints.
+        dollars: hours x devices x price; None without a price.
+        scores: by task and seed, 0 to 100.
+        average: mean over tasks of the mean over seeds.
+        interval: of the average over fine-tuning seeds, 95%; None if no task has two.
+    """
+
+    series: str
+    name: str
+    folder: str
+    step: int
+    pretraining: Pretraining
+    hours: float
+    dollars: float | None
+    scores: dict[str, dict[int, float]]
+    average: float
+    interval: tuple[float, float] | None
+
+
+def read_checkpoints(folder: str) -> list[Checkpoint]:
+    """The scored checkpoints of a run folder, in their order. Of two lines about the same the later one stands.
+
+    Raises:
+        ConfigError: there are no scores, a line is of no task of ours, or a checkpoint's lines disagree on its cost.
+    """
+    path = Path(folder) / FILE_NAME
+    by_step: dict[int | None, list[Score]] = {}
+    for score in read_scores(path):
+        _check(path, score)
+        by_step.setdefault(score.step, []).append(score)
+    if not by_step:
+        raise ConfigError(f"{path}: no scores; name the folder of a run that has been scored with mosaicbert glue.")
+    return [_gather(folder, by_step[step]) for step in sorted(by_step, key=lambda step: -1 if step is None else step)]
+
+
+def _check(path: Path, score: Score) -> None:
+    if score.task not in TASKS:
+        raise ConfigError(f"{path}: a score of task {score.task!r}; the tasks are {', '.join(TASKS)}.")
+    names = TASKS[score.task].metrics
+    if set(score.metrics) != set(names):
+        raise ConfigError(
+            f"{path}: a score of {score.task} by {', '.join(score.metrics)}; that task has {', '.join(names)}: "
+            "take the line out."
+        )
+    if not math.isfinite(score.value):
+        raise ConfigError(
+            f"{path}: the score of {score.task} with seed {score.seed} is {score.value}, no number: take the line out."
+        )
+
+
+def _gather(folder: str, lines: list[Score]) -> Checkpoint:
+    first = lines[0]
+    costs = {line.pretraining for line in lines if line.pretraining is not None}
+    if len(costs) > 1:
+        raise ConfigError(
+            f"{folder}: the scores of step {first.step} are of several trainings, which took different times; "
+            "keep the lines of one."
+        )
+    models = sorted({line.model for line in lines})
+    if first.step is None and len(models) > 1:
+        raise ConfigError(f"{folder}: scores of several models ({', '.join(models)}); give each a folder of its own.")
+    scores: dict[str, dict[Variant, dict[int, float]]] = {}
+    for line in lines:
+        variant = Variant(protocol=line.protocol, start=line.start, is_partial=line.is_partial)
+        scores.setdefault(line.task, {}).setdefault(variant, {})[line.seed] = line.value
+    return Checkpoint(folder=folder, step=first.step, pretraining=next(iter(costs), None), scores=scores)
+
+
+def leave_out_unknown_costs(series: str, checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints that can stand against time, and a sentence on each of the others.
+
+    Raises:
+        ConfigError: the scores are of no run of ours, or a cost cannot be.
+    """
+    known: list[Checkpoint] = []
+    notices: list[str] = []
+    for checkpoint in checkpoints:
+        if checkpoint.step is None:
+            raise ConfigError(
+                f"pareto.series.{series}: {checkpoint.name} holds scores of a model that is no run of ours, and its "
+                "training time is not known; name run folders only."
+            )
+        if checkpoint.pretraining is None:
+            notices.append(f"Left out: {checkpoint.name} (removed before it was scored, so its cost is not known).")
+            continue
+        if not 0 < checkpoint.pretraining.wall_seconds < math.inf:
+            raise ConfigError(
+                f"pareto.series.{series}: {checkpoint.name} took {checkpoint.pretraining.wall_seconds} s, which has no "
+                f"place on a logarithmic axis; take its lines out of {FILE_NAME}."
+            )
+        known.append(checkpoint)
+    return known, notices
+
+
+def select_tasks(checkpoints: Sequence[Checkpoint], wanted: Sequence[str]) -> Selection:
+    """Chooses the tasks that all checkpoints have, each under one protocol, and says what is left out.
+
+    Args:
+        checkpoints: to be compared.
+        wanted: the tasks to average, partial data included; empty: all whose data are complete.
+
+    Raises:
+        ConfigError: a wanted task, or every task, cannot be averaged; or a task has several protocols to choose from.
+    """
+    variants: dict[str, Variant] = {}
+    left_out: dict[str, list[str]] = {}  # titles by the reason
+    unused: list[str] = []
+    for task in TASKS:
+        if wanted and task not in wanted:
+            if any(task in checkpoint.scores for checkpoint in checkpoints):
+                left_out.setdefault("not named by pareto.tasks", []).append(TASKS[task].title)
+            continue
+        shared = set.intersection(*({*checkpoint.scores.get(task, {})} for checkpoint in checkpoints))
+        usable = {variant for variant in shared if not variant.is_partial} or (shared if wanted else set[Variant]())
+        # Two protocols that all checkpoints share are two comparisons. The newer is not the better one: it may be there
+        # for this task alone, and the average would mix it with the others' older one. So the user decides.
+        if len(usable) > 1:
+            raise ConfigError(
+                f"{task} was scored in several ways ({'; '.join(sorted(map(str, usable)))}), which no average may mix; "
+                f"take the lines of all but one out of the {FILE_NAME} of {_names(checkpoints)}."
+            )
+        if not usable:
+            reason = _why_not(task, checkpoints)
+            if wanted:
+                raise ConfigError(f"pareto.tasks names {task}, but: {reason}; score it there, or name other tasks.")
+            left_out.setdefault(reason, []).append(TASKS[task].title)
+            continue
+        (variants[task],) = usable
+        unused += _unused(task, variants[task], checkpoints)
+    notices = [f"Left out: {', '.join(titles)} ({reason})." for reason, titles in left_out.items()]
+    if not variants:
+        raise ConfigError(f"no task can be averaged. {' '.join(notices)} Score one under one protocol everywhere.")
+    return Selection(variants=variants, notices=notices + unused)
+
+
+def _why_not(task: str, checkpoints: Sequence[Checkpoint]) -> str:
+    lacking = [checkpoint for checkpoint in checkpoints if task not in checkpoint.scores]
+    if lacking:
+        return "no score" if len(lacking) == len(checkpoints) else f"no score of {_names(lacking)}"
+    parts = [one for one in checkpoints if all(variant.is_partial for variant in one.scores[task])]
+    if parts:
+        return f"partial data of {_names(parts)}; it is averaged if pareto.tasks names it"
+    ways = sorted({str(variant) for checkpoint in checkpoints for variant in checkpoint.scores[task]})
+    return f"no protocol common to all: {'; '.join(ways)}"
+
+
+def _unused(task: str, variant: Variant, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    others = [(other, seeds) for one in checkpoints for other, seeds in one.scores[task].items() if other != variant]
+    if not others:
+        return []
+    ways = "; ".join(sorted({str(other) for other, _ in others}))
+    count = sum(len(seeds) for _, seeds in others)
+    return [f"{TASKS[task].title} is taken as scored under {variant}; {count} score(s) under {ways} are not used."]
+
+
+def _names(checkpoints: Sequence[Checkpoint]) -> str:
+    names = [checkpoint.name for checkpoint in checkpoints]
+    if len(names) > _NAMED:
+        return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+    return ", ".join(names)
+
+
+def make_point(series: str, config: SeriesConfig, checkpoint: Checkpoint, selection: Selection) -> Point:
+    """Puts a checkpoint's average beside what it had cost, which must be known."""
+    spent = checkpoint.pretraining
+    assert spent is not None and checkpoint.step is not None
+    hours = spent.wall_seconds / 3600
+    price = config.dollars_per_device_hour
+    scores = {task: checkpoint.scores[task][variant] for task, variant in selection.variants.items()}
+    values = [list(seeds.values()) for seeds in scores.values()]
+    return Point(
+        series=series,
+        name=checkpoint.name,
+        folder=checkpoint.folder,
+        step=checkpoint.step,
+        pretraining=spent,
+        hours=hours,
+        dollars=None if price is None else hours * config.devices * price,
+        scores=scores,
+        average=mean_of(values),
+        interval=interval_of(values),
+    )
+
+
+def find_frontier(costs: Sequence[float], averages: Sequence[float]) -> list[bool]:
+    """Whether each point is on the frontier: none is better without costing more, or cheaper without scoring less."""
+    points = list(zip(costs, averages, strict=True))
+    return [
+        not any(c <= cost and a >= average and (c, a) != (cost, average) for c, a in points) for cost, average in points
+    ]

@@ -1,0 +1,138 @@
+"""What is printed and written: one table of costs and averages, one of tasks, and what must be known to read them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from mosaicbert.config.glue import MNLI, TASKS
+from mosaicbert.pareto.points import Point, Selection
+from mosaicbert.pareto.statistics import deviation_of, mean_of
+
+_METRICS = {
+    "accuracy": "acc",
+    "accuracy_matched": "acc m",
+    "accuracy_mismatched": "acc mm",
+    "f1": "F1",
+    "matthews_correlation": "Matthews",
+    "spearman": "Spearman",
+}
+_UNITS = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A table before it is printed: cells may hold line breaks; the first `num_names` columns are names."""
+
+    header: list[str]
+    rows: list[list[str]]
+    num_names: int
+
+    def as_rich(self) -> Table:
+        """For a console. Brackets in names are no markup."""
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+        for index, name in enumerate(self.header):
+            is_name = index < self.num_names
+            table.add_column(Text(name), justify="left" if is_name else "right", overflow="fold", no_wrap=not is_name)
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def as_markdown(self) -> str:
+        rule = ["---" if index < self.num_names else "---:" for index in range(len(self.header))]
+        return "".join(f"| {' | '.join(map(_flat, row))} |\n" for row in (self.header, rule, *self.rows))
+
+
+def _flat(cell: str) -> str:
+    return cell.replace("\n", " ").replace("|", "\\|")
+
+
+def name_task(task: str) -> str:
+    """Title and metrics, e.g. MRPC acc/F1."""
+    return f"{TASKS[task].title} {'/'.join(_METRICS[name] for name in TASKS[task].metrics)}"
+
+
+def short_number(value: float) -> str:
+    """Three digits and a unit: 36.7 B."""
+    unit, name = next(((unit, name) for unit, name in _UNITS if value >= unit), (1.0, ""))
+    return f"{value / unit:.3g}{name}"
+
+
+def describe_interval(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """A value with its ends, if there are any."""
+    ends = "" if interval is None else f" [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+    return f"{value:{sign}.2f}{ends}"
+
+
+def cost_grid(points: Sequence[Point], frontiers: Mapping[str, Sequence[bool | None]], selection: Selection) -> Grid:
+    """One row per point.
+
+    Args:
+        points: in the order of the rows.
+        frontiers: whether each point is on one, by the sign of what is paid: h, $.
+        selection: what is averaged.
+    """
+    rows = [
+        [
+            str(number),
+            f"{point.series}:\n{point.name}",
+            _digits(point.hours),
+            "-" if point.dollars is None else _digits(point.dollars),
+            short_number(point.pretraining.tokens),
+            f"{point.pretraining.flops:.3g}",
+            describe_interval(point.average, point.interval),
+            " ".join(sign for sign, marks in frontiers.items() if marks[number - 1]) or "-",
+        ]
+        for number, point in enumerate(points, start=1)
+    ]
+    count = len(selection.variants)
+    average = f"mean of {count} task{'s' if count > 1 else ''}\n[95%]{', partial data' if selection.is_partial else ''}"
+    header = ["#", "series: run@step", "hours", "dollars", "tokens", "FLOPs", average, "frontier"]
+    return Grid(header=header, rows=rows, num_names=2)
+
+
+def task_grid(points: Sequence[Point], selection: Selection) -> Grid:
+    """One row per point, one column per task: mean, standard deviation and number of seeds."""
+    header = ["#"]
+    for task, variant in selection.variants.items():
+        title, _, metrics = name_task(task).partition(" ")
+        header.append(f"{title}\n{metrics}" + ("\n(partial)" if variant.is_partial else ""))
+    rows = [
+        [str(number), *(_describe_seeds(list(point.scores[task].values())) for task in selection.variants)]
+        for number, point in enumerate(points, start=1)
+    ]
+    return Grid(header=header, rows=rows, num_names=1)
+
+
+def explain(scores: Sequence[Mapping[str, Mapping[int, float]]], selection: Selection) -> list[str]:
+    """Sentences on what the intervals hold, and what they do not.
+
+    Args:
+        scores: of each checkpoint, by task and seed.
+        selection: what is averaged.
+    """
+    if all(len(seeds) == 1 for one in scores for seeds in one.values()):
+        return ["No task has several seeds, so there are no intervals."]
+    found = [
+        "Intervals: 95%, by a bootstrap over the fine-tuning seeds of each task. They hold nothing of other "
+        "pretraining seeds, and are somewhat too narrow with so few."
+    ]
+    single = [TASKS[task].title for task in selection.variants if any(len(one[task]) == 1 for one in scores)]
+    if single:
+        found.append(f"With a single seed, and so without a part in the intervals: {', '.join(single)}.")
+    chained = [TASKS[task].title for task, variant in selection.variants.items() if variant.start == MNLI]
+    if chained:
+        found.append(f"Started from one model fine-tuned on MNLI, whose noise is in no interval: {', '.join(chained)}.")
+    return found
+
+
+def _describe_seeds(seeds: list[float]) -> str:
+    deviation = deviation_of(seeds)
+    spread = "" if deviation is None else f"±{deviation:.2f} "
+    return f"{mean_of([seeds]):.2f}\n{spread}({len(seeds)})"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

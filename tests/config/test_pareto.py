@@ -1,0 +1,53 @@
+import pytest
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.load import load_recipe
+from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe, SeriesConfig
+
+
+def test_a_recipe_of_a_figure_is_read_from_yaml(tmp_path):
+    path = tmp_path / "figure.yaml"
+    path.write_text(
+        "run_name: figure\npareto:\n  tasks: [mrpc]\n  series:\n    Base:\n      runs: [runs/a, runs/b]\n"
+        "      devices: 8\n      dollars_per_device_hour: 2.5\n"
+    )
+    recipe = load_recipe(path, ["pareto.reference=false"], ParetoRecipe)
+    series = SeriesConfig(runs=["runs/a", "runs/b"], devices=8, dollars_per_device_hour=2.5)
+    assert recipe.pareto == ParetoConfig(series={"Base": series}, tasks=["mrpc"], reference=False)
+    assert str(recipe.run_folder) == "runs/figure"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"runs": []}, "without runs"),
+        ({"runs": ["runs/a", "runs/a"]}, "name each folder once"),
+        ({"devices": 0}, "devices=0"),
+        ({"dollars_per_device_hour": 0.0}, "dollars_per_device_hour=0.0"),
+        ({"dollars_per_device_hour": float("nan")}, "dollars_per_device_hour=nan"),
+    ],
+    ids=["no-run", "twice", "no-device", "free", "nan"],
+)
+def test_a_series_that_cannot_be_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        SeriesConfig(**({"runs": ["runs/a"]} | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"series": {}}, "pareto.series is empty"),
+        ({"tasks": ["mrcp"]}, "'mrcp'"),
+        ({"tasks": ["mrpc", "mrpc"]}, "name each task once"),
+    ],
+    ids=["no-series", "unknown-task", "task-twice"],
+)
+def test_a_figure_that_cannot_be_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        ParetoConfig(**({"series": {"a": SeriesConfig(runs=["runs/a"])}} | changes))
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b"])
+def test_a_run_name_that_is_no_folder_name_is_refused(name):
+    with pytest.raises(ConfigError, match="run_name"):
+        ParetoRecipe(run_name=name, pareto=ParetoConfig(series={"a": SeriesConfig(runs=["runs/a"])}))

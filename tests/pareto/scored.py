@@ -1,0 +1,65 @@
+"""Folders of runs that have been scored, made without training."""
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+
+from mosaicbert.config.glue import SEEDS, TASKS
+from mosaicbert.scores import FILE_NAME, Pretraining, Score
+
+
+def line(task: str, value: float, **changes) -> Score:
+    """A score of `value`, 0 to 100, at step 100 of a run that took an hour."""
+    fields = {
+        "model": "runs/x",
+        "step": 100,
+        "task": task,
+        "seed": SEEDS[0],
+        "metrics": {name: value / 100 for name in TASKS[task].metrics},
+        "protocol": f"{task}-paper",
+        "start": "mnli" if TASKS[task].from_mnli else "pretraining",
+        "is_partial": False,
+        "seconds": 9.0,
+        "pretraining": cost(100, 3600.0),
+        "environment": {},
+        "finished": "2025-01-02T03:04:05+00:00",
+    }
+    return Score(**(fields | changes))
+
+
+def cost(steps: int, wall_seconds: float) -> Pretraining:
+    """What so many steps cost, at a thousand tokens a step."""
+    return Pretraining(
+        steps=steps,
+        tokens=1000 * steps,
+        seconds=0.9 * wall_seconds,
+        wall_seconds=wall_seconds,
+        flops=1e12 * steps,
+    )
+
+
+def write_scores(folder: Path, lines) -> str:
+    """A folder with these lines, as a recipe names it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / FILE_NAME).open("a") as file:
+        file.writelines(json.dumps(asdict(score)) + "\n" for score in lines)
+    return str(folder)
+
+
+def scored_checkpoint(
+    steps: int, wall_seconds: float, average: float, *, tasks=tuple(TASKS), spread=0.5
+) -> list[Score]:
+    """The lines of a checkpoint, each task with as many seeds as in the paper."""
+    noise = random.Random(f"{steps} {wall_seconds} {average}")
+    return [
+        line(
+            task,
+            average + noise.gauss(0.0, spread),
+            step=steps,
+            seed=seed,
+            pretraining=cost(steps, wall_seconds),
+        )
+        for task in tasks
+        for seed in SEEDS[: TASKS[task].protocol.num_seeds]
+    ]

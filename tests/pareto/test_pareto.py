@@ -1,0 +1,233 @@
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import SEEDS, TASKS
+from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe, SeriesConfig
+from mosaicbert.pareto.pareto import compare, pareto
+from tests.pareto.scored import cost, line, scored_checkpoint, write_scores
+
+_FIVE = ("cola", "sst2", "mrpc", "stsb", "rte")
+
+
+def _recipe(folder: Path, series, **changes) -> ParetoRecipe:
+    return ParetoRecipe(run_name="figure", runs_folder=str(folder), pareto=ParetoConfig(series=series, **changes))
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch) -> ParetoRecipe:
+    """A run of two checkpoints, the later one dearer and better, and a run that is beaten in both."""
+    monkeypatch.chdir(tmp_path)
+    write_scores(Path("runs/a"), scored_checkpoint(100, 3600.0, 70.0, tasks=_FIVE))
+    write_scores(Path("runs/a"), scored_checkpoint(900, 9 * 3600.0, 80.0, tasks=_FIVE))
+    write_scores(Path("runs/[b]"), scored_checkpoint(500, 10 * 3600.0, 75.0, tasks=(*_FIVE, "qnli")))
+    return _recipe(
+        Path("runs"),
+        {
+            "Ours": SeriesConfig(runs=["runs/a"], devices=2, dollars_per_device_hour=3.0),
+            "Theirs": SeriesConfig(runs=["runs/[b]"]),
+        },
+    )
+
+
+def _lines(recipe: ParetoRecipe) -> list[dict]:
+    return [json.loads(text) for text in (recipe.run_folder / "pareto.jsonl").read_text().splitlines()]
+
+
+def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two, console):
+    picture = pareto(two, console)
+    assert picture == Path("runs/figure/pareto.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in picture.parent.iterdir()) == ["pareto.jsonl", "pareto.md", "pareto.png"]
+    first, second, third = _lines(two)
+    assert (first["series"], first["run"], first["step"]) == ("Ours", "runs/a", 100)
+    assert (first["hours"], first["dollars"], first["tokens"], first["flops"]) == (1.0, 6.0, 100_000, 1e14)
+    assert (third["hours"], third["dollars"]) == (10.0, None)
+    assert first["num_tasks"] == len(first["tasks"]) == 5
+    assert first["ci_low"] < first["average"] < first["ci_high"]
+    assert first["average"] == pytest.approx(sum(task["mean"] for task in first["tasks"].values()) / 5)
+    mrpc = first["tasks"]["mrpc"]
+    assert (mrpc["metrics"], mrpc["num_seeds"], mrpc["start"]) == (["accuracy", "f1"], 5, "mnli")
+    assert (mrpc["protocol"], mrpc["is_partial"]) == ("mrpc-paper", False)
+    assert [one["on_frontier_hours"] for one in (first, second, third)] == [True, True, False]
+    assert [one["on_frontier_dollars"] for one in (first, second, third)] == [True, True, None]
+
+
+def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_number_of_tasks(two):
+    console = Console(record=True, width=100)
+    pareto(two, console)
+    text = console.export_text()
+    tables = text[: text.index("Left out")]
+    assert max(map(len, tables.splitlines())) <= 100
+    assert "…" not in tables
+    for word in ("runs/a@100", "runs/[b]@500", "mean of 5 tasks", "tokens", "FLOPs", "Matthews", "acc/F1", "Spearman"):
+        assert word in tables
+    assert "Left out: QNLI (no score of runs/a@100, runs/a@900)." in text
+    assert "Left out: QQP, MNLI (no score)." in text
+    assert "ours 5: heights do not compare" in text
+    assert "Without a price: Theirs." in text
+
+
+def test_all_eight_tasks_fit_100_columns(tmp_path):
+    run = write_scores(tmp_path / "a", scored_checkpoint(10, 60.0, 80.0))
+    console = Console(record=True, width=100)
+    pareto(_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
+    tables = console.export_text().partition("Score:")[0]
+    assert "…" not in tables
+    assert max(map(len, tables.splitlines())) <= 100
+    assert all(task.title in tables for task in TASKS.values())
+
+
+def test_the_markdown_has_both_tables_and_all_that_was_said(two):
+    console = Console(record=True, width=100)
+    pareto(two, console)
+    text = (two.run_folder / "pareto.md").read_text()
+    assert text.startswith("# figure: mean of 5 GLUE tasks\n")
+    rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("|")]
+    assert [len(row) for row in rows] == [8] * 5 + [6] * 5
+    assert rows[2][1] == "Ours: runs/a@100"
+    assert [row[-1] for row in rows[2:5]] == ["h $", "h $", "-"]
+    for remark in text.split("\n- ")[1:]:
+        assert remark.strip() in console.export_text(clear=False)
+
+
+def test_the_same_scores_give_the_same_files(two, console):
+    folder = two.run_folder
+    pareto(two, console)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    pareto(two, console)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_tasks_with_one_seed_are_named(tmp_path, console):
+    run = write_scores(tmp_path / "a", scored_checkpoint(10, 60.0, 80.0))
+    pareto(_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
+    assert "With a single seed, and so without a part in the intervals: QQP, MNLI, QNLI." in console.export_text()
+
+
+def test_without_a_second_seed_anywhere_there_are_no_intervals(tmp_path, console):
+    run = write_scores(tmp_path / "a", [line("cola", 50.0), line("rte", 60.0)])
+    recipe = _recipe(tmp_path, {"a": SeriesConfig(runs=[run])})
+    pareto(recipe, console)
+    assert "No task has several seeds, so there are no intervals." in console.export_text()
+    (point,) = _lines(recipe)
+    assert (point["ci_low"], point["ci_high"], point["tasks"]["rte"]["std"]) == (None, None, None)
+
+
+def test_partial_data_that_the_recipe_names_are_marked_everywhere(tmp_path, console):
+    run = write_scores(tmp_path / "a", [line("cola", 50.0, is_partial=True), line("rte", 60.0)])
+    recipe = _recipe(tmp_path, {"a": SeriesConfig(runs=[run])}, tasks=["cola", "rte"])
+    pareto(recipe, console)
+    assert "partial data" in console.export_text()
+    assert "CoLA Matthews (partial)" in (recipe.run_folder / "pareto.md").read_text()
+    assert [task["is_partial"] for task in _lines(recipe)[0]["tasks"].values()] == [True, False]
+
+
+def test_checkpoints_of_unknown_cost_are_named_and_a_figure_without_points_is_refused(two, console):
+    run = write_scores(Path("runs/gone"), [line("cola", 50.0, pretraining=None)])
+    pareto(_recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=[run])}), console)
+    assert "Left out: runs/gone@100 (removed before it was scored" in console.export_text()
+    with pytest.raises(ConfigError, match="no point is left"):
+        pareto(_recipe(Path("new"), {"c": SeriesConfig(runs=[run])}), console)
+
+
+def test_nothing_is_written_when_a_run_is_refused(two, console):
+    recipe = _recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
+    with pytest.raises(ConfigError, match="runs/nowhere"):
+        pareto(recipe, console)
+    assert not Path("new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(two, console):
+    Path("file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
+        pareto(_recipe(Path("file"), two.pareto.series), console)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_clearly_better_run_is_called_better_whichever_comes_first(two, console):
+    test = compare(two, "runs/a", "runs/[b]", console)
+    assert test.difference == pytest.approx(5.0, abs=0.5)
+    assert test.interval[0] > 4.0
+    assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in _FIVE)
+    assert "A is better than B: by" in console.export_text()
+    compare(two, "runs/[b]", "runs/a", console)
+    text = console.export_text()
+    assert "B is better than A: by" in text
+    assert "not about their recipes under other pretraining seeds" in text
+    assert "MRPC acc/F1" in text
+    assert "whose noise is in no interval: MRPC, STS-B, RTE" in text
+
+
+def test_a_run_is_its_newest_scored_checkpoint_unless_a_step_is_given(two, console):
+    compare(two, "runs/a", "runs/a@100", console)
+    assert console.export_text().startswith("A: runs/a@900\nB: runs/a@100\n")
+
+
+def _seeds(task: str, values, **changes):
+    return [line(task, value, seed=seed, **changes) for value, seed in zip(values, SEEDS, strict=False)]
+
+
+def test_too_few_seeds_are_said_to_be_too_few(tmp_path, console):
+    first = write_scores(tmp_path / "a", _seeds("rte", [80.0, 81.0, 82.0, 83.0, 84.0]))
+    second = write_scores(tmp_path / "b", _seeds("rte", [50.0, 51.0, 53.0, 52.0, 54.0]))
+    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    assert "Too few seeds to tell: with 5 pair(s) the smallest p is 0.0625." in console.export_text()
+
+
+def test_a_difference_that_could_be_chance_is_not_called_one(tmp_path, console):
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61, 64, 60]), *_seeds("cola", [50, 51, 52])])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [61, 61, 62, 60, 61]), *_seeds("cola", [51, 50, 52])])
+    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    assert test.p_value > 0.05
+    assert "No difference shown" in console.export_text()
+
+
+def test_a_single_pair_can_be_compared_and_tells_nothing(tmp_path, console):
+    first, second = (write_scores(tmp_path / name, [line("rte", value)]) for name, value in (("a", 50.0), ("b", 60.0)))
+    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    assert "Too few seeds to tell: with 1 pair(s) the smallest p is 1." in console.export_text()
+
+
+def test_only_pairs_of_the_same_seed_count_and_others_are_said(tmp_path, console):
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61]), line("cola", 90.0, seed=1)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [50, 50]), line("cola", 10.0, seed=2)])
+    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    assert (test.num_pairs, test.difference) == (2, pytest.approx(11.0))
+    text = console.export_text()
+    assert "RTE: 1 score(s) without a partner" in text
+    assert "CoLA: 2 score(s) without a partner" in text
+
+
+def test_several_tasks_with_one_pair_are_said_to_be_thin(tmp_path, console):
+    folders = [
+        write_scores(tmp_path / name, scored_checkpoint(10, 60.0, value)) for name, value in (("a", 80.0), ("b", 81.0))
+    ]
+    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=folders)}), *folders, console)
+    assert "3 of 8 tasks have a single pair" in console.export_text()
+
+
+def test_a_model_from_elsewhere_can_be_compared(tmp_path, console):
+    ours = write_scores(tmp_path / "a", _seeds("rte", [60, 62, 61]))
+    bert = write_scores(tmp_path / "bert", _seeds("rte", [65, 64, 66], step=None, pretraining=None))
+    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[ours])}), ours, bert, console)
+    assert test.difference == pytest.approx(-4.0)
+
+
+@pytest.mark.parametrize(
+    "first, second, words",
+    [
+        ("runs/a@900", "runs/a", "both are runs/a@900"),
+        ("runs/a@7", "runs/a", "step 7 has not been scored; of runs/a there are 100, 900"),
+        ("runs/a", "runs/nowhere", "runs/nowhere"),
+        ("runs/a", "runs/other-seeds", "no seed of a task is common"),
+    ],
+    ids=["same", "no-step", "no-run", "no-pair"],
+)
+def test_a_comparison_that_cannot_be_is_refused(two, console, first, second, words):
+    write_scores(Path("runs/other-seeds"), [line("rte", 50.0, seed=1, pretraining=cost(100, 5.0))])
+    with pytest.raises(ConfigError, match=words):
+        compare(two, first, second, console)
