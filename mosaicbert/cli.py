@@ -16,7 +16,9 @@ _EPILOG = "Overrides are written section.key=value, e.g. train.precision=fp32; e
 
 
 # What the base installation, which only loads and runs models, leaves out.
-_TRAINERS_MODULES = frozenset({"composer", "datasets", "matplotlib", "omegaconf", "pyarrow", "rich", "xxhash", "yaml"})
+_TRAINERS_MODULES = frozenset(
+    {"composer", "datasets", "matplotlib", "omegaconf", "pyarrow", "rich", "scipy", "sklearn", "xxhash", "yaml"}
+)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -50,7 +50,8 @@ _HOMES = {
     "omegaconf": {"config"},
     "datasets": {"data", "finetune"},
     "matplotlib": {"report", "check", "pareto", "finetune"},
-    "scipy": {"pareto"},
+    "scipy": {"scores", "finetune"},
+    "sklearn": {"finetune"},
     "flash_attn": {"ops"},
     "triton": {"ops"},
 }

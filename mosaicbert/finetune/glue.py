@@ -19,7 +19,7 @@ from mosaicbert.finetune.jobs import GlueJob, GlueResult, fingerprint, score
 from mosaicbert.finetune.queue import Event, Job, Queue
 from mosaicbert.finetune.targets import Checkpoint, Target
 from mosaicbert.lock import lock
-from mosaicbert.scores import Score, append_score, read_scores
+from mosaicbert.scores.ledger import Score, append_score, read_scores
 
 _POLL_SECONDS = 10.0  # between two looks for new checkpoints
 

@@ -42,7 +42,7 @@ class GlueJob:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueResult:
-    """What came out: the fields of `mosaicbert.scores.Score` that the job knows."""
+    """What came out: the fields of `mosaicbert.scores.ledger.Score` that the job knows."""
 
     metrics: dict[str, float]
     is_partial: bool

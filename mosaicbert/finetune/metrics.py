@@ -1,17 +1,13 @@
-"""The metrics of tasks, by the names that scores give them."""
+"""The metrics of tasks, by the names that scores give them: scikit-learn's and scipy's, as GLUE is scored with."""
 
-import torch
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from torch import Tensor
-from torchmetrics.functional import matthews_corrcoef, pearson_corrcoef, spearman_corrcoef
-from torchmetrics.functional.classification import (
-    binary_f1_score,
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multilabel_accuracy,
-    multilabel_f1_score,
-)
-
-_DIGITS = 6  # what fp32 has
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -25,18 +21,36 @@ def compute_metrics(names: tuple[str, ...], problem: str, logits: Tensor, labels
     """Metrics of predictions, as fractions.
 
     Args:
-        names: of `accuracy`, `f1` (of class 1 where there are two, else the mean over classes), `matthews_correlation`,
-            `pearson`, `spearman`, `mean_squared_error`.
+        names: of `accuracy` (of several labels: the share of single decisions), `f1` (of class 1 where there are two,
+            else the mean over classes), `matthews_correlation`, `pearson`, `spearman`, `mean_squared_error`.
         problem: of `SINGLE_LABEL`, `MULTI_LABEL`, `REGRESSION`.
         logits: (N, L) of the model.
         labels: (N,) classes or numbers, or (N, L) of 0 and 1.
 
     Returns:
-        By name. A correlation with something constant is 0.
+        By name. What is not defined is 0: a correlation with something constant, the F1 of a class that never occurs.
     """
-    logits = logits.float()
-    values = {name: float(torch.nan_to_num(_METRICS[name](problem, logits, labels))) for name in names}
-    return {name: round(value, _DIGITS) for name, value in values.items()}
+    predicted, true = predict(problem, logits).double().numpy(), labels.double().numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's and scikit-learn's about the undefined
+        return {name: _compute(name, predicted, true) for name in names}
+
+
+def _compute(name: str, predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    if name == "accuracy":
+        value = accuracy_score(true.ravel(), predicted.ravel())
+    elif name == "f1":
+        is_binary = true.ndim == 1 and {*true, *predicted} <= {0.0, 1.0}
+        zero: Any = 0.0  # its stubs know only the default
+        value = f1_score(true, predicted, average="binary" if is_binary else "macro", zero_division=zero)
+    elif name == "matthews_correlation":
+        value = matthews_corrcoef(true, predicted)
+    elif name == "mean_squared_error":
+        value = mean_squared_error(true, predicted)
+    else:
+        found: Any = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](predicted, true)
+        value = found.statistic
+    return float(np.nan_to_num(value))
 
 
 def predict(problem: str, logits: Tensor) -> Tensor:
@@ -44,43 +58,3 @@ def predict(problem: str, logits: Tensor) -> Tensor:
     if problem == REGRESSION:
         return logits[:, 0].float()
     return (logits > 0).long() if problem == MULTI_LABEL else logits.argmax(dim=1)
-
-
-def _accuracy(problem: str, logits: Tensor, labels: Tensor) -> Tensor:
-    if problem == MULTI_LABEL:
-        return multilabel_accuracy(predict(problem, logits), labels.long(), logits.shape[1], average="micro")
-    return multiclass_accuracy(predict(problem, logits), labels, logits.shape[1], average="micro")
-
-
-def _f1(problem: str, logits: Tensor, labels: Tensor) -> Tensor:
-    if problem == MULTI_LABEL:
-        return multilabel_f1_score(predict(problem, logits), labels.long(), logits.shape[1], average="macro")
-    if logits.shape[1] == 2:
-        return binary_f1_score(predict(problem, logits), labels)
-    return multiclass_f1_score(predict(problem, logits), labels, logits.shape[1], average="macro")
-
-
-def _matthews(problem: str, logits: Tensor, labels: Tensor) -> Tensor:
-    return matthews_corrcoef(predict(problem, logits), labels, task="multiclass", num_classes=logits.shape[1])
-
-
-def _pearson(problem: str, logits: Tensor, labels: Tensor) -> Tensor:
-    return pearson_corrcoef(predict(problem, logits).double(), labels.double())
-
-
-def _spearman(problem: str, logits: Tensor, labels: Tensor) -> Tensor:
-    return spearman_corrcoef(predict(problem, logits).double(), labels.double())
-
-
-def _squared_error(problem: str, logits: Tensor, labels: Tensor) -> Tensor:
-    return (predict(problem, logits).double() - labels.double()).square().mean()
-
-
-_METRICS = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews_correlation": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
-    "mean_squared_error": _squared_error,
-}

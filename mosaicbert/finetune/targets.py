@@ -9,7 +9,7 @@ from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.load import load_recipe
 from mosaicbert.lock import is_locked
-from mosaicbert.scores import FILE_NAME, Pretraining
+from mosaicbert.scores.ledger import FILE_NAME, Pretraining
 from mosaicbert.train.run import RunFolder
 
 

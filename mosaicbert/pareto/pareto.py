@@ -23,8 +23,8 @@ from mosaicbert.pareto.points import (
     select_tasks,
 )
 from mosaicbert.pareto.reference import REFERENCES
-from mosaicbert.pareto.statistics import SIGNIFICANCE, PairedTest, deviation_of, interval_of, mean_of, paired_test
 from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, name_task, task_grid
+from mosaicbert.scores.statistics import SIGNIFICANCE, PairedTest, deviation_of, interval_of, mean_of, paired_test
 
 _FILES = ("pareto.png", "pareto.jsonl", "pareto.md")
 _TABLE_REMARKS = (

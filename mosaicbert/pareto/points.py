@@ -8,15 +8,15 @@ from pathlib import Path
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS
 from mosaicbert.config.pareto import SeriesConfig
-from mosaicbert.pareto.statistics import interval_of, mean_of
-from mosaicbert.scores import FILE_NAME, Pretraining, Score, read_scores
+from mosaicbert.scores.ledger import FILE_NAME, Pretraining, Score, read_scores
+from mosaicbert.scores.statistics import interval_of, mean_of
 
 _NAMED = 3  # checkpoints in a line; more are counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What scores of a task must share to be averaged or compared: see `mosaicbert.scores.Score`."""
+    """What scores of a task must share to be averaged or compared: see `mosaicbert.scores.ledger.Score`."""
 
     protocol: str
     start: str

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mosaicbert.config.glue import MNLI, TASKS
 from mosaicbert.pareto.points import Point, Selection
-from mosaicbert.pareto.statistics import deviation_of, mean_of
+from mosaicbert.scores.statistics import deviation_of, mean_of
 
 _METRICS = {
     "accuracy": "acc",

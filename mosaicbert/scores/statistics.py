@@ -1,4 +1,4 @@
-"""Statistics over seeds: the mean of tasks, its bootstrap interval, and a paired test. The home of scipy."""
+"""Statistics over seeds: the mean of tasks, its bootstrap interval, and a paired test."""
 
 import statistics
 from collections.abc import Sequence

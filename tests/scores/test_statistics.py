@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mosaicbert.pareto.statistics import deviation_of, interval_of, mean_of, paired_test
+from mosaicbert.scores.statistics import deviation_of, interval_of, mean_of, paired_test
 
 _VALUES = st.floats(-100, 100).map(lambda value: round(value, 3))
 _TASKS = st.lists(st.lists(_VALUES, min_size=1, max_size=5), min_size=1, max_size=8)

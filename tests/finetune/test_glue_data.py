@@ -1,0 +1,114 @@
+"""GLUE's data: what is there, what is missing, and what is only a part."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import TASKS, GlueConfig
+from mosaicbert.finetune.examples import read_file, text_columns
+from mosaicbert.finetune.glue_data import find_tasks, read_task
+from tests.finetune.glue_folder import NUM_TRAIN, NUM_VALIDATION, write_glue
+
+
+def _config(folder, **changes):
+    return GlueConfig(model="m", data=str(folder), **({"partial_data": True} | changes))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_read_with_its_columns_and_all_its_splits(task, tmp_path):
+    data = read_task(_config(write_glue(tmp_path)), task)
+    assert data.is_partial
+    assert len(data.train.texts) == len(TASKS[task].columns)
+    assert len(data.train) == len(data.train.labels) == NUM_TRAIN
+    assert set(data.validation) == ({"_matched", "_mismatched"} if task == "mnli" else {""})
+    assert all(len(examples) == NUM_VALIDATION for examples in data.validation.values())
+    assert data.train.texts[0][0].endswith(f"{TASKS[task].columns[0]} 0")
+
+
+def test_what_is_missing_or_a_part_is_left_out_with_the_reason(tmp_path):
+    folder = write_glue(tmp_path, left_out={"qqp", ("qnli", "validation")})
+    sizes = {"train": 8551, "validation": 1043}
+    for split, size in sizes.items():
+        path = folder / "cola" / f"{split}.jsonl"
+        path.write_text("".join(json.dumps({"sentence": "a", "label": 0}) + "\n" for _ in range(size)))
+    found, left_out = find_tasks(_config(folder, partial_data=False, chain=False))
+    assert found == {"cola": sizes}
+    assert set(left_out) == set(TASKS) - {"cola"}
+    assert left_out["qqp"].startswith(f"{folder / 'qqp'}: no train")
+    assert left_out["qnli"].startswith(f"{folder / 'qnli' / 'train.jsonl'}: 24 examples of 104,743; glue.partial_data=")
+    found, left_out = find_tasks(_config(folder, chain=False))
+    assert set(found) == set(TASKS) - {"qqp", "qnli"}
+    assert left_out["qnli"].startswith(f"{folder / 'qnli'}: no validation")
+    assert not read_task(_config(folder, chain=False), "cola").is_partial
+
+
+def test_files_that_are_named_as_parts_are_taken_only_when_parts_are(tmp_path):
+    folder = write_glue(tmp_path)
+    for path in (folder / "mnli").glob("*.jsonl"):
+        path.rename(path.with_name(f"{path.stem}_partial.jsonl"))
+    found, _ = find_tasks(_config(folder))
+    assert found["mnli"] == {"train": 24, "validation_matched": 12, "validation_mismatched": 12}
+    with pytest.raises(ConfigError, match="no task can be scored"):
+        find_tasks(_config(folder, partial_data=False, chain=False, tasks=["mnli"]))
+
+
+def test_the_chain_needs_mnli(tmp_path):
+    folder = write_glue(tmp_path, left_out={"mnli"})
+    with pytest.raises(
+        ConfigError, match=r"glue.chain=true begins mrpc, stsb, rte .* not there .*set glue.chain=false"
+    ):
+        find_tasks(_config(folder))
+    with pytest.raises(ConfigError, match=r"glue\.tasks leaves it out"):
+        find_tasks(_config(write_glue(tmp_path), tasks=["rte"]))
+    assert list(find_tasks(_config(folder, tasks=["cola"]))[0]) == ["cola"]
+
+
+def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
+    lines = write_glue(tmp_path / "jsonl") / "rte" / "train.jsonl"
+    table = read_file(lines)
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    pyarrow.csv.write_csv(table, tmp_path / "train.csv")
+    for name in ("train.parquet", "train.csv"):
+        assert read_file(tmp_path / name).to_pydict() == table.to_pydict()
+
+
+@pytest.mark.parametrize(
+    "columns, said",
+    [
+        ({"text": ["a"]}, "has no column 'sentence'; it has text"),
+        ({"sentence": [1]}, "column 'sentence' holds int64; name one of text"),
+        ({"sentence": ["a", None]}, "column 'sentence' has 1 rows without text; leave them out"),
+    ],
+)
+def test_a_column_that_is_no_text_is_refused(columns, said):
+    with pytest.raises(ConfigError, match=f"here: {said}"):
+        text_columns(pa.table(columns), ("sentence",), "here")
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("a.txt", "x", "is no table; give .jsonl, .csv, .parquet"),
+        ("missing.jsonl", None, "cannot be read"),
+        ("broken.jsonl", '{"a": 1', "cannot be read"),
+        ("broken.parquet", "no", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(name, content, said, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        read_file(tmp_path / name)
+
+
+def test_the_real_data_are_whole_where_they_are_said_to_be(shared_folder):
+    config = GlueConfig(model="m", data=str(shared_folder / "data" / "glue"), chain=False)
+    found, left_out = find_tasks(config)
+    assert list(found) == ["cola", "sst2", "mrpc", "stsb", "rte"]
+    assert set(left_out) == {"qqp", "mnli", "qnli"}
+    found, _ = find_tasks(GlueConfig(model="m", data=config.data, partial_data=True))
+    assert set(found) == set(TASKS)
