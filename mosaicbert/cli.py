@@ -75,6 +75,23 @@ def _show(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     return 0
 
 
+def _pareto(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    from mosaicbert.config.load import load_recipe
+    from mosaicbert.config.pareto import ParetoRecipe
+
+    recipe = load_recipe(parsed.recipe, parsed.overrides, ParetoRecipe)
+    from rich.console import Console
+
+    from mosaicbert.pareto.pareto import compare, pareto
+
+    if parsed.compare:
+        first, second = parsed.compare
+        compare(recipe, first, second, Console())
+    else:
+        pareto(recipe, Console())
+    return 0
+
+
 def _prepare(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
@@ -140,6 +157,7 @@ _COMMANDS = {
     "pretrain": _Command("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
     "glue": _Command("fine-tune a model or a run's checkpoints on the tasks of GLUE, and score them", _glue),
     "export": _Command("write the Hugging Face folder of the recipe's newest checkpoint", _export),
+    "pareto": _Command("set scores against the time and the money that they took, or compare two checkpoints", _pareto),
     "report": _Command("draw the curves of runs, finished or not, into a PNG and an HTML page", _report, False),
 }
 
@@ -156,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("recipe", metavar="RECIPE", help="a YAML file, e.g. recipes/quickstart.yaml")
             overrides = "replaces a value of the recipe"
             command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides)
+            if name == "pareto":
+                versus = "say whether A is better than B instead: folders with scores, or FOLDER@STEP"
+                command.add_argument("--compare", nargs=2, metavar=("A", "B"), help=versus)
         else:
             command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a folder, e.g. runs/quickstart")
             output = "folder for report.png and report.html; the first run's if not given"

@@ -8,6 +8,14 @@ from mosaicbert.config.errors import ConfigError
 
 MNLI = "mnli"
 SEEDS = (19, 8364, 717, 10536, 90166)  # a task takes as many of them as its protocol says, from the front
+_SHORT_NAMES = {
+    "accuracy": "acc",
+    "accuracy_matched": "acc m",
+    "accuracy_mismatched": "acc mm",
+    "f1": "F1",
+    "matthews_correlation": "Matthews",
+    "spearman": "Spearman",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +60,11 @@ class GlueTask:
     protocol: Protocol
     from_mnli: bool = False
     needs_fp32: bool = False
+
+    @property
+    def label(self) -> str:
+        """Title and metrics, e.g. MRPC acc/F1."""
+        return f"{self.title} {'/'.join(_SHORT_NAMES[name] for name in self.metrics)}"
 
 
 def _protocol(epochs: int, batch_size: int, peak_lr: float, weight_decay: float, num_seeds: int) -> Protocol:

@@ -17,6 +17,7 @@ from mosaicbert.data.workers import count_cores
 from mosaicbert.finetune.glue_data import find_tasks
 from mosaicbert.finetune.jobs import GlueJob, GlueResult, fingerprint, score
 from mosaicbert.finetune.queue import Event, Job, Queue
+from mosaicbert.finetune.table import scores_table
 from mosaicbert.finetune.targets import Checkpoint, Target
 from mosaicbert.lock import lock
 from mosaicbert.scores.ledger import Score, append_score, read_scores
@@ -45,7 +46,10 @@ def glue(recipe: GlueRecipe, console: Console) -> int:
     with lock(target.work, f"{target.scores}: another process is adding scores; wait, or stop it."):
         plan = _Plan(config, target, found)
         failed = _run(plan, console)
-    print_scores(plan, console)
+    for checkpoint in plan.checkpoints:
+        seeds = {task: len(plan.seeds(task)) for task in found}
+        console.print(scores_table(checkpoint.label, plan.scores_of(checkpoint), seeds))
+    console.print(f"scores: {target.scores}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -229,9 +233,3 @@ def _progress(plan: _Plan, queue: Queue) -> Table:
     for number, (job, seconds) in enumerate(queue.running):
         table.add_row(job.name, str(timedelta(seconds=round(seconds))), waiting if number == 0 else "")
     return table
-
-
-def print_scores(plan: _Plan, console: Console) -> None:
-    """Prints the mean and the spread over seeds of each task, and the mean over the tasks, of each checkpoint."""
-    for checkpoint in plan.checkpoints:
-        console.print(checkpoint.label, [(e.task, e.seed, e.value) for e in plan.scores_of(checkpoint)])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
+from mosaicbert.config import ConfigError
 from mosaicbert.data.workers import end_with_parent
 
 _ATTEMPTS = 2
@@ -50,6 +51,16 @@ class Event:
     result: Any = None
     reason: str = ""
     details: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """What a process says of a job: its result, or why there is none. An error may have left the device unusable."""
+
+    result: Any = None
+    reason: str = ""
+    details: str = ""
+    is_usable: bool = True
 
 
 @dataclass
@@ -136,22 +147,24 @@ class Queue:
             job, worker.job = worker.job, None
             assert job is not None
             try:
-                is_done, *said = connection.recv()
+                answer: _Answer = connection.recv()
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                is_done, said = False, [f"its process ended with {worker.process.exitcode}", ""]
-            if is_done:
+                answer = _Answer(reason=f"its process ended with {worker.process.exitcode}", is_usable=False)
+            if not answer.reason:
                 self._done.add(job.name)
-                yield Event(kind="done", job=job, result=said[0])
+                yield Event(kind="done", job=job, result=answer.result)
                 continue
-            self._end(worker)  # an error may have left the device unusable
+            if not answer.is_usable:
+                self._end(worker)
             self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
             is_last = self._attempts[job.name] >= _ATTEMPTS
             if is_last:
                 self._failed.add(job.name)
             else:
                 self.pending.append(job)
-            yield Event(kind="failed" if is_last else "tried again", job=job, reason=said[0], details=said[1])
+            kind = "failed" if is_last else "tried again"
+            yield Event(kind=kind, job=job, reason=answer.reason, details=answer.details)
 
     def _begin(self, worker: _Worker) -> None:
         context = multiprocessing.get_context("spawn")
@@ -191,8 +204,10 @@ def _work(function: Callable[[Any], Any], connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = (True, function(payload))
+            answer = _Answer(result=function(payload))
+        except ConfigError as error:
+            answer = _Answer(reason=str(error))
         except Exception as error:  # whatever it is, the queue goes on, and says it
-            reason = str(error).strip().split("\n")[0]
-            answer = (False, f"{type(error).__name__}: {reason}", traceback.format_exc())
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            answer = _Answer(reason=reason, details=traceback.format_exc(), is_usable=False)
         connection.send(answer)

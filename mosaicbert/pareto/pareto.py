@@ -23,7 +23,7 @@ from mosaicbert.pareto.points import (
     select_tasks,
 )
 from mosaicbert.pareto.reference import REFERENCES
-from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, name_task, task_grid
+from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, task_grid
 from mosaicbert.scores.statistics import SIGNIFICANCE, PairedTest, deviation_of, interval_of, mean_of, paired_test
 
 _FILES = ("pareto.png", "pareto.jsonl", "pareto.md")
@@ -143,7 +143,7 @@ def _frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
 
 def _caption(points: Sequence[Point], selection: Selection, config: ParetoConfig) -> list[str]:
     count = len(selection.variants)
-    found = [f"Score: {'mean of ' if count > 1 else ''}{', '.join(map(name_task, selection.variants))}."]
+    found = [f"Score: {'mean of ' if count > 1 else ''}{', '.join(TASKS[task].label for task in selection.variants)}."]
     found += explain([point.scores for point in points], selection)
     has_prices = any(point.dollars is not None for point in points)
     unpriced = [name for name, series in config.series.items() if series.dollars_per_device_hour is None]
@@ -250,7 +250,7 @@ def _comparison_grid(
     rows: list[list[str]] = []
     for task, (first, second) in paired.items():
         differences = _differences(first, second)
-        name = name_task(task) + (" (partial)" if selection.variants[task].is_partial else "")
+        name = TASKS[task].label + (" (partial)" if selection.variants[task].is_partial else "")
         values = [f"{mean_of([list(scores.values())]):.2f}" for scores in (first, second)]
         rows.append([name, *values, describe_interval(mean_of([differences]), interval_of([differences]), "+")])
         rows[-1].append(str(len(differences)))

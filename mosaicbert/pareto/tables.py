@@ -11,14 +11,6 @@ from mosaicbert.config.glue import MNLI, TASKS
 from mosaicbert.pareto.points import Point, Selection
 from mosaicbert.scores.statistics import deviation_of, mean_of
 
-_METRICS = {
-    "accuracy": "acc",
-    "accuracy_matched": "acc m",
-    "accuracy_mismatched": "acc mm",
-    "f1": "F1",
-    "matthews_correlation": "Matthews",
-    "spearman": "Spearman",
-}
 _UNITS = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
 
 
@@ -47,11 +39,6 @@ class Grid:
 
 def _flat(cell: str) -> str:
     return cell.replace("\n", " ").replace("|", "\\|")
-
-
-def name_task(task: str) -> str:
-    """Title and metrics, e.g. MRPC acc/F1."""
-    return f"{TASKS[task].title} {'/'.join(_METRICS[name] for name in TASKS[task].metrics)}"
 
 
 def short_number(value: float) -> str:
@@ -97,7 +84,7 @@ def task_grid(points: Sequence[Point], selection: Selection) -> Grid:
     """One row per point, one column per task: mean, standard deviation and number of seeds."""
     header = ["#"]
     for task, variant in selection.variants.items():
-        title, _, metrics = name_task(task).partition(" ")
+        title, _, metrics = TASKS[task].label.partition(" ")
         header.append(f"{title}\n{metrics}" + ("\n(partial)" if variant.is_partial else ""))
     rows = [
         [str(number), *(_describe_seeds(list(point.scores[task].values())) for task in selection.variants)]

@@ -1,0 +1,188 @@
+"""`mosaicbert glue`, from a run to its ledger: real jobs in real processes, on a GLUE of a few examples."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import SEEDS, GlueConfig, GlueRecipe, ProtocolChange
+from mosaicbert.finetune.glue import environments, glue
+from mosaicbert.finetune.jobs import fingerprint
+from mosaicbert.finetune.targets import Target
+from mosaicbert.lock import lock
+from mosaicbert.scores.ledger import read_scores
+from mosaicbert.train.run import RunFolder
+from tests.finetune.glue_folder import write_glue
+
+_TASKS = ["mnli", "rte", "stsb", "cola"]
+_ALL = {("mnli", 19), ("rte", 19), ("rte", 8364), ("stsb", 19), ("cola", 19)}
+
+
+def _recipe(model, data, **changes):
+    short = {task: ProtocolChange(epochs=1, num_seeds=1) for task in _TASKS}
+    short["rte"] = ProtocolChange(epochs=1, num_seeds=2)
+    fields = {"tasks": _TASKS, "partial_data": True, "precision": "fp32", "protocol": short, "max_seq_len": 32}
+    config = GlueConfig(model=str(model), data=str(data), **(fields | changes))
+    return GlueRecipe(run_name="scores", runs_folder=str(data.parent), glue=config)
+
+
+def _score(recipe):
+    console = Console(record=True, width=150)
+    code = glue(recipe, console)
+    return code, console.export_text()
+
+
+def _done(scores):
+    return {(entry.task, entry.seed) for entry in scores}
+
+
+@pytest.fixture(scope="module")
+def scored(finished, tmp_path_factory):
+    """A run of ours, scored while the data of one task were broken."""
+    folder = tmp_path_factory.mktemp("scored")
+    run = RunFolder(folder / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    data = write_glue(folder / "glue")
+    broken = data / "cola" / "train.jsonl"
+    whole = broken.read_text()
+    broken.write_text(whole.replace('"label"', '"lable"'))
+    recipe = _recipe(run.path, data)
+    code, said = _score(recipe)
+    broken.write_text(whole)
+    return recipe, run, code, said
+
+
+def test_a_job_that_fails_is_said_and_the_others_are_done(scored):
+    _, run, code, said = scored
+    scores = read_scores(run.path / "scores.jsonl")
+    assert code == 1
+    assert _done(scores) == _ALL - {("cola", 19)}
+    assert "CoLA / seed 19: tried again" in said
+    assert "CoLA / seed 19: failed: " in said and "has no column 'label'" in said
+    assert "mean of 3 of the 8 GLUE tasks" in said
+    assert not list((run.path / "glue").glob("step-*"))  # what others began with is not kept
+
+
+def test_a_line_says_what_was_done_with_what_and_what_it_had_cost(scored):
+    _, run, _, _ = scored
+    by_task = {entry.task: entry for entry in read_scores(run.path / "scores.jsonl")}
+    assert {task: entry.start for task, entry in by_task.items()} == {
+        "mnli": "pretraining",
+        "rte": "mnli",
+        "stsb": "mnli",
+    }
+    assert set(by_task["mnli"].metrics) == {"accuracy_matched", "accuracy_mismatched"}
+    assert set(by_task["stsb"].metrics) == {"spearman"}
+    last = json.loads((run.path / "result.json").read_text())
+    for entry in by_task.values():
+        assert (entry.step, entry.model) == (6, str(run.export_of(6)))
+        assert entry.is_partial
+        assert entry.pretraining is not None
+        assert entry.pretraining.tokens == last["tokens"]
+        assert entry.pretraining.wall_seconds == pytest.approx(last["wall_seconds"], abs=1e-3)
+        assert entry.pretraining.flops > 0
+        assert entry.environment["versions"]["torch"]
+
+
+def test_what_is_in_the_ledger_is_not_done_again_and_the_rest_comes_out_the_same(scored, tmp_path):
+    recipe, run, _, _ = scored
+    before = read_scores(run.path / "scores.jsonl")
+    lines = (run.path / "scores.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["task"] != "rte"]
+    ledger = tmp_path / "run" / "scores.jsonl"
+    shutil.copytree(run.path, ledger.parent, symlinks=True)
+    moved = [line.replace(str(run.path), str(ledger.parent)) for line in kept]
+    ledger.write_text("".join(moved) + lines[-1][:40])  # a crash cut the last line off
+    again = replace(recipe, glue=replace(recipe.glue, model=str(ledger.parent)))
+    code, said = _score(again)
+    after = read_scores(ledger)
+    assert code == 0
+    assert ledger.read_text().startswith("".join(moved))
+    # MNLI was fine-tuned again, since others begin with it, but it is not counted twice.
+    assert len(after) == len(_ALL) and _done(after) == _ALL
+    assert "MNLI / seed" not in said
+    values = {(entry.task, entry.seed): entry.metrics for entry in before}
+    assert all(values[entry.task, entry.seed] == entry.metrics for entry in after if entry.task != "cola")
+    assert _score(again)[0] == 0
+    assert read_scores(ledger) == after
+
+
+def test_another_protocol_is_another_score(tmp_path):
+    config = _recipe("m", tmp_path).glue
+    same = fingerprint(config, "rte", {})
+    assert fingerprint(replace(config, model="n", tasks=["rte"], num_processes=3), "rte", {}) == same
+    other_mnli = config.protocol | {"mnli": ProtocolChange(epochs=2)}
+    changes = [
+        {"shuffle": False},
+        {"chain": False},
+        {"max_seq_len": 16},
+        {"precision": "bf16"},
+        {"protocol": config.protocol | {"rte": ProtocolChange(epochs=2, num_seeds=2)}},
+        {"protocol": other_mnli},
+    ]
+    assert len({fingerprint(replace(config, **change), "rte", {}) for change in changes} | {same}) == len(changes) + 1
+    assert fingerprint(replace(config, protocol=other_mnli), "cola", {}) == fingerprint(config, "cola", {})
+    assert fingerprint(config, "rte", {"train": 10}) != same
+    more_seeds = config.protocol | {"rte": ProtocolChange(epochs=1, num_seeds=5)}
+    assert fingerprint(replace(config, protocol=more_seeds), "rte", {}) == same
+
+
+def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
+    run = finished[1]
+
+    def target(model, **changes):
+        return Target(_recipe(model, tmp_path / "glue", **changes))
+
+    def steps(found):
+        return [checkpoint.step for checkpoint in found.checkpoints()]
+
+    assert steps(target(run.path)) == [6]
+    assert steps(target(run.path, checkpoints="all")) == [3, 6]
+    assert steps(target(run.hugging_face)) == [6]
+    assert steps(target(run.hugging_face / "latest")) == steps(target(run.hugging_face / "step-6")) == [6]
+    assert steps(target(run.export_of(3))) == [3]
+    assert target(run.export_of(3)).scores == run.path / "scores.jsonl"
+    other = target("bert-base-uncased")
+    assert steps(other) == [None]
+    assert other.scores == tmp_path / "scores" / "scores.jsonl"
+
+
+def test_more_checkpoints_may_come_while_a_process_trains_the_run(finished, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    waiting = Target(_recipe(run.path, tmp_path / "glue", checkpoints="all"))
+    assert not waiting.is_growing()
+    with lock(run.path):
+        assert waiting.is_growing()
+        assert not Target(_recipe(run.path, tmp_path / "glue")).is_growing()
+    shutil.rmtree(run.hugging_face)
+    with pytest.raises(ConfigError, match="no checkpoint has been exported"):
+        waiting.checkpoints()
+
+
+def test_a_model_is_scored_by_one_process_at_a_time(finished, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    (run.path / "glue").mkdir()
+    recipe = _recipe(run.path, write_glue(tmp_path / "glue"))
+    with lock(run.path / "glue"), pytest.raises(ConfigError, match="another process is adding scores"):
+        glue(recipe, Console(quiet=True))
+
+
+def test_processes_share_the_devices(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(None)] == ["0", "1", "2"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(4)] == ["0", "1", "2", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-x")
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(2)] == ["5", "7"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert len(environments(None)) == 1
+    assert len({place["OMP_NUM_THREADS"] for place in environments(2)}) == 1
+
+
+def test_the_seeds_are_the_papers():
+    assert SEEDS == (19, 8364, 717, 10536, 90166)
