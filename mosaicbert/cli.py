@@ -7,10 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from mosaicbert.config import Recipe
+from typing import Any, NamedTuple
 
 _EPILOG = "Overrides are written section.key=value, e.g. train.precision=fp32; every key of a recipe can be given."
 
@@ -48,17 +45,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def _load(parsed: argparse.Namespace) -> Recipe:
+def load(parsed: argparse.Namespace) -> Any:
+    """The recipe that a command was given, of the kind that it takes."""
+    from mosaicbert.config import Recipe
+    from mosaicbert.config.glue import GlueRecipe
     from mosaicbert.config.load import load_recipe
+    from mosaicbert.config.pareto import ParetoRecipe
 
-    return load_recipe(parsed.recipe, parsed.overrides)
+    kinds: dict[str, type[Any]] = {"glue": GlueRecipe, "pareto": ParetoRecipe}
+    return load_recipe(parsed.recipe, parsed.overrides, kinds.get(parsed.command, Recipe))
 
 
 def _glue(parsed: argparse.Namespace, _arguments: list[str]) -> int:
-    from mosaicbert.config.glue import GlueRecipe
-    from mosaicbert.config.load import load_recipe
-
-    recipe = load_recipe(parsed.recipe, parsed.overrides, GlueRecipe)
+    recipe = load(parsed)
     from rich.console import Console
 
     from mosaicbert.finetune.glue import glue
@@ -71,15 +70,12 @@ def _show(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 
     from mosaicbert.show import show
 
-    show(_load(parsed), Console())
+    show(load(parsed), Console())
     return 0
 
 
 def _pareto(parsed: argparse.Namespace, _arguments: list[str]) -> int:
-    from mosaicbert.config.load import load_recipe
-    from mosaicbert.config.pareto import ParetoRecipe
-
-    recipe = load_recipe(parsed.recipe, parsed.overrides, ParetoRecipe)
+    recipe = load(parsed)
     from rich.console import Console
 
     from mosaicbert.pareto.pareto import compare, pareto
@@ -97,7 +93,7 @@ def _prepare(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 
     from mosaicbert.data.prepare import prepare_and_report
 
-    prepare_and_report(_load(parsed), Console())
+    prepare_and_report(load(parsed), Console())
     return 0
 
 
@@ -106,12 +102,12 @@ def _check(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 
     from mosaicbert.check import check
 
-    check(_load(parsed), Console())
+    check(load(parsed), Console())
     return 0
 
 
 def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
-    recipe = _load(parsed)
+    recipe = load(parsed)
     from rich.console import Console
 
     from mosaicbert.train.launch import launch
@@ -121,7 +117,7 @@ def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
-    recipe = _load(parsed)
+    recipe = load(parsed)
     from mosaicbert.train.result import export_latest
 
     _hide_file_progress()

@@ -8,8 +8,13 @@ from typing import get_args
 import pytest
 
 from mosaicbert.config import Recipe
+from mosaicbert.config.glue import GlueRecipe
+from mosaicbert.config.load import load_recipe
+from mosaicbert.config.pareto import ParetoRecipe
 
 _PACKAGE = Path(__file__).parents[1] / "mosaicbert"
+_RECIPES = _PACKAGE.parent / "recipes"
+_SCHEMAS = {"": Recipe, "glue": GlueRecipe, "pareto": ParetoRecipe}  # by folder of recipes
 
 # docs/design.md has the same table, with the reasons.
 _MAY_IMPORT = {
@@ -110,21 +115,31 @@ def test_every_key_of_a_recipe_is_read_outside_the_configuration():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    by_properties = {"runs_folder"}
+    by_properties = {"runs_folder", "chain"}
     with_all_others = {"attention_probs_dropout_prob"}  # the fields go to Hugging Face's BertConfig as they are
-    assert _fields(Recipe) - read == by_properties | with_all_others
+    every = set[str]().union(*(_fields(schema) for schema in _SCHEMAS.values()))
+    assert every - read == by_properties | with_all_others
 
 
-def test_every_key_of_a_recipe_is_used_by_a_recipe():
+def _keys(tree) -> set[str]:
+    return set(tree).union(*(_keys(value) for value in tree.values() if isinstance(value, dict)))
+
+
+@pytest.mark.parametrize("folder", _SCHEMAS)
+def test_every_key_of_a_recipe_is_used_by_a_recipe(folder):
     from omegaconf import OmegaConf
 
-    written = set()
-    for path in (_PACKAGE.parent / "recipes").glob("*.yaml"):
-        recipe = OmegaConf.to_container(OmegaConf.load(path))
-        for key, value in recipe.items():
-            written |= set(value) if isinstance(value, dict) else {key}
-        written |= {key for source in recipe["data"]["sources"].values() for key in source}
-    # The shape that every BERT shares, see ModelConfig.
+    paths = list((_PACKAGE.parent / "recipes" / folder).glob("*.yaml"))
+    written = set[str]().union(*(_keys(OmegaConf.to_container(OmegaConf.load(path))) for path in paths))
     of_one_machine = {"slice"}
+    # The shape that every BERT shares, see ModelConfig.
     constants = {"type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id"}
-    assert _fields(Recipe) - written == constants | of_one_machine
+    assert _fields(_SCHEMAS[folder]) - written == (constants | of_one_machine if not folder else set())
+
+
+_ELSEWHERE = [(folder, path) for folder in _SCHEMAS if folder for path in sorted((_RECIPES / folder).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("folder, path", _ELSEWHERE, ids=lambda part: getattr(part, "stem", part))
+def test_recipes_of_other_commands_load_and_are_named_after_their_files(folder, path):
+    assert load_recipe(path, [], _SCHEMAS[folder]).run_name == path.stem

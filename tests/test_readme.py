@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaicbert.cli import _COMMANDS, _parser
-from mosaicbert.config.load import load_recipe
+from mosaicbert.cli import _COMMANDS, _parser, load
 
 _ROOT = Path(__file__).parents[1]
 _README = (_ROOT / "README.md").read_text()
@@ -23,7 +22,8 @@ def test_every_make_target_of_the_readme_exists():
 def test_every_command_of_the_readme_parses(line):
     parsed = _parser().parse_args(line.split())
     if _COMMANDS[parsed.command].takes_recipe:
-        load_recipe(_ROOT / parsed.recipe, parsed.overrides)
+        parsed.recipe = _ROOT / parsed.recipe
+        load(parsed)
 
 
 def test_ci_runs_the_test_command_of_the_readme():

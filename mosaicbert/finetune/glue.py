@@ -22,6 +22,7 @@ from mosaicbert.finetune.targets import Checkpoint, Target
 from mosaicbert.lock import lock
 from mosaicbert.scores.ledger import Score, append_score, read_scores
 
+_INTERRUPTED = 130  # what shells say of SIGINT
 _POLL_SECONDS = 10.0  # between two looks for new checkpoints
 
 
@@ -33,7 +34,7 @@ def glue(recipe: GlueRecipe, console: Console) -> int:
         console: to print to.
 
     Returns:
-        The exit code: 1 if a job has failed twice.
+        The exit code: 1 if a job has failed twice, 130 if the user has stopped it.
 
     Raises:
         ConfigError: model or data are not there, or another process scores the same model.
@@ -45,7 +46,11 @@ def glue(recipe: GlueRecipe, console: Console) -> int:
     target.work.mkdir(parents=True, exist_ok=True)
     with lock(target.work, f"{target.scores}: another process is adding scores; wait, or stop it."):
         plan = _Plan(config, target, found)
-        failed = _run(plan, console)
+        try:
+            failed = _run(plan, console)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here.")
+            return _INTERRUPTED
     for checkpoint in plan.checkpoints:
         seeds = {task: len(plan.seeds(task)) for task in found}
         console.print(scores_table(checkpoint.label, plan.scores_of(checkpoint), seeds))
