@@ -51,7 +51,7 @@ def glue(recipe: GlueRecipe, console: Console) -> int:
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here.")
             return _INTERRUPTED
-    for checkpoint in plan.checkpoints:
+    for checkpoint in sorted(plan.checkpoints, key=lambda checkpoint: checkpoint.step or 0):
         seeds = {task: len(plan.seeds(task)) for task in found}
         console.print(scores_table(checkpoint.label, plan.scores_of(checkpoint), seeds))
     console.print(f"scores: {target.scores}", highlight=False, soft_wrap=True)
@@ -104,6 +104,8 @@ class _Plan:
             entry
             for entry in self.ledger
             if (entry.model, entry.step) == (checkpoint.model, checkpoint.step)
+            # A run that went back has trained the step again, in another time.
+            and (checkpoint.pretraining is None or entry.pretraining == checkpoint.pretraining)
             and entry.protocol == self.protocols.get(entry.task)
             and entry.seed in self.seeds(entry.task)
         ]
@@ -119,7 +121,7 @@ class _Plan:
 
     def record(self, job: Job, result: GlueResult) -> Score | None:
         """Puts a result into the ledger, unless it is there."""
-        checkpoint, payload = self._checkpoint_of(job), job.payload
+        checkpoint, payload = self.checkpoint_of(job), job.payload
         if (payload.task, payload.seed) not in self.wanted(checkpoint):
             return None
         entry = Score(
@@ -175,7 +177,8 @@ class _Plan:
         name = "model" if checkpoint.step is None else f"step-{checkpoint.step}"
         return self.target.work / f"{name}-{self.protocols[MNLI]}"
 
-    def _checkpoint_of(self, job: Job) -> Checkpoint:
+    def checkpoint_of(self, job: Job) -> Checkpoint:
+        """That a job is about."""
         label = job.name.rsplit(" / ", 2)[0]
         return next(checkpoint for checkpoint in self.checkpoints if checkpoint.label == label)
 
@@ -196,7 +199,7 @@ def _run(plan: _Plan, console: Console) -> bool:
             queue.add(plan.look())
             looked = time.monotonic()
             for event in queue.events():
-                if event is not None:
+                if event is not None and not _drop_removed(plan, queue, event, console):
                     has_failed |= event.kind in ("failed", "left out")
                     _report(plan, event, console)
                 if console.is_terminal:
@@ -207,6 +210,16 @@ def _run(plan: _Plan, console: Console) -> bool:
             if is_growing:
                 time.sleep(_POLL_SECONDS)
     return has_failed
+
+
+def _drop_removed(plan: _Plan, queue: Queue, event: Event, console: Console) -> bool:
+    """Whether a job has come to nothing because the run keeps its checkpoint no longer; its other jobs then go, too."""
+    checkpoint = plan.checkpoint_of(event.job)
+    if event.kind in ("started", "done") or not plan.target.has_removed(checkpoint):
+        return False
+    queue.pending = [job for job in queue.pending if plan.checkpoint_of(job) != checkpoint]
+    console.print(f"{checkpoint.label}: the run has removed this checkpoint; what is missing is left out.")
+    return True
 
 
 def _report(plan: _Plan, event: Event, console: Console) -> None:

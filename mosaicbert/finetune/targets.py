@@ -70,6 +70,10 @@ class Target:
         """Whether more checkpoints may come: all are wanted, and a process trains the run."""
         return self.run is not None and self.config.checkpoints == "all" and is_locked(self.run.path)
 
+    def has_removed(self, checkpoint: Checkpoint) -> bool:
+        """Whether a run keeps a checkpoint no longer."""
+        return self.run is not None and not Path(checkpoint.model).is_dir()
+
     def _describe(self, run: RunFolder, step: int) -> Checkpoint:
         pretraining = None
         try:

@@ -186,3 +186,22 @@ def test_processes_share_the_devices(monkeypatch):
 
 def test_the_seeds_are_the_papers():
     assert SEEDS == (19, 8364, 717, 10536, 90166)
+
+
+def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    recipe = _recipe(run.path, write_glue(tmp_path / "glue"), checkpoints="all", tasks=["cola"], chain=False)
+
+    class Removing(Console):
+        """Removes the first checkpoint when the last one's score is said."""
+
+        def print(self, *said, **options):
+            super().print(*said, **options)
+            if str(said[0]).startswith("step 3 / CoLA / seed 19: matthews"):
+                shutil.rmtree(run.export_of(6))
+
+    console = Removing(record=True, width=150)
+    assert glue(recipe, console) == 0
+    assert "step 6: the run has removed this checkpoint" in console.export_text()
+    assert [entry.step for entry in read_scores(run.path / "scores.jsonl")] == [3]
