@@ -48,12 +48,23 @@ def main(arguments: list[str] | None = None) -> None:
 def load(parsed: argparse.Namespace) -> Any:
     """The recipe that a command was given, of the kind that it takes."""
     from mosaicbert.config import Recipe
+    from mosaicbert.config.finetune import FinetuneRecipe
     from mosaicbert.config.glue import GlueRecipe
     from mosaicbert.config.load import load_recipe
     from mosaicbert.config.pareto import ParetoRecipe
 
-    kinds: dict[str, type[Any]] = {"glue": GlueRecipe, "pareto": ParetoRecipe}
+    kinds: dict[str, type[Any]] = {"finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto": ParetoRecipe}
     return load_recipe(parsed.recipe, parsed.overrides, kinds.get(parsed.command, Recipe))
+
+
+def _finetune(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    recipe = load(parsed)
+    from rich.console import Console
+
+    from mosaicbert.finetune.custom import finetune
+
+    finetune(recipe, Console())
+    return 0
 
 
 def _glue(parsed: argparse.Namespace, _arguments: list[str]) -> int:
@@ -151,6 +162,7 @@ _COMMANDS = {
     "prepare": _Command("turn the recipe's text into its token store", _prepare),
     "check": _Command("read the whole token store and say whether it is fit for the recipe's run", _check),
     "pretrain": _Command("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
+    "finetune": _Command("fine-tune a pretrained encoder on your own labelled texts", _finetune),
     "glue": _Command("fine-tune a model or a run's checkpoints on the tasks of GLUE, and score them", _glue),
     "export": _Command("write the Hugging Face folder of the recipe's newest checkpoint", _export),
     "pareto": _Command("set scores against the time and the money that they took, or compare two checkpoints", _pareto),

@@ -13,7 +13,7 @@ glue=$2
 command=(${MOSAICBERT:-mosaicbert})
 for minutes in ${MINUTES:-5 10 20}; do
     for architecture in mosaicbert bert; do
-        "${command[@]}" pretrain "recipes/cpu/$architecture.yaml" "run_name=$architecture-cpu-${minutes}min" \
+        "${command[@]}" pretrain "recipes/$architecture-cpu.yaml" "run_name=$architecture-cpu-${minutes}min" \
             "train.duration=${minutes}min" "data.sources.text.path=$text" data.store=runs/store-cpu
     done
 done

@@ -69,8 +69,8 @@ def save_recipe(recipe: Any, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
 
-def recipe_differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two recipes differ, as `section.key` -> (old value, new value)."""
+def recipe_differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two recipes of one kind differ, as `section.key` -> (old value, new value)."""
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
     keys = [*before, *(key for key in after if key not in before)]  # a recipe may have sources that the other has not
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}

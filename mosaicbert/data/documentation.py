@@ -33,6 +33,24 @@ def read_installed_documentation() -> Iterator[tuple[list[str], float]]:
         yield texts, number / len(tasks)
 
 
+def read_package_documentation() -> Iterator[tuple[str, str]]:
+    """Yields the texts of installed packages, each with the name of the folder that the package is imported by."""
+    roots = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    files = sorted((path, root) for path in _list_files() for root in roots if root in path.parents)
+    tasks = [files[first : first + _FILES_PER_TASK] for first in range(0, len(files), _FILES_PER_TASK)]
+    for found in map_in_order(_read_package_files, tasks):
+        yield from found
+
+
+def _read_package_files(paths: list[tuple[Path, Path]]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for path, root in paths:
+        package = path.relative_to(root).parts[0]
+        if path.suffix == ".py" and "." not in package:  # neither a module by itself nor a distribution's notes
+            found += [(text, package) for text in _read_file(path)]
+    return found
+
+
 def _list_files() -> set[Path]:
     installed = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
     found: set[Path] = set()

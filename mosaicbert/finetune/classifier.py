@@ -1,7 +1,7 @@
 """Any encoder with a classifier on it, and how Composer trains it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,12 @@ def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> P
         raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
 
 
+def with_fresh_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The same model before any training."""
+    torch.manual_seed(seed)
+    return type(model)(model.config)
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
@@ -57,6 +63,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{name}: has no tokenizer: {reason}") from error
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that padding is filled with."""
+    return cast(int, tokenizer.pad_token_id or 0)
 
 
 def longest_input(model: PreTrainedModel, max_seq_len: int) -> int:

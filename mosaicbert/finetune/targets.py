@@ -10,7 +10,7 @@ from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.load import load_recipe
 from mosaicbert.lock import is_locked
 from mosaicbert.scores.ledger import FILE_NAME, Pretraining
-from mosaicbert.train.run import RunFolder
+from mosaicbert.train.run import RunFolder, newest_export
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,21 @@ class Target:
         except CheckpointError:
             pass  # it has been removed, while its export is still there
         return Checkpoint(model=str(run.export_of(step)), step=step, pretraining=pretraining)
+
+
+def newest_model(name: str) -> str:
+    """The Hugging Face folder or Hub name that a recipe's model stands for: of a run, its newest export.
+
+    Raises:
+        ConfigError: the run has none.
+    """
+    run, step = _find_run(Path(name))
+    if run is None or step is not None:
+        return name
+    newest = newest_export(run)
+    if newest is None:
+        raise ConfigError(f"{run.path}: no checkpoint has been exported; run `mosaicbert export RECIPE` first.")
+    return str(newest)
 
 
 def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from composer import Callback, DataSpec, Logger, State, Trainer
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mosaicbert.config import OptimizerConfig
 from mosaicbert.config.glue import Protocol
-from mosaicbert.finetune.classifier import Trainee, is_unpadded, longest_input
+from mosaicbert.finetune.classifier import Trainee, is_unpadded, longest_input, padding_of
 from mosaicbert.finetune.encoding import Collator, Encoded, build_loader, encode
 from mosaicbert.finetune.examples import Examples
 from mosaicbert.train.optimizers import build_optimizer
@@ -77,7 +76,7 @@ def fine_tune(
     """
     on_gpu = torch.cuda.is_available()
     protocol, length = settings.protocol, longest_input(model, settings.max_seq_len)
-    collator = Collator(is_unpadded=is_unpadded(model), pad_token_id=cast(int, tokenizer.pad_token_id or 0))
+    collator = Collator(is_unpadded=is_unpadded(model), pad_token_id=padding_of(tokenizer))
     seed = settings.seed if settings.shuffle else None
     loader = build_loader(
         encode(tokenizer, train, length), collator, protocol.batch_size, epochs=protocol.epochs, seed=seed

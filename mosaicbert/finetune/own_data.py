@@ -1,0 +1,91 @@
+"""The labelled texts of a user's own task."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.finetune import INSTALLED_PACKAGES, TaskDataConfig
+from mosaicbert.data.tokenise import hash_text
+from mosaicbert.finetune.examples import KINDS, Examples, read_file, read_hub, require_column, text_columns
+from mosaicbert.finetune.labels import LabelSet
+from mosaicbert.finetune.packages import read_packages
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """What a recipe's data section stands for.
+
+    Attributes:
+        labels: the classes.
+        train: labelled.
+        validation: labelled.
+        predict: without labels; None if none are asked for.
+    """
+
+    labels: LabelSet
+    train: Examples
+    validation: Examples
+    predict: Examples | None
+
+
+def read_own_data(config: TaskDataConfig) -> OwnData:
+    """Reads and checks everything before anything is trained.
+
+    Raises:
+        ConfigError: a file, split or column is not there, a text or label cannot be used, or a part has no examples.
+    """
+    texts, cells, place = _read_labelled(config, config.train, config.train_split)
+    if config.validation is not None:
+        held_texts, held_cells, held_place = _read_labelled(config, _validation_of(config), config.validation)
+    else:
+        held_out = [_is_held_out(row, config.held_out_fraction) for row in zip(*texts, strict=True)]
+        held_texts, held_cells, held_place = _take(texts, held_out), _take((cells,), held_out)[0], place
+        kept = [not one for one in held_out]
+        texts, (cells,) = _take(texts, kept), _take((cells,), kept)
+    for name, part in ((place, cells), (f"{held_place}, validation", held_cells)):
+        if not part:
+            raise ConfigError(f"{name}: has no examples; give more, or another data.held_out_fraction.")
+    labels = LabelSet.of(config.kind, cells, place)
+    predict = None
+    if config.predict is not None:
+        table = read_file(Path(config.predict))
+        predict = Examples(texts=text_columns(table, tuple(config.text_columns), config.predict), labels=None)
+    return OwnData(
+        labels=labels,
+        train=Examples(texts=texts, labels=labels.encode(cells, place)),
+        validation=Examples(texts=held_texts, labels=labels.encode(held_cells, held_place)),
+        predict=predict,
+    )
+
+
+def _read_labelled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple[list[str], ...], list[object], str]:
+    """The texts, the label cells, and where both stand."""
+    if name == INSTALLED_PACKAGES:
+        examples, packages = read_packages()
+        return examples.texts, list(packages), name
+    table, place = _read_table(config, name, split)
+    texts = text_columns(table, tuple(config.text_columns), place)
+    return texts, require_column(table, config.label_column, place).to_pylist(), f"{place}, {config.label_column}"
+
+
+def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table, str]:
+    if Path(name).suffix in KINDS:
+        return read_file(Path(name)), name
+    return read_hub(name, config.subset, split, config.revision), f"{name} ({split})"
+
+
+def _validation_of(config: TaskDataConfig) -> str:
+    """A file by itself, or the training data's dataset, of which `validation` names a split."""
+    assert config.validation is not None
+    return config.validation if Path(config.validation).suffix in KINDS else config.train
+
+
+def _is_held_out(texts: tuple[str, ...], fraction: float) -> bool:
+    return hash_text("\0".join(texts))[0] < fraction * 2**64
+
+
+def _take(columns: tuple[list[object], ...] | tuple[list[str], ...], chosen: list[bool]) -> tuple[list[str], ...]:
+    kept = ([cell for cell, is_kept in zip(column, chosen, strict=True) if is_kept] for column in columns)
+    return tuple(kept)  # pyright: ignore[reportReturnType]
