@@ -3,8 +3,9 @@ PYTHON ?= python3
 
 .PHONY: demo test test-newest check
 
-demo: .venv/installed                 # pretrain a small MosaicBERT on this machine's own documentation, on the CPU
+demo: .venv/installed                 # pretrain and fine-tune a small MosaicBERT on this machine's own documentation, on the CPU
 	.venv/bin/mosaicbert pretrain recipes/quickstart.yaml
+	.venv/bin/mosaicbert finetune recipes/finetune/finetune-quickstart.yaml
 
 test: .venv/installed                 # the CPU test suite
 	.venv/bin/python -m pytest

@@ -8,13 +8,14 @@ from typing import get_args
 import pytest
 
 from mosaicbert.config import Recipe
+from mosaicbert.config.finetune import FinetuneRecipe
 from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.load import load_recipe
 from mosaicbert.config.pareto import ParetoRecipe
 
 _PACKAGE = Path(__file__).parents[1] / "mosaicbert"
 _RECIPES = _PACKAGE.parent / "recipes"
-_SCHEMAS = {"": Recipe, "glue": GlueRecipe, "pareto": ParetoRecipe}  # by folder of recipes
+_SCHEMAS = {"": Recipe, "finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto": ParetoRecipe}  # by folder of recipes
 
 # docs/design.md has the same table, with the reasons.
 _MAY_IMPORT = {
