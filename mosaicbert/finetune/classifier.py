@@ -1,12 +1,13 @@
 """Any encoder with a classifier on it, and how Composer trains it."""
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from composer import ComposerModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,6 +20,8 @@ from mosaicbert.config import ConfigError
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 
+_PUBLISHED_TOKENIZER = "bert-base-uncased"
+_NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.")
 _CLASSIFIER = "classifier."  # what Hugging Face's classes call the layer that depends on the task
 
 
@@ -35,15 +38,35 @@ def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> P
         ConfigError: there is no such model, or it is no encoder that can be classified with.
     """
     torch.manual_seed(seed)
-    options = {"num_labels": num_labels, "problem_type": problem, "dtype": torch.float32}
+    options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "dtype": torch.float32}
+    # A classifier of another task does not fit, and is not wanted.
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         written, _ = PreTrainedConfig.get_config_dict(name)
         ours = written.get("model_type") == "mosaicbert" or "alibi_starting_size" in written
         kind: Any = MosaicBertForSequenceClassification if ours else AutoModelForSequenceClassification
-        return kind.from_pretrained(name, **options)
+        model, report = kind.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
+    missing = sorted(key for key in report["missing_keys"] if not _NEW_WEIGHTS.search(key))
+    if missing:
+        raise ConfigError(
+            f"{name}: its weights are not those of {type(model).__name__}, which misses {missing[0]} and "
+            f"{len(missing) - 1} more; it may need code of its own."
+        )
+    _renew_classifier(model, seed)
+    return model
+
+
+def _renew_classifier(model: PreTrainedModel, seed: int) -> None:
+    torch.manual_seed(seed)
+    spread = getattr(model.config, "initializer_range", 0.02)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and f"{name}.".startswith(_CLASSIFIER):
+            nn.init.normal_(module.weight, std=spread)
+            if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                nn.init.zeros_(module.bias)
 
 
 def with_fresh_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -53,13 +76,21 @@ def with_fresh_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """The tokenizer of a model; that of bert-base-uncased for a published MosaicBERT that comes without, as they say.
 
     Raises:
         ConfigError: it has none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        written, _ = PreTrainedConfig.get_config_dict(name)
+        wanted = written.get("vocab_size", 0)
+        # Without its files, transformers 5 makes a tokenizer that knows nothing but the special tokens.
+        if len(tokenizer) < wanted // 2 and "alibi_starting_size" in written:
+            tokenizer = AutoTokenizer.from_pretrained(_PUBLISHED_TOKENIZER)
+        if len(tokenizer) < wanted // 2:
+            raise ValueError(f"{len(tokenizer)} tokens were found, and the model has {wanted:,}")
+        return tokenizer
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{name}: has no tokenizer: {reason}") from error

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,12 @@ import pyarrow.parquet
 from mosaicbert.config import ConfigError
 
 Label = int | float | list[int]
-_READERS = {".jsonl": pyarrow.json.read_json, ".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
+_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts have line breaks
+_READERS = {
+    ".jsonl": pyarrow.json.read_json,
+    ".csv": partial(pyarrow.csv.read_csv, parse_options=_CSV),
+    ".parquet": pyarrow.parquet.read_table,
+}
 KINDS = tuple(_READERS)
 
 

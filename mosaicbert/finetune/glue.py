@@ -1,5 +1,6 @@
 """`mosaicbert glue`: fine-tunes checkpoints on the tasks of GLUE, side by side, and keeps the ledger of scores."""
 
+import hashlib
 import os
 import shutil
 import time
@@ -88,7 +89,7 @@ class _Plan:
         self.target = target
         self.found = found
         self.checkpoints: list[Checkpoint] = []
-        self.protocols = {task: fingerprint(config, task, sizes) for task, sizes in found.items()}
+        self.protocols = {task: fingerprint(config, task, found) for task in found}
         self.ledger = read_scores(target.scores)
 
     def look(self) -> list[Job]:
@@ -103,7 +104,9 @@ class _Plan:
         return [
             entry
             for entry in self.ledger
-            if (entry.model, entry.step) == (checkpoint.model, checkpoint.step)
+            if entry.step == checkpoint.step
+            # A run's ledger lies in its folder, which may have been moved, or be called by another path.
+            and (self.target.run is not None or entry.model == checkpoint.model)
             # A run that went back has trained the step again, in another time.
             and (checkpoint.pretraining is None or entry.pretraining == checkpoint.pretraining)
             and entry.protocol == self.protocols.get(entry.task)
@@ -132,7 +135,7 @@ class _Plan:
             metrics=result.metrics,
             protocol=self.protocols[payload.task],
             start=MNLI if self.config.starts_from_mnli(payload.task) else "pretraining",
-            is_partial=result.is_partial,
+            is_partial=result.is_partial or (self.config.starts_from_mnli(payload.task) and self._has_part_of_mnli),
             seconds=result.seconds,
             pretraining=checkpoint.pretraining,
             environment=result.environment,
@@ -149,12 +152,19 @@ class _Plan:
             if MNLI in self.found and not wanted:
                 shutil.rmtree(self._kept(checkpoint), ignore_errors=True)
 
+    @property
+    def _has_part_of_mnli(self) -> bool:
+        sizes = self.found[MNLI]
+        return any(size < TASKS[MNLI].num_examples[split] for split, size in sizes.items())
+
     def _jobs(self, checkpoint: Checkpoint) -> Iterator[Job]:
         wanted = self.wanted(checkpoint)
         chained = any(self.config.starts_from_mnli(task) for task, _ in wanted)
         first = (MNLI, SEEDS[0])
         kept = self._kept(checkpoint) if chained else None
-        if kept is not None and not kept.is_dir() and first not in wanted:
+        if kept is not None and first in wanted:
+            shutil.rmtree(kept, ignore_errors=True)  # what an interrupted sitting left; the job makes it anew
+        elif kept is not None and not kept.is_dir():
             wanted.append(first)  # it has been scored, but its weights are gone
         # What others wait for comes first, then what takes longest.
         wanted.sort(key=lambda pair: (pair != first, -self._work(pair[0])))
@@ -174,8 +184,8 @@ class _Plan:
         return TASKS[task].num_examples["train"] * self.config.protocol_of(task).epochs
 
     def _kept(self, checkpoint: Checkpoint) -> Path:
-        name = "model" if checkpoint.step is None else f"step-{checkpoint.step}"
-        return self.target.work / f"{name}-{self.protocols[MNLI]}"
+        which = hashlib.sha256(repr(checkpoint).encode()).hexdigest()[:12]
+        return self.target.work / f"{which}-{self.protocols[MNLI]}"
 
     def checkpoint_of(self, job: Job) -> Checkpoint:
         """That a job is about."""

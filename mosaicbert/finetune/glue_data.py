@@ -39,19 +39,22 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str,
     Raises:
         ConfigError: MNLI, which the chain begins with, is not there; or no task is.
     """
-    if not Path(config.data).is_dir():
-        return {name: {} for name in config.tasks}, {}
+    is_local = Path(config.data).is_dir()
+    if not is_local and (config.data.startswith((".", "/", "~")) or config.data.count("/") > 1):
+        raise ConfigError(f"glue.data={config.data}: no such folder; give one, or a dataset's name on the Hub.")
     sizes: dict[str, dict[str, int]] = {name: {} for name in config.tasks}
     left_out: dict[str, str] = {}
-    for name in config.tasks:
+    for name in config.tasks if is_local else ():
         for split, official in TASKS[name].num_examples.items():
-            path = _find(config, name, split)
-            if path is None:
+            files = _find(config, name, split)
+            if not files:
                 left_out[name] = f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}"
                 break
-            sizes[name][split] = found = read_file(path).num_rows
+            sizes[name][split] = found = _read_files(files).num_rows
             if found < official and not config.partial_data:
-                left_out[name] = f"{path}: {found:,} examples of {official:,}; glue.partial_data=true takes it as it is"
+                left_out[name] = (
+                    f"{files[0]}: {found:,} examples of {official:,}; glue.partial_data=true takes it as it is"
+                )
                 break
     available = {name: sizes[name] for name in config.tasks if name not in left_out}
     chained = [name for name in available if config.starts_from_mnli(name)]
@@ -81,9 +84,9 @@ def read_task(config: GlueConfig, name: str) -> TaskData:
 
 
 def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
-    path = _find(config, name, split)
-    if path is not None:
-        return _examples(TASKS[name], read_file(path), str(path))
+    files = _find(config, name, split)
+    if files:
+        return _examples(TASKS[name], _read_files(files), str(files[0]))
     table = read_hub(config.data, name, split, config.revision)
     return _examples(TASKS[name], table, f"{config.data} ({name}, {split})")
 
@@ -93,8 +96,14 @@ def _examples(task: GlueTask, table: pa.Table, place: str) -> Examples:
     return Examples(texts=text_columns(table, task.columns, place), labels=labels)
 
 
-def _find(config: GlueConfig, name: str, split: str) -> Path | None:
+def _read_files(files: list[Path]) -> pa.Table:
+    return pa.concat_tables([read_file(path) for path in files])
+
+
+def _find(config: GlueConfig, name: str, split: str) -> list[Path]:
+    """The file of a split; or its shards, as the Hub's own copy has them."""
     folder = Path(config.data) / name
     endings = ["", _PARTIAL] if config.partial_data else [""]
     candidates = [folder / f"{split}{ending}{kind}" for ending in endings for kind in KINDS]
-    return next((path for path in candidates if path.is_file()), None)
+    whole = next((path for path in candidates if path.is_file()), None)
+    return sorted(folder.glob(f"{split}-*-of-*.parquet")) if whole is None else [whole]

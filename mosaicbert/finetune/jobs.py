@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from mosaicbert.config.glue import TASKS, GlueConfig
+from mosaicbert.config.glue import MNLI, TASKS, GlueConfig
 from mosaicbert.finetune.classifier import load_classifier, load_tokenizer, save_encoder
 from mosaicbert.finetune.glue_data import TaskData, read_task
 from mosaicbert.finetune.metrics import compute_metrics, problem_of
@@ -82,6 +83,7 @@ def score(job: GlueJob) -> GlueResult:
         partial = job.keep.with_name(job.keep.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         save_encoder(model, tokenizer, partial)
+        shutil.rmtree(job.keep, ignore_errors=True)
         partial.replace(job.keep)
     del model
     release_memory()
@@ -96,28 +98,27 @@ def _environment() -> dict[str, Any]:
     return environment
 
 
-def fingerprint(config: GlueConfig, task: str, sizes: dict[str, int]) -> str:
+def fingerprint(config: GlueConfig, task: str, sizes: Mapping[str, dict[str, int]]) -> str:
     """Of everything about a task's fine-tuning that changes its scores, but for the model and the seed.
 
     Args:
         config: of the recipe.
         task: its name.
-        sizes: examples of each split; empty for those of a Hub dataset.
+        sizes: of each task, examples of each split; empty for those of a Hub dataset.
     """
 
     def protocol(name: str) -> dict[str, Any]:
         asked = asdict(config.protocol_of(name))
         del asked["num_seeds"]
-        return asked
+        dtype, _ = choose_precision("fp32" if TASKS[name].needs_fp32 else config.precision, "glue.precision")
+        return asked | {"precision": str(dtype), "sizes": sizes.get(name) or TASKS[name].num_examples}
 
     chained = config.starts_from_mnli(task)
     what = {
         "protocol": protocol(task),
-        "mnli": protocol("mnli") if chained else None,
+        "mnli": protocol(MNLI) if chained else None,
         "shuffle": config.shuffle,
         "max_seq_len": config.max_seq_len,
-        "precision": config.precision,
-        "sizes": sizes or TASKS[task].num_examples,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 

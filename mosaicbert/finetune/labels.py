@@ -78,7 +78,7 @@ class LabelSet:
 def _names(problem: str, cell: Any, row: int, place: str) -> list[str]:
     if problem == MULTI_LABEL:
         cells = cell.split(SEPARATOR) if isinstance(cell, str) else cell
-        if not isinstance(cells, list):
+        if not isinstance(cells, list) or None in cells:
             raise ConfigError(
                 f"{place}: row {row + 1} holds {cell!r}; several labels are a list, or stand with {SEPARATOR} between."
             )

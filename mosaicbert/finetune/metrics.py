@@ -33,14 +33,15 @@ def compute_metrics(names: tuple[str, ...], problem: str, logits: Tensor, labels
     predicted, true = predict(problem, logits).double().numpy(), labels.double().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy's and scikit-learn's about the undefined
-        return {name: _compute(name, predicted, true) for name in names}
+        return {
+            name: _compute(name, predicted, true, problem == SINGLE_LABEL and logits.shape[1] == 2) for name in names
+        }
 
 
-def _compute(name: str, predicted: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+def _compute(name: str, predicted: NDArray[np.float64], true: NDArray[np.float64], is_binary: bool) -> float:
     if name == "accuracy":
         value = accuracy_score(true.ravel(), predicted.ravel())
     elif name == "f1":
-        is_binary = true.ndim == 1 and {*true, *predicted} <= {0.0, 1.0}
         zero: Any = 0.0  # its stubs know only the default
         value = f1_score(true, predicted, average="binary" if is_binary else "macro", zero_division=zero)
     elif name == "matthews_correlation":

@@ -1,6 +1,7 @@
 """The labelled texts of a user's own task."""
 
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,27 +38,23 @@ def read_own_data(config: TaskDataConfig) -> OwnData:
         ConfigError: a file, split or column is not there, a text or label cannot be used, or a part has no examples.
     """
     texts, cells, place = _read_labelled(config, config.train, config.train_split)
-    if config.validation is not None:
-        held_texts, held_cells, held_place = _read_labelled(config, _validation_of(config), config.validation)
-    else:
-        held_out = [_is_held_out(row, config.held_out_fraction) for row in zip(*texts, strict=True)]
-        held_texts, held_cells, held_place = _take(texts, held_out), _take((cells,), held_out)[0], place
-        kept = [not one for one in held_out]
-        texts, (cells,) = _take(texts, kept), _take((cells,), kept)
-    for name, part in ((place, cells), (f"{held_place}, validation", held_cells)):
-        if not part:
-            raise ConfigError(f"{name}: has no examples; give more, or another data.held_out_fraction.")
     labels = LabelSet.of(config.kind, cells, place)
+    train = Examples(texts=texts, labels=labels.encode(cells, place))
+    if config.validation is None:
+        held_out = [_is_held_out(row, config.held_out_fraction) for row in zip(*texts, strict=True)]
+        validation = _take(train, held_out)
+        train = _take(train, [not one for one in held_out])
+    else:
+        texts, cells, place = _read_labelled(config, _validation_of(config), config.validation)
+        validation = Examples(texts=texts, labels=labels.encode(cells, place))
+    for name, part in (("train", train), ("validation", validation)):
+        if not len(part):
+            raise ConfigError(f"{place}: {name} has no examples; give more, or another data.held_out_fraction.")
     predict = None
     if config.predict is not None:
         table = read_file(Path(config.predict))
         predict = Examples(texts=text_columns(table, tuple(config.text_columns), config.predict), labels=None)
-    return OwnData(
-        labels=labels,
-        train=Examples(texts=texts, labels=labels.encode(cells, place)),
-        validation=Examples(texts=held_texts, labels=labels.encode(held_cells, held_place)),
-        predict=predict,
-    )
+    return OwnData(labels=labels, train=train, validation=validation, predict=predict)
 
 
 def _read_labelled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple[list[str], ...], list[object], str]:
@@ -86,6 +83,9 @@ def _is_held_out(texts: tuple[str, ...], fraction: float) -> bool:
     return hash_text("\0".join(texts))[0] < fraction * 2**64
 
 
-def _take(columns: tuple[list[object], ...] | tuple[list[str], ...], chosen: list[bool]) -> tuple[list[str], ...]:
-    kept = ([cell for cell, is_kept in zip(column, chosen, strict=True) if is_kept] for column in columns)
-    return tuple(kept)  # pyright: ignore[reportReturnType]
+def _take(examples: Examples, chosen: list[bool]) -> Examples:
+    assert examples.labels is not None
+    return Examples(
+        texts=tuple(list(compress(column, chosen)) for column in examples.texts),
+        labels=list(compress(examples.labels, chosen)),
+    )

@@ -1,5 +1,6 @@
 """Jobs over several processes: in the order of what they need, tried again once, and none of them stops the others."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -132,11 +133,14 @@ class Queue:
             if worker.job is not None or ready is None:
                 continue
             self.pending.remove(ready)
+            if worker.process is not None and not worker.process.is_alive():
+                self._end(worker)  # while it was at nothing
             if worker.process is None:
                 self._begin(worker)
             worker.job, worker.since = ready, time.monotonic()
             assert worker.connection is not None
-            worker.connection.send(ready.payload)
+            with contextlib.suppress(OSError):  # it has just died, which is seen when it is asked for the result
+                worker.connection.send(ready.payload)
             yield Event(kind="started", job=ready)
 
     def _collect(self) -> Generator[Event]:

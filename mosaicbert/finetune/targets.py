@@ -103,7 +103,7 @@ def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
     """The run that a folder is, or is the export of; and the step, if it is that of one."""
     named = path.parent / path.resolve().name if path.is_symlink() else path  # hf/latest is a step, too
     for folder, step in ((path, None), (path.parent, None), (path.parent.parent, named)):
-        if (folder / "checkpoints").is_dir() and (folder / "recipe.yaml").is_file():
+        if (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file():
             return RunFolder(folder), None if step is None else step_of(step)
     return None, None
 

@@ -10,7 +10,7 @@ from composer import Callback, DataSpec, Logger, State, Trainer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mosaicbert.config import OptimizerConfig
+from mosaicbert.config import OptimizerConfig, TrainingFault
 from mosaicbert.config.glue import Protocol
 from mosaicbert.finetune.classifier import Trainee, is_unpadded, longest_input, padding_of
 from mosaicbert.finetune.encoding import Collator, Encoded, build_loader, encode
@@ -73,6 +73,9 @@ def fine_tune(
 
     Returns:
         The logits (N, L) of each of the others, fp32, on the CPU.
+
+    Raises:
+        TrainingFault: they are not finite.
     """
     on_gpu = torch.cuda.is_available()
     protocol, length = settings.protocol, longest_input(model, settings.max_seq_len)
@@ -101,9 +104,14 @@ def fine_tune(
         )
         try:
             trainer.fit()
-            return [_predict(trainer, encode(tokenizer, examples, length), collator) for examples in others]
+            logits = [_predict(trainer, encode(tokenizer, examples, length), collator) for examples in others]
         finally:
             trainer.close()
+    if not all(bool(found.isfinite().all()) for found in logits):
+        raise TrainingFault(
+            f"the fine-tuning has diverged: its logits are not finite; lower peak_lr={protocol.peak_lr}."
+        )
+    return logits
 
 
 def _predict(trainer: Trainer, examples: list[Encoded], collator: Collator) -> Tensor:

@@ -95,6 +95,30 @@ def test_what_is_no_model_is_refused(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+def test_a_model_without_its_tokenizers_files_is_refused(theirs, tmp_path):
+    BertForMaskedLM.from_pretrained(theirs).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_weights_of_another_kind_of_model_are_refused(theirs, tmp_path):
+    model = BertForMaskedLM.from_pretrained(theirs)
+    renamed = {name.replace("attention", "mixing"): weight for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=renamed)
+    with pytest.raises(ConfigError, match="its weights are not those of BertForSequenceClassification"):
+        _load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+@pytest.mark.parametrize("num_labels", [2, 3])
+def test_a_classifier_that_is_there_is_left_behind(kind, num_labels, request, tmp_path):
+    before = _load(request.getfixturevalue(kind), seed=1)
+    before.save_pretrained(tmp_path)
+    after = _load(str(tmp_path), num_labels=num_labels, seed=2)
+    assert after.classifier.out_features == num_labels
+    assert not torch.equal(after.classifier.weight[:2], before.classifier.weight)
+
+
 def test_a_model_with_positions_is_given_no_more_tokens_than_it_has(ours, theirs):
     assert longest_input(_load(theirs), 256) == 48
     assert longest_input(_load(ours), 256) == 256

@@ -176,7 +176,7 @@ def test_about_the_fraction_is_held_out():
         ({"train": "missing.csv"}, "cannot be read"),
         ({"label_column": "score"}, "has no column 'score'; it has text, label"),
         ({"text_columns": ["words"]}, "has no column 'words'"),
-        ({"held_out_fraction": 1e-9}, "validation: has no examples"),
+        ({"held_out_fraction": 1e-9}, "validation has no examples"),
         ({"kind": "regression", "held_out_fraction": 0.5}, "which is no number"),
     ],
 )

@@ -67,6 +67,35 @@ def test_the_chain_needs_mnli(tmp_path):
     assert list(find_tasks(_config(folder, tasks=["cola"]))[0]) == ["cola"]
 
 
+def test_the_chain_needs_mnli_of_the_hub_as_well():
+    with pytest.raises(ConfigError, match=r"glue\.tasks leaves it out"):
+        find_tasks(GlueConfig(model="m", tasks=["rte"]))
+
+
+@pytest.mark.parametrize("folder", ["../no/such", "/no/such", "no/such/folder"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(folder):
+    with pytest.raises(ConfigError, match="no such folder"):
+        find_tasks(GlueConfig(model="m", data=folder))
+
+
+def test_shards_are_read_as_the_hub_has_them(tmp_path):
+    table = read_file(write_glue(tmp_path / "jsonl") / "rte" / "train.jsonl")
+    folder = tmp_path / "hub" / "rte"
+    folder.mkdir(parents=True)
+    for number, part in enumerate((table[:10], table[10:])):
+        pyarrow.parquet.write_table(part, folder / f"train-0000{number}-of-00002.parquet")
+    pyarrow.parquet.write_table(table[:5], folder / "validation-00000-of-00001.parquet")
+    config = _config(tmp_path / "hub", tasks=["rte"], chain=False)
+    assert find_tasks(config)[0] == {"rte": {"train": 24, "validation": 5}}
+    assert read_task(config, "rte").train.texts[0] == table["sentence1"].to_pylist()
+
+
+def test_a_long_csv_may_have_line_breaks_in_its_texts(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + '"a\nb, and more of it, again and again",1\n' * 60_000)
+    assert read_file(path).num_rows == 60_000
+
+
 def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
     lines = write_glue(tmp_path / "jsonl") / "rte" / "train.jsonl"
     table = read_file(lines)

@@ -73,6 +73,28 @@ def test_each_process_has_its_variables_and_this_one_keeps_its_own(monkeypatch):
     assert os.environ["PLACE"] == "mine"
 
 
+def test_a_process_that_dies_while_it_waits_is_replaced():
+    with Queue(do, _ONE * 2) as queue:
+        queue.add(
+            [
+                Job(name="quick", payload=1),
+                Job(name="where", payload="where"),
+                Job(name="after", payload=2, needs="where"),
+            ]
+        )
+        results = {}
+        for event in queue.events():
+            if event is not None and event.kind == "done":
+                results[event.job.name] = event.result
+                if event.job.name == "quick":
+                    for worker in queue._workers:
+                        if worker.job is None:
+                            worker.process.kill()
+                            worker.process.join()
+    assert results.keys() == {"quick", "where", "after"}
+    assert results["after"] == 4
+
+
 def test_jobs_may_be_added_while_others_run():
     with Queue(do, _ONE) as queue:
         queue.add([Job(name="first", payload=1)])
