@@ -21,7 +21,7 @@ _TRAINERS_MODULES = frozenset(
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command. Exits with 2 and one line if the user's recipe, data or files cannot work."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     # Defaults for the libraries below, before they are imported; whoever wants others sets the variables.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else every file that is opened is reported
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy core makes threads that spin three times as slow
@@ -43,6 +43,18 @@ def main(arguments: list[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _parser()
+    parsed, behind = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one piece only; overrides may stand behind an option as well.
+    strangers = [word for word in behind if word.startswith("-") or "=" not in word]
+    if strangers or (behind and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(strangers or behind)}")
+    if behind:
+        parsed.overrides += behind
+    return parsed
 
 
 def load(parsed: argparse.Namespace) -> Any:

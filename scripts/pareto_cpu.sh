@@ -8,10 +8,11 @@
 # TEXT: a glob of English text, e.g. 'corpus/*/train-*.jsonl.zst'. GLUE: a folder, see docs/glue.md. Results lie in
 # runs/pareto-cpu; the ledgers are runs/*-cpu-*min/scores.jsonl.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-text=$1
-glue=$2
+(($# >= 2)) || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
+text=$(realpath -m "$1")
+glue=$(realpath -m "$2")
 shift 2
+cd "$(dirname "$0")/.."
 (($#)) || set -- 5 10 20
 command=${MOSAICBERT:-mosaicbert}
 for minutes; do

@@ -116,7 +116,7 @@ def test_every_key_of_a_recipe_is_read_outside_the_configuration():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    by_properties = {"runs_folder", "chain"}
+    by_properties = {"runs_folder"}
     with_all_others = {"attention_probs_dropout_prob"}  # the fields go to Hugging Face's BertConfig as they are
     every = set[str]().union(*(_fields(schema) for schema in _SCHEMAS.values()))
     assert every - read == by_properties | with_all_others

@@ -7,6 +7,7 @@ import pytest
 from mosaicbert.cli import _COMMANDS, main
 from mosaicbert.config import TrainingFault
 from mosaicbert.config.load import save_recipe
+from tests.pareto.scored import line, write_scores
 from tests.recipes import tiny_recipe
 from tests.report.folders import training_lines, write_run
 
@@ -127,6 +128,43 @@ def test_report_names_a_folder_that_is_no_runs(tmp_path, capsys):
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert printed.startswith(f"mosaicbert report: {tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["overrides-first", "overrides-last"])
+def test_pareto_compares_two_runs_wherever_the_overrides_stand(behind, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("a", 60.0), ("b", 50.0)):
+        seeds = [line(task, value + seed % 3, seed=seed) for task in ("rte", "cola") for seed in range(3)]
+        write_scores(tmp_path / name, seeds)
+    overrides, compared = ["pareto.tasks=[rte]", "pareto.chain=true"], ["--compare", "a", "b"]
+    words = [*compared, *overrides] if behind else [*overrides, *compared]
+    with pytest.raises(SystemExit) as ended:
+        main(["pareto", str(_RECIPES / "pareto" / "pareto-cpu.yaml"), *words])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "RTE acc" in printed and "CoLA M" not in printed
+
+
+def test_pareto_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_scores(tmp_path / "a", [line("rte", 60.0), line("cola", 50.0)])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("run_name: figure\npareto:\n  series:\n    Ours:\n      runs: [a]\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["pareto", str(recipe)])
+    assert ended.value.code == 0
+    assert "runs/figure/pareto.png" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "figure" / "pareto.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["pareto", "x.yaml", "--compare", "a", "b", "stray"], ["report", "a", "b=c", "--new"]]
+)
+def test_a_word_that_is_neither_argument_nor_override_is_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_training_that_goes_wrong_is_one_line_and_exit_code_1(source, tmp_path, monkeypatch, capsys):

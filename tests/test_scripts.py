@@ -31,6 +31,12 @@ def test_the_gpu_suite_asks_for_a_folder():
     assert ended.stderr.startswith("usage: scripts/gpu_suite.sh RESULTS_FOLDER")
 
 
+def test_the_script_of_the_figure_says_what_it_takes():
+    ended = subprocess.run(["bash", _ROOT / "scripts" / "pareto_cpu.sh"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]" in ended.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_the_gpu_suite_says_that_it_needs_a_gpu(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable}

@@ -7,6 +7,7 @@ from typing import Literal
 from mosaicbert.config.errors import ConfigError
 
 MNLI = "mnli"
+OFFICIAL, MAIN = "nyu-mll/glue", "main"  # GLUE on the Hub
 SEEDS = (19, 8364, 717, 10536, 90166)  # a task takes as many of them as its protocol says, from the front
 _SHORT_NAMES = {
     "accuracy": "acc",
@@ -168,8 +169,8 @@ class GlueConfig:
 
     model: str  # a run's folder, a Hugging Face folder, or a name on the Hub
     checkpoints: Literal["newest", "all"] = "newest"  # of a run; all: also those that it writes meanwhile
-    data: str = "nyu-mll/glue"  # on the Hub, or a folder with <task>/train.jsonl or .parquet, validation.jsonl, ...
-    revision: str = "main"  # branch, tag or commit of data on the Hub
+    data: str = OFFICIAL  # on the Hub, or a folder with <task>/train.jsonl or .parquet, validation.jsonl, ...
+    revision: str = MAIN  # branch, tag or commit of data on the Hub
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
     partial_data: bool = False  # also take tasks whose data is only a part of the official
     chain: bool = True  # RTE, MRPC and STS-B begin with the model fine-tuned on MNLI
@@ -188,7 +189,7 @@ class GlueConfig:
             raise ConfigError(f"glue.tasks={self.tasks}; name each task once, and one at least.")
         for task, change in self.protocol.items():
             for name, value in vars(change).items():
-                if value is not None and not value > 0:
+                if value is not None and not value > 0 and (name, value) != ("weight_decay", 0.0):
                     raise ConfigError(f"glue.protocol.{task}.{name}={value}; give a number above zero.")
             if change.num_seeds is not None and change.num_seeds > len(SEEDS):
                 raise ConfigError(f"glue.protocol.{task}.num_seeds={change.num_seeds}; there are {len(SEEDS)} seeds.")
@@ -201,7 +202,8 @@ class GlueConfig:
 
     def protocol_of(self, task: str) -> Protocol:
         """The paper's protocol of a task, with this recipe's changes."""
-        changes = {name: value for name, value in vars(self.protocol.get(task, ProtocolChange())).items() if value}
+        asked = vars(self.protocol.get(task, ProtocolChange()))
+        changes = {name: value for name, value in asked.items() if value is not None}
         return replace(TASKS[task].protocol, **changes)
 
     def starts_from_mnli(self, task: str) -> bool:

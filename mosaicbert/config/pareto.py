@@ -1,6 +1,7 @@
 """The recipe of a Pareto figure: which runs are compared, and what their devices cost. Imports no torch."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,15 +14,13 @@ class SeriesConfig:
     """Runs that make one curve."""
 
     runs: list[str]  # folders of runs that have been scored; each scored checkpoint is a point
-    devices: int = 1  # that trained each of them
+    devices: int | None = None  # that trained each of them; None: as many as the run began with
     dollars_per_device_hour: float | None = None  # None: no price, and no point among the dollars
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise ConfigError("pareto.series: a series without runs; name the folder of one at least.")
-        if len(set(self.runs)) < len(self.runs):
-            raise ConfigError(f"pareto.series: runs={self.runs}; name each folder once.")
-        if self.devices < 1:
+        if self.devices is not None and self.devices < 1:
             raise ConfigError(f"pareto.series: devices={self.devices}; give 1 or more.")
         if self.dollars_per_device_hour is not None and not 0.0 < self.dollars_per_device_hour < math.inf:
             raise ConfigError(
@@ -35,11 +34,16 @@ class ParetoConfig:
 
     series: dict[str, SeriesConfig]  # by the names that the legend gives
     tasks: list[str] = field(default_factory=list[str])  # that are averaged; empty: those that every point has
+    chain: bool | None = None  # which scores of RTE, MRPC and STS-B: from MNLI or not; None: those that every point has
     reference: bool = True  # also show the paper's published points
 
     def __post_init__(self) -> None:
         if not self.series:
             raise ConfigError("pareto.series is empty; name one, e.g. pareto.series.MosaicBERT.runs=[runs/quickstart].")
+        named = [os.path.normpath(run) for series in self.series.values() for run in series.runs]
+        twice = next((run for run in named if named.count(run) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"pareto.series names {twice} twice; name each folder once.")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise ConfigError(f"pareto.tasks names {unknown[0]!r}; the tasks are {', '.join(TASKS)}.")

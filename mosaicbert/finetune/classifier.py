@@ -21,7 +21,7 @@ from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 
 _PUBLISHED_TOKENIZER = "bert-base-uncased"
-_NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.")
+_NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
 _CLASSIFIER = "classifier."  # what Hugging Face's classes call the layer that depends on the task
 
 
@@ -49,11 +49,12 @@ def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> P
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
-    missing = sorted(key for key in report["missing_keys"] if not _NEW_WEIGHTS.search(key))
-    if missing:
+    unfit = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    unfit = sorted(key for key in unfit if not _NEW_WEIGHTS.search(key))
+    if unfit:
         raise ConfigError(
-            f"{name}: its weights are not those of {type(model).__name__}, which misses {missing[0]} and "
-            f"{len(missing) - 1} more; it may need code of its own."
+            f"{name}: its weights are not those of {type(model).__name__}: {unfit[0]} and {len(unfit) - 1} more are "
+            "missing or of another shape; config.json may be another model's, or it may need code of its own."
         )
     _renew_classifier(model, seed)
     return model
@@ -79,21 +80,25 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; that of bert-base-uncased for a published MosaicBERT that comes without, as they say.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: it has none, or one with more tokens than the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         written, _ = PreTrainedConfig.get_config_dict(name)
-        wanted = written.get("vocab_size", 0)
-        # Without its files, transformers 5 makes a tokenizer that knows nothing but the special tokens.
-        if len(tokenizer) < wanted // 2 and "alibi_starting_size" in written:
+        num_embeddings = written.get("vocab_size", len(tokenizer))
+        if _knows_nothing(tokenizer) and "alibi_starting_size" in written:
             tokenizer = AutoTokenizer.from_pretrained(_PUBLISHED_TOKENIZER)
-        if len(tokenizer) < wanted // 2:
-            raise ValueError(f"{len(tokenizer)} tokens were found, and the model has {wanted:,}")
+        if _knows_nothing(tokenizer) or len(tokenizer) > num_embeddings:
+            raise ValueError(f"{len(tokenizer):,} tokens were found, and the model has {num_embeddings:,}")
         return tokenizer
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{name}: has no tokenizer: {reason}") from error
+        raise ConfigError(f"{name}: has no tokenizer that fits: {reason}") from error
+
+
+def _knows_nothing(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has special tokens only: transformers 5 makes such a one where its files are missing."""
+    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
 def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -103,7 +108,15 @@ def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def longest_input(model: PreTrainedModel, max_seq_len: int) -> int:
     """How many tokens a model may be given: `max_seq_len`, or its positions where they are fewer."""
-    return min(max_seq_len, getattr(model.config, "max_position_embeddings", max_seq_len))
+    places = getattr(model.config, "max_position_embeddings", max_seq_len)
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None  # RoBERTa counts from behind its padding
+        ):
+            places = module.num_embeddings - module.padding_idx - 1
+    return min(max_seq_len, places)
 
 
 def is_unpadded(model: PreTrainedModel) -> bool:

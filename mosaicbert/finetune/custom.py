@@ -28,7 +28,8 @@ from mosaicbert.finetune.classifier import (
 )
 from mosaicbert.finetune.encoding import Collator, encode
 from mosaicbert.finetune.figure import draw_predictions
-from mosaicbert.finetune.metrics import compute_metrics
+from mosaicbert.finetune.labels import PROBLEMS
+from mosaicbert.finetune.metrics import REGRESSION, compute_metrics
 from mosaicbert.finetune.own_data import OwnData, read_own_data
 from mosaicbert.finetune.report import METRICS, arrays, labels_tensor, prediction_lines, write_report
 from mosaicbert.finetune.targets import newest_model
@@ -51,35 +52,35 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
         The run's folder: recipe.yaml, hf/, predictions.jsonl, predictions.png, metrics.json and report.md.
 
     Raises:
-        ConfigError: model or data cannot be used, or the folder belongs to another recipe; nothing is trained.
+        ConfigError: model or data cannot be used, or the folder holds another kind of run, or a finished one of another
+            recipe; nothing is trained.
         TrainingFault: the folder does not give the model's logits.
     """
     folder = recipe.run_folder
-    _check_folder(recipe, folder)
-    if (folder / "metrics.json").exists():
-        console.print(f"{folder}: this run is finished.", highlight=False, soft_wrap=True)
+    is_finished = (folder / "metrics.json").exists()
+    _check_folder(recipe, folder, is_finished=is_finished)
+    if is_finished:
+        _say(console, f"{folder}: this run is finished.")
         _show(folder, console)
         return folder
     logging.disable_progress_bar()
     name = newest_model(recipe.model)
+    precision = _choose_precision(recipe)
     data = read_own_data(recipe.data)
     tokenizer = load_tokenizer(name)
     model = load_classifier(name, num_labels=data.labels.num_outputs, problem=data.labels.problem, seed=recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "recipe.yaml")
-    console.print(
-        f"{name}: {len(data.train):,} examples to train on, {len(data.validation):,} to validate",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(console, f"{name}: {len(data.train):,} examples to train on, {len(data.validation):,} to validate")
     baseline: dict[str, Any] = {}
     if recipe.train.compare_with_random_weights:
         console.print("from random weights, to compare with ...")
-        (logits, *_), _ = _train(recipe, with_fresh_weights(model, recipe.seed), tokenizer, data)
+        fresh = with_fresh_weights(model, recipe.seed)
+        (logits, *_), _ = _train(recipe, fresh, tokenizer, data, precision, console)
         baseline = {"random_weights": _measure(data, logits)}
         release_memory()
     console.print("fine-tuning ...")
-    (logits, *predicted), seconds = _train(recipe, model, tokenizer, data)
+    (logits, *predicted), seconds = _train(recipe, model, tokenizer, data, precision, console)
     _write_model(model, tokenizer, data, folder / "hf")
     metrics = {
         "validation": _measure(data, logits),
@@ -93,11 +94,14 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     return folder
 
 
-def _check_folder(recipe: FinetuneRecipe, folder: Path) -> None:
+def _check_folder(recipe: FinetuneRecipe, folder: Path, *, is_finished: bool) -> None:
+    """Refuses a folder of another kind of run, and a finished one of another recipe; one that failed may be mended."""
     written = folder / "recipe.yaml"
     if not written.exists():
         return
     before = load_recipe(written, [], FinetuneRecipe)
+    if not is_finished:
+        return
     differences = {key: pair for key, pair in recipe_differences(before, recipe).items() if key != "runs_folder"}
     if differences:
         changes = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in differences.items())
@@ -107,11 +111,22 @@ def _check_folder(recipe: FinetuneRecipe, folder: Path) -> None:
         )
 
 
+def _choose_precision(recipe: FinetuneRecipe) -> torch.dtype:
+    # In bf16 predicted numbers have three digits, and many are equal. The paper trains STS-B in fp32, too.
+    asked = "fp32" if PROBLEMS[recipe.data.kind] == REGRESSION else recipe.train.precision
+    precision, _ = choose_precision(asked)
+    return precision
+
+
 def _train(
-    recipe: FinetuneRecipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: OwnData
+    recipe: FinetuneRecipe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: OwnData,
+    precision: torch.dtype,
+    console: Console,
 ) -> tuple[list[Tensor], float]:
     asked = recipe.train
-    precision, _ = choose_precision(asked.precision)
     settings = Settings(
         protocol=Protocol(
             epochs=asked.epochs,
@@ -128,7 +143,7 @@ def _train(
     )
     others = [data.validation] if data.predict is None else [data.validation, data.predict]
     began = time.monotonic()
-    logits = fine_tune(model, tokenizer, data.train, others, settings)
+    logits = fine_tune(model, tokenizer, data.train, others, settings, lambda line: _say(console, line))
     return logits, time.monotonic() - began
 
 
@@ -194,6 +209,10 @@ def _show(folder: Path, console: Console) -> None:
         beside = (
             f"   (from random weights {metrics['random_weights'][name]:.4f})" if "random_weights" in metrics else ""
         )
-        console.print(f"{name + ':':21}{value:.4f}{beside}", highlight=False)
+        _say(console, f"{name + ':':21}{value:.4f}{beside}")
     for name in ("hf", "report.md", "predictions.jsonl"):
-        console.print(f"{folder / name}", highlight=False, soft_wrap=True)
+        _say(console, str(folder / name))
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

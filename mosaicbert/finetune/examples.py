@@ -1,9 +1,10 @@
 """Labelled texts, as tasks have them, and where they are read from: files with columns, or datasets of the Hub."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,13 +14,10 @@ import pyarrow.parquet
 from mosaicbert.config import ConfigError
 
 Label = int | float | list[int]
+KINDS = (".jsonl", ".csv", ".parquet")
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts have line breaks
-_READERS = {
-    ".jsonl": pyarrow.json.read_json,
-    ".csv": partial(pyarrow.csv.read_csv, parse_options=_CSV),
-    ".parquet": pyarrow.parquet.read_table,
-}
-KINDS = tuple(_READERS)
+_LONGEST_LINE = 2**26  # bytes of a line of JSON: pyarrow takes a line whole, and kinds of cells from the first block
+_UNKNOWN = -1  # how datasets of the Hub write that an example has no class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,36 +36,63 @@ class Examples:
         return len(self.texts[0])
 
 
-def read_file(path: Path) -> pa.Table:
+def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
     """A .jsonl, .csv or .parquet with its columns.
+
+    Args:
+        path: of the file.
+        as_text: columns of a CSV whose cells are taken as they are written, though they look like numbers.
 
     Raises:
         ConfigError: it is none of these, is missing or cannot be read.
     """
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise ConfigError(f"{path}: is no table; give {', '.join(KINDS)}.")
     try:
-        return reader(path)
+        if path.suffix == ".jsonl":
+            return pyarrow.json.read_json(path, pyarrow.json.ReadOptions(block_size=_LONGEST_LINE))
+        if path.suffix == ".csv":
+            options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in as_text})
+            return pyarrow.csv.read_csv(path, parse_options=_CSV, convert_options=options)
+        if path.suffix == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        raise ConfigError(f"{path}: is no table; give {', '.join(KINDS)}.")
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
 
 
-def read_hub(name: str, subset: str | None, split: str, revision: str) -> pa.Table:
+def read_hub(name: str, subset: str | None, split: str, revision: str, *, with_names: bool = False) -> pa.Table:
     """A split of a dataset of the Hub, whole.
+
+    Args:
+        name: of the dataset.
+        subset: its configuration.
+        split: of it.
+        revision: branch, tag or commit.
+        with_names: classes by their names, where the dataset has names for them; else by their numbers.
 
     Raises:
         ConfigError: it is not there, or the Hub is out of reach.
     """
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except (DatasetNotFoundError, OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
+    except (DatasetsError, OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{name} ({subset}): split {split} cannot be read: {reason}") from error
-    return rows.with_format("arrow")[:]
+    table: pa.Table = rows.with_format("arrow")[:]
+    for column, feature in rows.features.items() if with_names else ():
+        names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+        if names:
+            cells = [_named(cell, names) for cell in table.column(column).to_pylist()]
+            table = table.set_column(table.column_names.index(column), column, pa.array(cells))
+    return table
+
+
+def _named(cell: Any, names: Sequence[str]) -> Any:
+    if isinstance(cell, list):
+        return [_named(one, names) for one in cell]
+    return None if cell is None or cell == _UNKNOWN else names[cell]
 
 
 def text_columns(table: pa.Table, columns: tuple[str, ...], place: str) -> tuple[list[str], ...]:
@@ -84,6 +109,8 @@ def text_columns(table: pa.Table, columns: tuple[str, ...], place: str) -> tuple
     texts: list[list[str]] = []
     for name in columns:
         column = require_column(table, name, place)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise ConfigError(f"{place}: column {name!r} holds {column.type}; name one of text.")
         if column.null_count:

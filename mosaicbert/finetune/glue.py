@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -12,19 +15,22 @@ import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from mosaicbert.config.glue import MNLI, SEEDS, TASKS, GlueConfig, GlueRecipe
 from mosaicbert.data.workers import count_cores
+from mosaicbert.finetune.classifier import load_tokenizer
 from mosaicbert.finetune.glue_data import find_tasks
-from mosaicbert.finetune.jobs import GlueJob, GlueResult, fingerprint, score
+from mosaicbert.finetune.jobs import PARTIAL, GlueJob, GlueResult, describe_settings, fingerprint, score
 from mosaicbert.finetune.queue import Event, Job, Queue
 from mosaicbert.finetune.table import scores_table
 from mosaicbert.finetune.targets import Checkpoint, Target
 from mosaicbert.lock import lock
-from mosaicbert.scores.ledger import Score, append_score, read_scores
+from mosaicbert.scores.ledger import PRETRAINED, Score, append_score, read_scores
 
 _INTERRUPTED = 130  # what shells say of SIGINT
 _POLL_SECONDS = 10.0  # between two looks for new checkpoints
+_KEPT = re.compile(rf"[0-9a-f]{{12}}-[0-9a-f]{{12}}({re.escape(PARTIAL)})?")  # names of models fine-tuned on MNLI
 
 
 def glue(recipe: GlueRecipe, console: Console) -> int:
@@ -43,20 +49,32 @@ def glue(recipe: GlueRecipe, console: Console) -> int:
     target, config = Target(recipe), recipe.glue
     found, left_out = find_tasks(config)
     for task, why in left_out.items():
-        console.print(f"{TASKS[task].title} is left out: {why}.", highlight=False, soft_wrap=True)
+        _say(console, f"{TASKS[task].title} is left out: {why}.")
     target.work.mkdir(parents=True, exist_ok=True)
     with lock(target.work, f"{target.scores}: another process is adding scores; wait, or stop it."):
         plan = _Plan(config, target, found)
+        plan.require_model()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Composer's ends the program where it stands
         try:
             failed = _run(plan, console)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here.")
+            _say(console, "stopped; the same command goes on from here.")
             return _INTERRUPTED
-    for checkpoint in sorted(plan.checkpoints, key=lambda checkpoint: checkpoint.step or 0):
-        seeds = {task: len(plan.seeds(task)) for task in found}
-        console.print(scores_table(checkpoint.label, plan.scores_of(checkpoint), seeds))
-    console.print(f"scores: {target.scores}", highlight=False, soft_wrap=True)
+    _print_scores(plan, console)
+    _say(console, f"scores: {target.scores}")
     return 1 if failed else 0
+
+
+def _print_scores(plan: "_Plan", console: Console) -> None:
+    """Prints a table per checkpoint; and another with the other kind of start, if the ledger has such scores."""
+    config, seeds = plan.config, {task: len(plan.seeds(task)) for task in plan.found}
+    other = _Plan(replace(config, chain=not config.chain), plan.target, plan.found)
+    for checkpoint in sorted(plan.checkpoints, key=lambda checkpoint: checkpoint.step or 0):
+        console.print(scores_table(checkpoint.label, plan.scores_of(checkpoint), seeds))
+        scores = other.scores_of(checkpoint)
+        if any(TASKS[entry.task].from_mnli for entry in scores):
+            title = f"{checkpoint.label}, glue.chain={str(other.config.chain).lower()}"
+            console.print(scores_table(title, scores, seeds))
 
 
 def environments(num_processes: int | None) -> list[dict[str, str]]:
@@ -80,8 +98,9 @@ class _Plan:
 
     Attributes:
         checkpoints: seen so far.
-        scores: of the ledger that are this recipe's.
-        total: jobs that the recipe wants of the checkpoints seen so far.
+        settings: of the fine-tuning of each task.
+        protocols: their fingerprints.
+        ledger: all lines of scores.jsonl.
     """
 
     def __init__(self, config: GlueConfig, target: Target, found: dict[str, dict[str, int]]) -> None:
@@ -89,15 +108,32 @@ class _Plan:
         self.target = target
         self.found = found
         self.checkpoints: list[Checkpoint] = []
-        self.protocols = {task: fingerprint(config, task, found) for task in found}
+        self.settings = {task: describe_settings(config, task, found) for task in found}
+        self.protocols = {task: fingerprint(settings) for task, settings in self.settings.items()}
         self.ledger = read_scores(target.scores)
 
-    def look(self) -> list[Job]:
-        """The jobs of checkpoints that have not been seen yet."""
-        known = {checkpoint.model for checkpoint in self.checkpoints}
-        new = [checkpoint for checkpoint in self.target.checkpoints() if checkpoint.model not in known]
-        self.checkpoints += new
-        return [job for checkpoint in new for job in self._jobs(checkpoint)]
+    def require_model(self) -> None:
+        """Refuses a model that cannot be loaded before any process is started for it.
+
+        Raises:
+            ConfigError: it is not there, or has no tokenizer.
+        """
+        for checkpoint in self.target.checkpoints()[:1]:
+            if self.wanted(checkpoint):
+                load_tokenizer(checkpoint.model)
+
+    def look(self, queue: Queue) -> None:
+        """Gives the queue the jobs of checkpoints that are new, or have been trained again."""
+        known = {checkpoint.model: checkpoint for checkpoint in self.checkpoints}
+        for checkpoint in self.target.checkpoints():
+            before = known.get(checkpoint.model)
+            if before is not None and not self.target.has_replaced(before):
+                continue
+            if before is not None:
+                self.checkpoints.remove(before)
+                queue.forget([_name(before, task, seed) for task in self.found for seed in self.seeds(task)])
+            self.checkpoints.append(checkpoint)
+            queue.add(self._jobs(checkpoint))
 
     def scores_of(self, checkpoint: Checkpoint) -> list[Score]:
         """What the ledger has of a checkpoint that was fine-tuned as the recipe wants it."""
@@ -107,8 +143,10 @@ class _Plan:
             if entry.step == checkpoint.step
             # A run's ledger lies in its folder, which may have been moved, or be called by another path.
             and (self.target.run is not None or entry.model == checkpoint.model)
-            # A run that went back has trained the step again, in another time.
-            and (checkpoint.pretraining is None or entry.pretraining == checkpoint.pretraining)
+            and (
+                checkpoint.pretraining is None
+                or (entry.pretraining is not None and entry.pretraining.is_same_training(checkpoint.pretraining))
+            )
             and entry.protocol == self.protocols.get(entry.task)
             and entry.seed in self.seeds(entry.task)
         ]
@@ -123,9 +161,11 @@ class _Plan:
         return [(task, seed) for task in self.found for seed in self.seeds(task) if (task, seed) not in done]
 
     def record(self, job: Job, result: GlueResult) -> Score | None:
-        """Puts a result into the ledger, unless it is there."""
-        checkpoint, payload = self.checkpoint_of(job), job.payload
-        if (payload.task, payload.seed) not in self.wanted(checkpoint):
+        """Puts a result into the ledger, unless it is there, or is of weights that the run has replaced."""
+        payload: GlueJob = job.payload
+        checkpoint = payload.checkpoint
+        is_outdated = checkpoint not in self.checkpoints or self.target.has_replaced(checkpoint)
+        if is_outdated or (payload.task, payload.seed) not in self.wanted(checkpoint):
             return None
         entry = Score(
             model=checkpoint.model,
@@ -134,7 +174,8 @@ class _Plan:
             seed=payload.seed,
             metrics=result.metrics,
             protocol=self.protocols[payload.task],
-            start=MNLI if self.config.starts_from_mnli(payload.task) else "pretraining",
+            settings=self.settings[payload.task],
+            start=MNLI if self.config.starts_from_mnli(payload.task) else PRETRAINED,
             is_partial=result.is_partial or (self.config.starts_from_mnli(payload.task) and self._has_part_of_mnli),
             seconds=result.seconds,
             pretraining=checkpoint.pretraining,
@@ -146,11 +187,15 @@ class _Plan:
         return entry
 
     def tidy(self) -> None:
-        """Removes the models fine-tuned on MNLI that no task needs any more."""
-        for checkpoint in self.checkpoints:
-            wanted = any(self.config.starts_from_mnli(task) for task, _ in self.wanted(checkpoint))
-            if MNLI in self.found and not wanted:
-                shutil.rmtree(self._kept(checkpoint), ignore_errors=True)
+        """Removes the models fine-tuned on MNLI that no task needs any more, those of other sittings among them."""
+        needed = {
+            self._kept(checkpoint)
+            for checkpoint in self.checkpoints
+            if any(self.config.starts_from_mnli(task) for task, _ in self.wanted(checkpoint))
+        }
+        for path in self.target.work.iterdir():
+            if _KEPT.fullmatch(path.name) and path.with_name(path.name.removesuffix(PARTIAL)) not in needed:
+                shutil.rmtree(path, ignore_errors=True)
 
     @property
     def _has_part_of_mnli(self) -> bool:
@@ -172,6 +217,7 @@ class _Plan:
             begin = kept if self.config.starts_from_mnli(task) else None
             payload = GlueJob(
                 config=self.config,
+                checkpoint=checkpoint,
                 task=task,
                 seed=seed,
                 model=checkpoint.model if begin is None else str(begin),
@@ -187,11 +233,6 @@ class _Plan:
         which = hashlib.sha256(repr(checkpoint).encode()).hexdigest()[:12]
         return self.target.work / f"{which}-{self.protocols[MNLI]}"
 
-    def checkpoint_of(self, job: Job) -> Checkpoint:
-        """That a job is about."""
-        label = job.name.rsplit(" / ", 2)[0]
-        return next(checkpoint for checkpoint in self.checkpoints if checkpoint.label == label)
-
 
 def _name(checkpoint: Checkpoint, task: str, seed: int) -> str:
     return f"{checkpoint.label} / {TASKS[task].title} / seed {seed}"
@@ -206,7 +247,7 @@ def _run(plan: _Plan, console: Console) -> bool:
     ):
         while is_growing or queue.pending:
             is_growing = plan.target.is_growing()  # before looking: what comes with the run's end is seen
-            queue.add(plan.look())
+            plan.look(queue)
             looked = time.monotonic()
             for event in queue.events():
                 if event is not None and not _drop_removed(plan, queue, event, console):
@@ -215,7 +256,7 @@ def _run(plan: _Plan, console: Console) -> bool:
                 if console.is_terminal:
                     live.update(_progress(plan, queue), refresh=True)
                 if is_growing and time.monotonic() - looked > _POLL_SECONDS:
-                    queue.add(plan.look())
+                    plan.look(queue)
                     looked = time.monotonic()
             if is_growing:
                 time.sleep(_POLL_SECONDS)
@@ -224,11 +265,11 @@ def _run(plan: _Plan, console: Console) -> bool:
 
 def _drop_removed(plan: _Plan, queue: Queue, event: Event, console: Console) -> bool:
     """Whether a job has come to nothing because the run keeps its checkpoint no longer; its other jobs then go, too."""
-    checkpoint = plan.checkpoint_of(event.job)
+    checkpoint: Checkpoint = event.job.payload.checkpoint
     if event.kind in ("started", "done") or not plan.target.has_removed(checkpoint):
         return False
-    queue.pending = [job for job in queue.pending if plan.checkpoint_of(job) != checkpoint]
-    console.print(f"{checkpoint.label}: the run has removed this checkpoint; what is missing is left out.")
+    queue.pending = [job for job in queue.pending if job.payload.checkpoint != checkpoint]
+    _say(console, f"{checkpoint.label}: the run has removed this checkpoint; what is missing is left out.")
     return True
 
 
@@ -248,7 +289,11 @@ def _report(plan: _Plan, event: Event, console: Console) -> None:
         if event.kind == "failed" and event.details:
             (plan.target.work / "failures.log").open("a").write(f"{event.job.name}\n{event.details}\n")
             line += f"; see {plan.target.work / 'failures.log'}"
-    console.print(line, highlight=False, soft_wrap=True)
+    _say(console, line)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(plan: _Plan, queue: Queue) -> Table:
@@ -259,5 +304,5 @@ def _progress(plan: _Plan, queue: Queue) -> Table:
         table.add_column(column)
     waiting = str(len(queue.pending))
     for number, (job, seconds) in enumerate(queue.running):
-        table.add_row(job.name, str(timedelta(seconds=round(seconds))), waiting if number == 0 else "")
+        table.add_row(Text(job.name), str(timedelta(seconds=round(seconds))), waiting if number == 0 else "")
     return table

@@ -1,7 +1,9 @@
 """GLUE's data: a dataset of the Hub, or a folder in its layout. What is missing or only a part is known beforehand."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,7 +32,7 @@ class TaskData:
 
 
 def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
-    """Which tasks can be scored; nothing is read of a dataset on the Hub, which has them all.
+    """Which tasks can be scored. Nothing is read of a dataset on the Hub: a part of a task there fails when it is read.
 
     Returns:
         By their names, how many examples each split has, or nothing of a dataset on the Hub; and why each of the others
@@ -50,7 +52,7 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str,
             if not files:
                 left_out[name] = f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}"
                 break
-            sizes[name][split] = found = _read_files(files).num_rows
+            sizes[name][split] = found = _read_files(files, TASKS[name]).num_rows
             if found < official and not config.partial_data:
                 left_out[name] = (
                     f"{files[0]}: {found:,} examples of {official:,}; glue.partial_data=true takes it as it is"
@@ -78,6 +80,11 @@ def read_task(config: GlueConfig, name: str) -> TaskData:
     task = TASKS[name]
     splits = {split: _read_split(config, name, split) for split in task.num_examples}
     is_partial = any(len(splits[split]) < official for split, official in task.num_examples.items())
+    if is_partial and not config.partial_data:
+        raise ConfigError(
+            f"{config.data}: {task.title} has fewer examples than the official splits; glue.partial_data=true takes it "
+            "as it is."
+        )
     train = splits.pop("train")
     validation = {split.removeprefix("validation"): examples for split, examples in splits.items()}
     return TaskData(task=name, train=train, validation=validation, is_partial=is_partial)
@@ -86,18 +93,28 @@ def read_task(config: GlueConfig, name: str) -> TaskData:
 def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
     files = _find(config, name, split)
     if files:
-        return _examples(TASKS[name], _read_files(files), str(files[0]))
+        return _examples(TASKS[name], _read_files(files, TASKS[name]), str(files[0]))
     table = read_hub(config.data, name, split, config.revision)
     return _examples(TASKS[name], table, f"{config.data} ({name}, {split})")
 
 
 def _examples(task: GlueTask, table: pa.Table, place: str) -> Examples:
     labels = require_column(table, "label", place).to_pylist()
+    for row, label in enumerate(labels, start=1):
+        if not _is_label(task, label):
+            asked = f"a class from 0 to {task.num_labels - 1}" if task.num_labels > 1 else "a number"
+            raise ConfigError(f"{place}: row {row} has label {label!r}; {task.title} has {asked}.")
     return Examples(texts=text_columns(table, task.columns, place), labels=labels)
 
 
-def _read_files(files: list[Path]) -> pa.Table:
-    return pa.concat_tables([read_file(path) for path in files])
+def _is_label(task: GlueTask, label: Any) -> bool:
+    if task.num_labels == 1:
+        return isinstance(label, (int, float)) and math.isfinite(label)
+    return isinstance(label, int) and 0 <= label < task.num_labels
+
+
+def _read_files(files: list[Path], task: GlueTask) -> pa.Table:
+    return pa.concat_tables([read_file(path, task.columns) for path in files])
 
 
 def _find(config: GlueConfig, name: str, split: str) -> list[Path]:

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from mosaicbert.config.glue import MNLI, TASKS, GlueConfig
+from mosaicbert.config.glue import MAIN, MNLI, OFFICIAL, TASKS, GlueConfig
 from mosaicbert.finetune.classifier import load_classifier, load_tokenizer, save_encoder
 from mosaicbert.finetune.glue_data import TaskData, read_task
 from mosaicbert.finetune.metrics import compute_metrics, problem_of
+from mosaicbert.finetune.targets import Checkpoint
 from mosaicbert.finetune.training import Settings, fine_tune
 from mosaicbert.train.device import choose_precision, release_memory
 from mosaicbert.train.run import describe_environment
+
+PARTIAL = ".partial"  # behind the name of a folder that is being written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class GlueJob:
 
     Attributes:
         config: of the recipe.
+        checkpoint: that the score is of.
         task: its name.
         seed: of head, order and dropout.
         model: the folder or Hub name to begin with: the pretrained model, or the one fine-tuned on MNLI.
@@ -35,6 +39,7 @@ class GlueJob:
     """
 
     config: GlueConfig
+    checkpoint: Checkpoint
     task: str
     seed: int
     model: str
@@ -80,7 +85,7 @@ def score(job: GlueJob) -> GlueResult:
         found = compute_metrics(names, problem, predicted, torch.tensor(examples.labels))
         metrics |= {f"{name}{suffix}": value for name, value in found.items()}
     if job.keep is not None:
-        partial = job.keep.with_name(job.keep.name + ".partial")
+        partial = job.keep.with_name(job.keep.name + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         save_encoder(model, tokenizer, partial)
         shutil.rmtree(job.keep, ignore_errors=True)
@@ -98,14 +103,16 @@ def _environment() -> dict[str, Any]:
     return environment
 
 
-def fingerprint(config: GlueConfig, task: str, sizes: Mapping[str, dict[str, int]]) -> str:
-    """Of everything about a task's fine-tuning that changes its scores, but for the model and the seed.
+def describe_settings(config: GlueConfig, task: str, sizes: Mapping[str, dict[str, int]]) -> dict[str, Any]:
+    """Everything about a task's fine-tuning that changes its scores, but for the model and the seed.
 
     Args:
         config: of the recipe.
         task: its name.
         sizes: of each task, examples of each split; empty for those of a Hub dataset.
     """
+    # Files are told apart by their sizes, wherever they lie; a dataset of the Hub by its name.
+    is_plain = any(sizes.values()) or (config.data, config.revision) == (OFFICIAL, MAIN)
 
     def protocol(name: str) -> dict[str, Any]:
         asked = asdict(config.protocol_of(name))
@@ -114,13 +121,18 @@ def fingerprint(config: GlueConfig, task: str, sizes: Mapping[str, dict[str, int
         return asked | {"precision": str(dtype), "sizes": sizes.get(name) or TASKS[name].num_examples}
 
     chained = config.starts_from_mnli(task)
-    what = {
+    return {
         "protocol": protocol(task),
         "mnli": protocol(MNLI) if chained else None,
         "shuffle": config.shuffle,
         "max_seq_len": config.max_seq_len,
+        "data": None if is_plain else f"{config.data}@{config.revision}",
     }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Twelve digits that tell settings apart."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=2)

@@ -41,8 +41,10 @@ class LabelSet:
         if problem == REGRESSION:
             return cls(problem=problem, names=())
         found = {name for row, cell in enumerate(column) for name in _names(problem, cell, row, place)}
-        if len(found) < (2 if problem == SINGLE_LABEL else 1):
-            raise ConfigError(f"{place}: all rows have one class ({', '.join(found)}); give examples of two at least.")
+        if len(found) < 2:
+            raise ConfigError(
+                f"{place}: fewer than two classes occur ({', '.join(found) or 'none'}); give examples of two at least."
+            )
         return cls(problem=problem, names=tuple(sorted(found, key=_rank)))
 
     @property

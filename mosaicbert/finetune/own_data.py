@@ -52,7 +52,7 @@ def read_own_data(config: TaskDataConfig) -> OwnData:
             raise ConfigError(f"{place}: {name} has no examples; give more, or another data.held_out_fraction.")
     predict = None
     if config.predict is not None:
-        table = read_file(Path(config.predict))
+        table = read_file(Path(config.predict), config.text_columns)
         predict = Examples(texts=text_columns(table, tuple(config.text_columns), config.predict), labels=None)
     return OwnData(labels=labels, train=train, validation=validation, predict=predict)
 
@@ -69,14 +69,21 @@ def _read_labelled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple
 
 def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table, str]:
     if Path(name).suffix in KINDS:
-        return read_file(Path(name)), name
-    return read_hub(name, config.subset, split, config.revision), f"{name} ({split})"
+        return read_file(Path(name), [*config.text_columns, config.label_column]), name
+    return read_hub(name, config.subset, split, config.revision, with_names=True), f"{name} ({split})"
 
 
 def _validation_of(config: TaskDataConfig) -> str:
     """A file by itself, or the training data's dataset, of which `validation` names a split."""
     assert config.validation is not None
-    return config.validation if Path(config.validation).suffix in KINDS else config.train
+    if Path(config.validation).suffix in KINDS:
+        return config.validation
+    if Path(config.train).suffix in KINDS or config.train == INSTALLED_PACKAGES:
+        raise ConfigError(
+            f"data.validation={config.validation}: is neither {', '.join(KINDS)}, nor a split, which {config.train} "
+            "does not have; name a file, or leave it out."
+        )
+    return config.train
 
 
 def _is_held_out(texts: tuple[str, ...], fraction: float) -> bool:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
@@ -73,6 +73,7 @@ class _Worker:
     connection: Connection | None = None
     job: Job | None = None
     since: float = field(default=0.0)
+    is_forgotten: bool = False  # what it is at has been taken out of the queue
 
 
 class Queue:
@@ -101,6 +102,9 @@ class Queue:
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
+            if worker.job is not None:
+                worker.process.kill()  # all of them before any is waited for: the user may interrupt the waiting
+        for worker in self._workers:
             self._end(worker)
 
     @property
@@ -113,6 +117,16 @@ class Queue:
         """Puts jobs behind those that wait."""
         self.pending += jobs
 
+    def forget(self, names: Collection[str]) -> None:
+        """Takes jobs out, also those under way, done and failed: others may come by the same names."""
+        self.pending = [job for job in self.pending if job.name not in names]
+        self._done -= set(names)
+        self._failed -= set(names)
+        for name in names:
+            self._attempts.pop(name, None)
+        for worker in self._workers:
+            worker.is_forgotten |= worker.job is not None and worker.job.name in names
+
     def events(self) -> Generator[Event | None]:
         """Yields what happens until nothing is left to do; and None from time to time, when more may be added."""
         while self.pending or self.running:
@@ -122,7 +136,7 @@ class Queue:
             yield None
 
     def _leave_out(self) -> Generator[Event]:
-        for job in [job for job in self.pending if job.needs in self._failed]:
+        while (job := next((job for job in self.pending if job.needs in self._failed), None)) is not None:
             self.pending.remove(job)
             self._failed.add(job.name)
             yield Event(kind="left out", job=job, reason=f"it needs {job.needs}, which has failed")
@@ -137,7 +151,7 @@ class Queue:
                 self._end(worker)  # while it was at nothing
             if worker.process is None:
                 self._begin(worker)
-            worker.job, worker.since = ready, time.monotonic()
+            worker.job, worker.since, worker.is_forgotten = ready, time.monotonic(), False
             assert worker.connection is not None
             with contextlib.suppress(OSError):  # it has just died, which is seen when it is asked for the result
                 worker.connection.send(ready.payload)
@@ -155,18 +169,20 @@ class Queue:
             except (EOFError, ConnectionResetError):
                 worker.process.join()
                 answer = _Answer(reason=f"its process ended with {worker.process.exitcode}", is_usable=False)
+            if not answer.is_usable:
+                self._end(worker)
+            if worker.is_forgotten:
+                continue
             if not answer.reason:
                 self._done.add(job.name)
                 yield Event(kind="done", job=job, result=answer.result)
                 continue
-            if not answer.is_usable:
-                self._end(worker)
             self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
             is_last = self._attempts[job.name] >= _ATTEMPTS
             if is_last:
                 self._failed.add(job.name)
             else:
-                self.pending.append(job)
+                self.pending.insert(0, job)  # others may wait for it
             kind = "failed" if is_last else "tried again"
             yield Event(kind=kind, job=job, reason=answer.reason, details=answer.details)
 

@@ -1,7 +1,10 @@
 """What a GLUE recipe scores: the checkpoints of a run, or one model; and what each had cost."""
 
+import json
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from mosaicbert.accounting import training_flops
 from mosaicbert.checkpoint import CheckpointError, checkpoint_path, read_state, step_of
@@ -11,6 +14,8 @@ from mosaicbert.config.load import load_recipe
 from mosaicbert.lock import is_locked
 from mosaicbert.scores.ledger import FILE_NAME, Pretraining
 from mosaicbert.train.run import RunFolder, newest_export
+
+_EXPORTS = "step-*[0-9]"  # of a run's checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,13 @@ class Target:
         """
         if self.run is None:
             return [Checkpoint(model=self.config.model, step=None, pretraining=None)]
-        steps = sorted(step_of(path) for path in self.run.hugging_face.glob("step-*[0-9]"))
+        steps = sorted(step_of(path) for path in self.run.hugging_face.glob(_EXPORTS))
         if self._step is not None:
+            if self._step not in steps:
+                raise ConfigError(
+                    f"{self.config.model}: no such checkpoint; {self.run.hugging_face} has "
+                    f"{', '.join(f'step-{step}' for step in steps) or 'none'}."
+                )
             steps = [self._step]
         elif self.config.checkpoints == "newest":
             steps = steps[-1:]
@@ -68,17 +78,29 @@ class Target:
 
     def is_growing(self) -> bool:
         """Whether more checkpoints may come: all are wanted, and a process trains the run."""
-        return self.run is not None and self.config.checkpoints == "all" and is_locked(self.run.path)
+        return self._wants_all and self.run is not None and is_locked(self.run.path)
+
+    @property
+    def _wants_all(self) -> bool:
+        return self.config.checkpoints == "all" and self._step is None
 
     def has_removed(self, checkpoint: Checkpoint) -> bool:
-        """Whether a run keeps a checkpoint no longer."""
-        return self.run is not None and not Path(checkpoint.model).is_dir()
+        """Whether a run, of which all checkpoints are wanted, keeps one no longer."""
+        return self._wants_all and self.run is not None and not Path(checkpoint.model).is_dir()
+
+    def has_replaced(self, checkpoint: Checkpoint) -> bool:
+        """Whether a run has gone back and trained the step of a checkpoint again."""
+        if self.run is None or checkpoint.step is None or checkpoint.pretraining is None:
+            return False
+        now = self._describe(self.run, checkpoint.step).pretraining
+        return now is not None and not now.is_same_training(checkpoint.pretraining)
 
     def _describe(self, run: RunFolder, step: int) -> Checkpoint:
         pretraining = None
         try:
             state = read_state(checkpoint_path(run.checkpoints, step))
-            pretraining = _cost(load_recipe(run.recipe), state["position"], state["training_seconds"])
+            environment = json.loads(run.environment.read_text())
+            pretraining = _cost(load_recipe(run.recipe), environment, state["position"], state["training_seconds"])
         except CheckpointError:
             pass  # it has been removed, while its export is still there
         return Checkpoint(model=str(run.export_of(step)), step=step, pretraining=pretraining)
@@ -104,12 +126,15 @@ def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
     named = path.parent / path.resolve().name if path.is_symlink() else path  # hf/latest is a step, too
     for folder, step in ((path, None), (path.parent, None), (path.parent.parent, named)):
         if (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file():
+            if step is not None and not fnmatch(step.name, _EXPORTS):
+                return None, None
             return RunFolder(folder), None if step is None else step_of(step)
     return None, None
 
 
-def _cost(recipe: Recipe, position: dict[str, float], seconds: float) -> Pretraining:
+def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float], seconds: float) -> Pretraining:
     tokens, samples = position["tokens"], position["samples"]
+    gpus: list[str] = environment["gpus"]
     rate = (
         recipe.data.mask_rate
         if recipe.data.final_mask_rate is None
@@ -123,4 +148,6 @@ def _cost(recipe: Recipe, position: dict[str, float], seconds: float) -> Pretrai
         seconds=seconds,
         wall_seconds=position["seconds"],
         flops=flops,
+        device=gpus[0] if gpus else f"{environment['processor']}, {environment['cores']} cores",
+        num_devices=(recipe.train.num_processes or len(gpus)) if gpus else 1,
     )

@@ -1,9 +1,12 @@
 """One fine-tuning, in Composer's loop: from an encoder and labelled texts to logits of others."""
 
 import logging
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
 
 import torch
 from composer import Callback, DataSpec, Logger, State, Trainer
@@ -19,6 +22,7 @@ from mosaicbert.train.optimizers import build_optimizer
 from mosaicbert.train.schedule import learning_rate_share
 
 _EVALUATION_BATCH = 64
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +59,33 @@ class _LearningRate(Callback):
             group["lr"] = group["peak_lr"] * share
 
 
+class _Progress(Callback):
+    """Says every few seconds how far the training is; only then the loss is read, which makes a GPU wait."""
+
+    def __init__(self, num_steps: int, say: Callable[[str], None]) -> None:
+        self.num_steps = num_steps
+        self.say = say
+        self._began = self._said = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._began = self._said = time.monotonic()
+
+    def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        now, done = time.monotonic(), state.timestamp.batch.value
+        if now - self._said < _SECONDS_BETWEEN_LINES:
+            return
+        self._said = now
+        left = timedelta(seconds=round((now - self._began) / done * (self.num_steps - done)))
+        self.say(f"step {done:,}/{self.num_steps:,}  loss {float(cast(Tensor, state.loss)):.3f}  {left} left")
+
+
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Examples,
     others: Sequence[Examples],
     settings: Settings,
+    say: Callable[[str], None] | None = None,
 ) -> list[Tensor]:
     """Trains `model`, in place, on this process' device.
 
@@ -70,6 +95,7 @@ def fine_tune(
         train: labelled.
         others: to predict when the training is over.
         settings: of the fine-tuning.
+        say: is given a line on the progress from time to time.
 
     Returns:
         The logits (N, L) of each of the others, fp32, on the CPU.
@@ -95,7 +121,7 @@ def fine_tune(
             train_dataloader=_data_spec(loader),
             max_duration=f"{len(loader)}ba",
             optimizers=build_optimizer(model, optimizer, "cuda" if on_gpu else "cpu"),
-            callbacks=[_LearningRate(optimizer, len(loader))],
+            callbacks=[_LearningRate(optimizer, len(loader)), *([] if say is None else [_Progress(len(loader), say)])],
             progress_bar=False,
             device="gpu" if on_gpu else "cpu",
             precision="amp_bf16" if on_gpu and settings.precision == torch.bfloat16 else "fp32",

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -43,13 +44,13 @@ _STYLE: dict[Any, Any] = {
 }
 _NOTHING = ("None", "none", " ", "", None)  # matplotlib's names for no line and no marker
 _DPI = 300
-_PANEL_WIDTH = 3.6  # inches; two make a page of a journal
+_FIGURE_WIDTHS = {1: 4.7, 2: 7.2, 3: 9.6}  # inches, by its panels; two make a page of a journal
 _PANEL_HEIGHT = 3.0
 _LEGEND_ROW = 0.17
 _WIDEST_LEGEND = 0.98  # of the figure
 _CAPTION_ROW = 0.13
 _CHARACTERS_PER_INCH = 20  # of the caption
-_LONGEST_ENTRY = 70  # of the legend
+_LONGEST_ENTRY = 90  # of the legend
 _LONGEST_LABEL = 24  # of a point
 _ROOM = 1.5  # factor that the cost axis goes on beyond the points
 _FEWEST_DECADES = 0.7  # that it spans
@@ -96,7 +97,13 @@ _DOLLARS = _Panel(
 
 
 def draw_pareto(
-    points: Sequence[Point], references: Sequence[Reference], *, labels: dict[str, str], measure: str, caption: str
+    points: Sequence[Point],
+    references: Sequence[Reference],
+    *,
+    labels: dict[str, str],
+    measure: str,
+    caption: str,
+    is_comparable: bool,
 ) -> Figure:
     """Draws the averages against hours, and against dollars if any point has a price.
 
@@ -106,22 +113,31 @@ def draw_pareto(
         labels: of the series, by their names, for the legend.
         measure: what the average is, for the axis.
         caption: what stands below, wrapped to the figure's width.
+        is_comparable: whether the references average the same; else they get a panel of their own.
     """
-    panels = [_HOURS, _DOLLARS] if any(point.dollars is not None for point in points) else [_HOURS]
+    has_prices = any(point.dollars is not None for point in points)
+    panels = [_HOURS, _DOLLARS] if has_prices else [_HOURS]
     names = list(dict.fromkeys(point.series for point in points))
+    beside, apart = (references, ()) if is_comparable else ((), references)
+    columns = len(panels) + bool(apart)
     with matplotlib.rc_context(_STYLE):
         entries = _legend_entries(names, labels, references, has_intervals=any(point.interval for point in points))
-        width = (_PANEL_WIDTH if len(panels) > 1 else 1.3 * _PANEL_WIDTH) * len(panels)
+        width = _FIGURE_WIDTHS[columns]
         lines = textwrap.wrap(caption, int(_CHARACTERS_PER_INCH * width))
         figure = Figure(figsize=(width, _PANEL_HEIGHT), layout="constrained", dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
         rows = _add_legend(figure, entries)
         figure.set_figheight(_PANEL_HEIGHT + _LEGEND_ROW * rows + _CAPTION_ROW * len(lines))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color=_GREY, parse_math=False)
-        row: list[Axes] = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
-        for panel, axes in zip(panels, row, strict=True):
-            _draw_panel(axes, panel, points, names, references)
+        row: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
+        if apart:
+            _draw_references(row.pop(), apart, has_prices=has_prices)
         row[0].set_ylabel(f"score: {measure}")
+        for axes in row[1:]:
+            axes.sharey(row[0])
+            axes.tick_params(labelleft=False)
+        for panel, axes in zip(panels, row, strict=True):
+            _draw_panel(axes, panel, points, names, beside)
         canvas.draw()  # lays out, so that it is known where things are
         figure.set_layout_engine("none")
         for panel, axes in zip(panels, row, strict=True):
@@ -148,12 +164,36 @@ def _draw_panel(
             placed.sort(key=lambda pair: pair[0])
             if placed:
                 _draw_curve(axes, [cost for cost, _ in placed], [point for _, point in placed], index)
-    _scale(axes, panel, points, references)
+    ours = [cost for point in points if (cost := panel.cost(point)) is not None]
+    _scale(axes, [*ours, *(cost for reference in references for cost in panel.reference_cost(reference))])
     costs, averages = _frontier(panel, points)
     # A budget buys the best point that costs no more: level up to the next, and beyond the last.
     steps = axes.step([*costs, axes.get_xlim()[1]], [*averages, averages[-1]], where="post", **_frontier_style())
     steps[0].set_gid("frontier")
     axes.set_xlabel(panel.title)
+
+
+def _draw_references(axes: Axes, references: Sequence[Reference], *, has_prices: bool) -> None:
+    """What averages something else: beside ours, so that nobody reads its heights against ours."""
+    for index, reference in enumerate(references):
+        axes.plot(reference.hours, reference.averages, **_reference_style(index))
+    _scale(axes, [hours for reference in references for hours in reference.hours])
+    first = references[0]
+    axes.set_title("the paper's, on an axis of its own", fontsize=8, color=_GREY)
+    axes.set_xlabel(f"wall-clock hours of {first.devices} {first.device}")
+    axes.set_ylabel(f"score: mean of {first.num_tasks} GLUE tasks", color=_GREY)
+    if has_prices:
+        price = first.devices * first.dollars_per_device_hour
+
+        def to_dollars(hours: Any) -> Any:
+            return hours * price
+
+        def to_hours(dollars: Any) -> Any:
+            return dollars / price
+
+        above = axes.secondary_xaxis("top", functions=(to_dollars, to_hours))
+        above.set_xlabel("dollars")
+        _mark(above, *(math.log10(end * price) for end in axes.get_xlim()))
 
 
 def _curves(points: list[Point]) -> Iterable[list[Point]]:
@@ -189,22 +229,24 @@ def _frontier(panel: _Panel, points: Sequence[Point]) -> tuple[list[float], list
     return [cost for cost, _ in along], [average for _, average in along]
 
 
-def _scale(axes: Axes, panel: _Panel, points: Sequence[Point], references: Sequence[Reference]) -> None:
-    ours = [cost for point in points if (cost := panel.cost(point)) is not None]
-    costs = [*ours, *(cost for reference in references for cost in panel.reference_cost(reference))]
+def _scale(axes: Axes, costs: Sequence[float]) -> None:
     low, high = math.log10(min(costs) / _ROOM), math.log10(max(costs) * _ROOM)
     missing = max(0.0, _FEWEST_DECADES - (high - low)) / 2
     low, high = low - missing, high + missing
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
-    multiples = next(multiples for decades, multiples in _TICKS if high - low <= decades)
-    axes.xaxis.set_major_locator(LogLocator(subs=multiples, numticks=99))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.12g}")
+    _mark(axes, low, high)
     axes.margins(y=_MARGIN)
     bottom, top = axes.get_ylim()
     missing = max(0.0, _FEWEST_POINTS - (top - bottom)) / 2
     axes.set_ylim(bottom - missing, top + missing)
+
+
+def _mark(axes: Any, low: float, high: float) -> None:
+    multiples = next(multiples for decades, multiples in _TICKS if high - low <= decades)
+    axes.xaxis.set_major_locator(LogLocator(subs=multiples, numticks=99))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.12g}")
 
 
 def _series_style(index: int) -> dict[str, Any]:
@@ -333,13 +375,23 @@ def _is_free(box: Bbox, inside: Bbox, curves: list[Curve], taken: list[Bbox]) ->
 
 
 def _describe(point: Point, points: Sequence[Point]) -> str:
-    """Steps tell the checkpoints of a run apart, folders the runs of a series."""
-    runs = {other.folder for other in points if other.series == point.series}
+    """Steps tell the checkpoints of a run apart, the runs of a series what their folders do not share."""
+    runs = sorted({other.folder for other in points if other.series == point.series})
     steps = f"{point.step / 1000:g}k" if point.step >= 1000 else str(point.step)
-    name = point.folder.rstrip("/").rpartition("/")[2]
     if len(runs) == 1:
         return steps
+    name = _distinguish(runs)[point.folder]
     return name if sum(other.folder == point.folder for other in points) == 1 else f"{name}@{steps}"
+
+
+def _distinguish(folders: Sequence[str]) -> dict[str, str]:
+    """The words of each folder's name that not all begin or end with: 5min and 10min of runs/a-5min, runs/a-10min."""
+    words = {folder: re.split(r"[-/]", folder.strip("/")) for folder in folders}
+    shortest = min(map(len, words.values())) - 1  # something is left of each
+    first = next((n for n in range(shortest) if len({one[n] for one in words.values()}) > 1), shortest)
+    rest = range(shortest - first)
+    last = next((n for n in rest if len({one[-1 - n] for one in words.values()}) > 1), len(rest))
+    return {folder: "-".join(one[first : len(one) - last]) for folder, one in words.items()}
 
 
 def _short(text: str, longest: int) -> str:

@@ -17,13 +17,15 @@ from mosaicbert.pareto.points import (
     Point,
     Selection,
     find_frontier,
+    find_outdated,
+    find_uneven_seeds,
     leave_out_unknown_costs,
     make_point,
     read_checkpoints,
     select_tasks,
 )
 from mosaicbert.pareto.reference import REFERENCES
-from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, task_grid
+from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, explain_chain, task_grid
 from mosaicbert.scores.statistics import SIGNIFICANCE, PairedTest, deviation_of, interval_of, mean_of, paired_test
 
 _FILES = ("pareto.png", "pareto.jsonl", "pareto.md")
@@ -33,7 +35,6 @@ _TABLE_REMARKS = (
     "Tasks: mean ± standard deviation (number of seeds).",
     "Hours hold on the devices that were used, tokens and FLOPs on any.",
 )
-_FEW_SEEDS = 2  # tasks with a single seed, from which a comparison says so
 
 
 def pareto(recipe: ParetoRecipe, console: Console) -> Path:
@@ -47,8 +48,10 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     """
     config = recipe.pareto
     found, notices = _read(config)
-    selection = select_tasks([checkpoint for _, checkpoint in found], config.tasks)
+    checkpoints = [checkpoint for _, checkpoint in found]
+    selection = select_tasks(checkpoints, config.tasks, config.chain)
     points = [make_point(name, config.series[name], checkpoint, selection) for name, checkpoint in found]
+    notices += find_outdated(checkpoints) + find_uneven_seeds(points)
     frontiers = _frontiers(points)
     grids = [cost_grid(points, frontiers, selection), task_grid(points, selection)]
     caption = _caption(points, selection, config)
@@ -56,9 +59,10 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     figure = draw_pareto(
         points,
         REFERENCES if config.reference else (),
-        labels={name: _label(name, one) for name, one in config.series.items()},
+        labels={name: _label(name, one, points) for name, one in config.series.items()},
         measure=selection.measure,
-        caption=" ".join([*caption, "Beside the points: steps of the run, or its name."]),
+        caption=" ".join([*caption, "Beside the points, where there is room: what tells a series' points apart."]),
+        is_comparable=selection.is_the_papers,
     )
     lines = [
         _line(point, selection, {name: marks[index] for name, marks in frontiers.items()})
@@ -83,10 +87,10 @@ def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> 
         ConfigError: a checkpoint has no scores, both are the same, or no task and seed is common to both.
     """
     pair = [_find(name) for name in (first, second)]
-    if pair[0] == pair[1]:
+    if pair[0].step == pair[1].step and Path(pair[0].folder).resolve() == Path(pair[1].folder).resolve():
         raise ConfigError(f"--compare {first} {second}: both are {pair[0].name}; name two checkpoints.")
-    selection = select_tasks(pair, recipe.pareto.tasks)
-    notices = list(selection.notices)
+    selection = select_tasks(pair, recipe.pareto.tasks, recipe.pareto.chain)
+    notices = [*find_outdated(pair), *selection.notices]
     paired: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
     for task, variant in selection.variants.items():
         of_first, of_second = (one.scores[task][variant] for one in pair)
@@ -99,18 +103,24 @@ def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> 
         raise ConfigError(f"--compare {first} {second}: no seed of a task is common to both; score both with the same.")
     selection = Selection(variants={task: selection.variants[task] for task in paired}, notices=notices)
     test = paired_test([_differences(*scores) for scores in paired.values()])
+    tested = [list(paired)[index] for index in test.tested]
     console.print(f"A: {pair[0].name}\nB: {pair[1].name}", markup=False, highlight=False, soft_wrap=True)
-    remarks = _test_remarks(test, {task: scores[0] for task, scores in paired.items()}, selection)
-    _print(console, [_comparison_grid(paired, test, selection)], notices + remarks)
+    remarks = _test_remarks(test, tested, selection)
+    _print(console, [_comparison_grid(paired, test, tested, selection)], notices + remarks)
     console.print(judge(test), markup=False, highlight=False, soft_wrap=True)
     return test
 
 
 def judge(test: PairedTest) -> str:
     """The answer to whether A is better than B, in one sentence."""
-    p = f"p {_p_value(test)}"
-    if not test.has_enough_pairs:
-        return f"Too few seeds to tell: with {test.num_pairs} pair(s) the smallest p is {test.smallest_p:.3g}."
+    if test.p_value is None and test.is_without_scatter:
+        return "Nothing to test: the seeds of each task all differ by the same, so chance has no measure."
+    if test.p_value is None:
+        return (
+            "Too few seeds to tell: how far scores scatter by chance is not known from "
+            f"{test.num_pairs or 'no'} pair(s) in tasks that have two or more; score with more seeds."
+        )
+    p = f"p {_describe_p(test.p_value)}"
     if test.p_value >= SIGNIFICANCE:
         return f"No difference shown: {test.difference:+.2f} could be chance ({p})."
     better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
@@ -149,9 +159,13 @@ def _caption(points: Sequence[Point], selection: Selection, config: ParetoConfig
     unpriced = [name for name, series in config.series.items() if series.dollars_per_device_hour is None]
     if has_prices and unpriced:
         found.append(f"Without a price: {', '.join(unpriced)}.")
+    devices = list(dict.fromkeys(point.pretraining.device for point in points))
+    if len(devices) > 1:
+        named = "; ".join(devices)
+        found.append(f"Hours are of different devices ({named}) and do not compare; see dollars and FLOPs.")
     if config.reference:
         price = f", at ${REFERENCES[0].dollars_per_device_hour:.2f} per device-hour" if has_prices else ""
-        differ = f", ours {count}: heights do not compare" if count < len(TASKS) or selection.is_partial else ""
+        differ = "" if selection.is_the_papers else ", some begun with MNLI: their heights do not compare with ours"
         found.append(
             f"The paper's points are read off its figure{price}; they have no part in the frontier. They average "
             f"{len(TASKS)} tasks{differ}."
@@ -159,11 +173,13 @@ def _caption(points: Sequence[Point], selection: Selection, config: ParetoConfig
     return found
 
 
-def _label(name: str, series: SeriesConfig) -> str:
-    several = series.devices > 1
+def _label(name: str, series: SeriesConfig, points: Sequence[Point]) -> str:
+    """The series, and what its hours and dollars are of."""
+    own = [point for point in points if point.series == name]
+    used = dict.fromkeys(f"{point.devices} x {point.pretraining.device}" for point in own)
     price = series.dollars_per_device_hour
-    priced = "" if price is None else f", ${price:.2f}/h{' each' if several else ''}"
-    return f"{name}: {series.devices} device{'s' if several else ''}{priced}"
+    priced = "" if price is None else f", ${price:.2f}/h{' each' if any(point.devices > 1 for point in own) else ''}"
+    return f"{name}: {' or '.join(used)}{priced}"
 
 
 def _line(point: Point, selection: Selection, marks: Mapping[str, bool | None]) -> dict[str, Any]:
@@ -171,6 +187,8 @@ def _line(point: Point, selection: Selection, marks: Mapping[str, bool | None]) 
         "series": point.series,
         "run": point.folder,
         "step": point.step,
+        "device": point.pretraining.device,
+        "devices": point.devices,
         "hours": point.hours,
         "dollars": point.dollars,
         "steps": point.pretraining.steps,
@@ -245,31 +263,43 @@ def _differences(first: Mapping[int, float], second: Mapping[int, float]) -> lis
 
 
 def _comparison_grid(
-    paired: Mapping[str, tuple[dict[int, float], dict[int, float]]], test: PairedTest, selection: Selection
+    paired: Mapping[str, tuple[dict[int, float], dict[int, float]]],
+    test: PairedTest,
+    tested: Sequence[str],
+    selection: Selection,
 ) -> Grid:
     rows: list[list[str]] = []
     for task, (first, second) in paired.items():
-        differences = _differences(first, second)
+        alone = paired_test([_differences(first, second)])
         name = TASKS[task].label + (" (partial)" if selection.variants[task].is_partial else "")
-        values = [f"{mean_of([list(scores.values())]):.2f}" for scores in (first, second)]
-        rows.append([name, *values, describe_interval(mean_of([differences]), interval_of([differences]), "+")])
-        rows[-1].append(str(len(differences)))
-    both = [mean_of([list(scores[side].values()) for scores in paired.values()]) for side in (0, 1)]
-    total = describe_interval(test.difference, test.interval, "+")
-    rows.append([selection.measure, *(f"{value:.2f}" for value in both), total, str(test.num_pairs)])
+        rows.append(_comparison_row(name, [(first, second)], alone.interval))
+    is_all = len(tested) == len(paired)
+    rows.append(_comparison_row(selection.measure, list(paired.values()), test.interval if is_all else None))
+    if tested and not is_all:
+        name = f"of them the {len(tested)} with several pairs"
+        rows.append(_comparison_row(name, [paired[task] for task in tested], test.interval))
     return Grid(header=["task", "A", "B", "A - B [95%]", "pairs"], rows=rows, num_names=1)
 
 
-def _test_remarks(test: PairedTest, scores: Mapping[str, Mapping[int, float]], selection: Selection) -> list[str]:
-    tried = "all" if test.is_exact else "a sample of all"
-    found = [
-        f"Test: {test.num_pairs} pair(s) of the same task and seed; {tried} changes of their signs, two-sided: "
-        f"p {_p_value(test)}.",
-        *explain([scores], selection),
-    ]
-    single = [TASKS[task].title for task, seeds in scores.items() if len(seeds) == 1]
-    if len(single) >= _FEW_SEEDS:
-        found.append(f"{len(single)} of {len(scores)} tasks have a single pair: the test leans on few numbers there.")
+def _comparison_row(
+    name: str, tasks: Sequence[tuple[dict[int, float], dict[int, float]]], interval: tuple[float, float] | None
+) -> list[str]:
+    first, second = (mean_of([list(scores[side].values()) for scores in tasks]) for side in (0, 1))
+    num_pairs = sum(len(scores) for scores, _ in tasks)
+    return [name, f"{first:.2f}", f"{second:.2f}", describe_interval(first - second, interval, "+"), str(num_pairs)]
+
+
+def _test_remarks(test: PairedTest, tested: Sequence[str], selection: Selection) -> list[str]:
+    found: list[str] = []
+    if test.p_value is not None:
+        found.append(
+            f"Test: {test.num_pairs} pairs of the same task and seed, {len(tested)} task(s), paired t-test stratified "
+            f"by task, two-sided: p {_describe_p(test.p_value)}. It takes the scatter for normally distributed."
+        )
+    single = [TASKS[task].title for task in selection.variants if task not in tested]
+    if single:
+        found.append(f"Not tested, having a single pair: {', '.join(single)}.")
+    found += explain_chain(selection)
     found.append(
         "This is about these two checkpoints under other fine-tuning seeds, not about their recipes under other "
         "pretraining seeds."
@@ -277,5 +307,5 @@ def _test_remarks(test: PairedTest, scores: Mapping[str, Mapping[int, float]], s
     return found
 
 
-def _p_value(test: PairedTest) -> str:
-    return f"= {test.p_value:.2g}" if test.p_value >= 0.001 else "< 0.001"
+def _describe_p(value: float) -> str:
+    return f"= {value:.2g}" if value >= 0.001 else "< 0.001"

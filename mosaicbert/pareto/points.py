@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mosaicbert.config import ConfigError
-from mosaicbert.config.glue import TASKS
+from mosaicbert.config.glue import MNLI, TASKS
 from mosaicbert.config.pareto import SeriesConfig
-from mosaicbert.scores.ledger import FILE_NAME, Pretraining, Score, read_scores
+from mosaicbert.scores.ledger import FILE_NAME, PRETRAINED, Pretraining, Score, read_scores
 from mosaicbert.scores.statistics import interval_of, mean_of
 
 _NAMED = 3  # checkpoints in a line; more are counted
@@ -35,12 +35,14 @@ class Checkpoint:
         step: None for a model that is no run of ours.
         pretraining: what it had cost; None if that is not known.
         scores: 0 to 100, by task, variant and seed.
+        num_outdated: lines that are not used, since the run has gone back and trained the step again.
     """
 
     folder: str
     step: int | None
     pretraining: Pretraining | None
     scores: dict[str, dict[Variant, dict[int, float]]]
+    num_outdated: int
 
     @property
     def name(self) -> str:
@@ -71,6 +73,16 @@ class Selection:
         named = f"mean of {count} GLUE tasks" if count > 1 else f"{TASKS[next(iter(self.variants))].title} of GLUE"
         return f"{named}, on partial data" if self.is_partial else named
 
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the average is of what the paper averages: all tasks, whole, and begun with the same weights."""
+        return all(
+            task in self.variants
+            and not self.variants[task].is_partial
+            and (self.variants[task].start == MNLI) == TASKS[task].from_mnli
+            for task in TASKS
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -83,6 +95,7 @@ class Point:
         step: of the run.
         pretraining: what it had cost.
         hours: wall-clock, with evaluations and checkpoints.
+        devices: that trained it.
         dollars: hours x devices x price; None without a price.
         scores: by task and seed, 0 to 100.
         average: mean over tasks of the mean over seeds.
@@ -95,6 +108,7 @@ class Point:
     step: int
     pretraining: Pretraining
     hours: float
+    devices: int
     dollars: float | None
     scores: dict[str, dict[int, float]]
     average: float
@@ -105,7 +119,7 @@ def read_checkpoints(folder: str) -> list[Checkpoint]:
     """The scored checkpoints of a run folder, in their order. Of two lines about the same the later one stands.
 
     Raises:
-        ConfigError: there are no scores, a line is of no task of ours, or a checkpoint's lines disagree on its cost.
+        ConfigError: there are no scores, or a line is of no task of ours.
     """
     path = Path(folder) / FILE_NAME
     by_step: dict[int | None, list[Score]] = {}
@@ -133,13 +147,10 @@ def _check(path: Path, score: Score) -> None:
 
 
 def _gather(folder: str, lines: list[Score]) -> Checkpoint:
-    first = lines[0]
-    costs = {line.pretraining for line in lines if line.pretraining is not None}
-    if len(costs) > 1:
-        raise ConfigError(
-            f"{folder}: the scores of step {first.step} are of several trainings, which took different times; "
-            "keep the lines of one."
-        )
+    first, num_lines = lines[0], len(lines)
+    cost = next((line.pretraining for line in reversed(lines) if line.pretraining is not None), None)
+    if cost is not None:
+        lines = [line for line in lines if line.pretraining is None or line.pretraining.is_same_training(cost)]
     models = sorted({line.model for line in lines})
     if first.step is None and len(models) > 1:
         raise ConfigError(f"{folder}: scores of several models ({', '.join(models)}); give each a folder of its own.")
@@ -147,7 +158,8 @@ def _gather(folder: str, lines: list[Score]) -> Checkpoint:
     for line in lines:
         variant = Variant(protocol=line.protocol, start=line.start, is_partial=line.is_partial)
         scores.setdefault(line.task, {}).setdefault(variant, {})[line.seed] = line.value
-    return Checkpoint(folder=folder, step=first.step, pretraining=next(iter(costs), None), scores=scores)
+    outdated = num_lines - len(lines)
+    return Checkpoint(folder=folder, step=first.step, pretraining=cost, scores=scores, num_outdated=outdated)
 
 
 def leave_out_unknown_costs(series: str, checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
@@ -176,16 +188,18 @@ def leave_out_unknown_costs(series: str, checkpoints: Sequence[Checkpoint]) -> t
     return known, notices
 
 
-def select_tasks(checkpoints: Sequence[Checkpoint], wanted: Sequence[str]) -> Selection:
+def select_tasks(checkpoints: Sequence[Checkpoint], wanted: Sequence[str], chain: bool | None) -> Selection:
     """Chooses the tasks that all checkpoints have, each under one protocol, and says what is left out.
 
     Args:
         checkpoints: to be compared.
         wanted: the tasks to average, partial data included; empty: all whose data are complete.
+        chain: whether tasks that the paper begins with MNLI have done so; None: whichever all checkpoints have.
 
     Raises:
         ConfigError: a wanted task, or every task, cannot be averaged; or a task has several protocols to choose from.
     """
+    checkpoints = [_with_start(checkpoint, chain) for checkpoint in checkpoints]
     variants: dict[str, Variant] = {}
     left_out: dict[str, list[str]] = {}  # titles by the reason
     unused: list[str] = []
@@ -201,7 +215,8 @@ def select_tasks(checkpoints: Sequence[Checkpoint], wanted: Sequence[str]) -> Se
         if len(usable) > 1:
             raise ConfigError(
                 f"{task} was scored in several ways ({'; '.join(sorted(map(str, usable)))}), which no average may mix; "
-                f"take the lines of all but one out of the {FILE_NAME} of {_names(checkpoints)}."
+                f"set pareto.chain, or take the lines of all but one out of the {FILE_NAME} of {_names(checkpoints)}, "
+                "which say what each protocol is."
             )
         if not usable:
             reason = _why_not(task, checkpoints)
@@ -215,6 +230,35 @@ def select_tasks(checkpoints: Sequence[Checkpoint], wanted: Sequence[str]) -> Se
     if not variants:
         raise ConfigError(f"no task can be averaged. {' '.join(notices)} Score one under one protocol everywhere.")
     return Selection(variants=variants, notices=notices + unused)
+
+
+def _with_start(checkpoint: Checkpoint, chain: bool | None) -> Checkpoint:
+    if chain is None:
+        return checkpoint
+    kept: dict[str, dict[Variant, dict[int, float]]] = {}
+    for task, ways in checkpoint.scores.items():
+        start = MNLI if chain and TASKS[task].from_mnli else PRETRAINED
+        chosen = {variant: seeds for variant, seeds in ways.items() if variant.start == start}
+        if chosen:
+            kept[task] = chosen
+    return replace(checkpoint, scores=kept)
+
+
+def find_outdated(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """A sentence on each checkpoint that was trained again after it had been scored."""
+    return [
+        f"{one.name}: {one.num_outdated} score(s) of an earlier training of this step are not used."
+        for one in checkpoints
+        if one.num_outdated
+    ]
+
+
+def find_uneven_seeds(points: Sequence[Point]) -> list[str]:
+    """A sentence on the tasks that points have other seeds of, whose averages are then not quite alike."""
+    uneven = [
+        TASKS[task].title for task in points[0].scores if len({frozenset(point.scores[task]) for point in points}) > 1
+    ]
+    return [f"Not all points have the same seeds of {', '.join(uneven)}; score what is missing."] if uneven else []
 
 
 def _why_not(task: str, checkpoints: Sequence[Checkpoint]) -> str:
@@ -249,6 +293,7 @@ def make_point(series: str, config: SeriesConfig, checkpoint: Checkpoint, select
     spent = checkpoint.pretraining
     assert spent is not None and checkpoint.step is not None
     hours = spent.wall_seconds / 3600
+    devices = config.devices or spent.num_devices
     price = config.dollars_per_device_hour
     scores = {task: checkpoint.scores[task][variant] for task, variant in selection.variants.items()}
     values = [list(seeds.values()) for seeds in scores.values()]
@@ -259,7 +304,8 @@ def make_point(series: str, config: SeriesConfig, checkpoint: Checkpoint, select
         step=checkpoint.step,
         pretraining=spent,
         hours=hours,
-        dollars=None if price is None else hours * config.devices * price,
+        devices=devices,
+        dollars=None if price is None else hours * devices * price,
         scores=scores,
         average=mean_of(values),
         interval=interval_of(values),

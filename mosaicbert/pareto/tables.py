@@ -101,18 +101,23 @@ def explain(scores: Sequence[Mapping[str, Mapping[int, float]]], selection: Sele
         selection: what is averaged.
     """
     if all(len(seeds) == 1 for one in scores for seeds in one.values()):
-        return ["No task has several seeds, so there are no intervals."]
+        return ["No task has several seeds, so there are no intervals.", *explain_chain(selection)]
     found = [
         "Intervals: 95%, by a bootstrap over the fine-tuning seeds of each task. They hold nothing of other "
-        "pretraining seeds, and are somewhat too narrow with so few."
+        "pretraining seeds, and with three to five seeds too little by some percent: see docs/glue.md."
     ]
     single = [TASKS[task].title for task in selection.variants if any(len(one[task]) == 1 for one in scores)]
     if single:
         found.append(f"With a single seed, and so without a part in the intervals: {', '.join(single)}.")
+    return found + explain_chain(selection)
+
+
+def explain_chain(selection: Selection) -> list[str]:
+    """A sentence on the tasks whose seeds all begin with one model."""
     chained = [TASKS[task].title for task, variant in selection.variants.items() if variant.start == MNLI]
-    if chained:
-        found.append(f"Started from one model fine-tuned on MNLI, whose noise is in no interval: {', '.join(chained)}.")
-    return found
+    if not chained:
+        return []
+    return [f"Begun with one model fine-tuned on MNLI, whose chance is in no interval and no p: {', '.join(chained)}."]
 
 
 def _describe_seeds(seeds: list[float]) -> str:

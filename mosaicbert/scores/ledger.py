@@ -10,6 +10,7 @@ from typing import Any
 from mosaicbert.config import ConfigError
 
 FILE_NAME = "scores.jsonl"
+PRETRAINED = "pretraining"  # what a fine-tuning begins with, if not with the weights of another one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,10 @@ class Pretraining:
         steps: of the optimizer.
         tokens: real ones, without padding.
         seconds: of training alone.
-        wall_seconds: with evaluations and checkpoints.
+        wall_seconds: with the evaluations and checkpoints before it; not what was lost when the run was killed.
         flops: of the model, by the run's mean sample length.
+        device: name of what it was trained on, e.g. NVIDIA H200.
+        num_devices: that the run began with; all cores of a machine without GPUs are one.
     """
 
     steps: int
@@ -29,6 +32,12 @@ class Pretraining:
     seconds: float
     wall_seconds: float
     flops: float
+    device: str
+    num_devices: int
+
+    def is_same_training(self, other: "Pretraining") -> bool:
+        """Whether both are of one course of a run; one that went back has trained a step again, in another time."""
+        return (self.steps, self.tokens, self.wall_seconds) == (other.steps, other.tokens, other.wall_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +50,9 @@ class Score:
         task: see `mosaicbert.config.glue.TASKS`.
         seed: of head, order and dropout.
         metrics: by name, as fractions: 0.5 is 50.
-        protocol: fingerprint of everything about the fine-tuning that changes a score, the model apart.
-        start: "pretraining" or "mnli", the weights that it began with.
+        protocol: fingerprint of `settings`.
+        settings: everything about the fine-tuning that changes a score, the model and the seed apart.
+        start: the weights that it began with: `PRETRAINED`, or the name of the task that had been fine-tuned before.
         is_partial: whether the data were less than the official.
         seconds: that the fine-tuning took.
         pretraining: None for a model that is no run of ours.
@@ -56,6 +66,7 @@ class Score:
     seed: int
     metrics: dict[str, float]
     protocol: str
+    settings: dict[str, Any]
     start: str
     is_partial: bool
     seconds: float
@@ -78,9 +89,9 @@ def read_scores(path: Path) -> list[Score]:
     if not path.exists():
         return []
     scores: list[Score] = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
+    for number, line in enumerate(_whole_lines(path.read_bytes()), start=1):
         try:
-            fields: dict[str, Any] = json.loads(line)
+            fields = dict(json.loads(line))
             spent = fields.pop("pretraining")
             scores.append(Score(pretraining=None if spent is None else Pretraining(**spent), **fields))
         except (ValueError, TypeError, KeyError) as error:
@@ -92,7 +103,24 @@ def append_score(path: Path, score: Score) -> None:
     """Adds a line, and waits until it is on the disk. One process may write at a time."""
     with path.open("a+b") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # half a line, which a crash left
+        last = file.read().rpartition(b"\n")[2]
+        if _is_whole(last):
+            file.write(b"\n")  # an editor has left it without its end
+        else:
+            file.truncate(file.tell() - len(last))  # half a line, which a crash left
         file.write((json.dumps(asdict(score)) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    *lines, last = content.split(b"\n")
+    return [*lines, last] if _is_whole(last) else lines
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """Statistics over seeds: the mean of tasks, its bootstrap interval, and a paired test."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from scipy import stats
 LEVEL = 0.95  # of intervals
 SIGNIFICANCE = 0.05
 _RESAMPLES = 9_999
-_SIGN_FLIPS = 2**16  # tried one by one if there are no more than so many, else drawn
 _RANDOM_STATE = 0  # the same scores give the same interval
+_FEWEST_DEGREES = 2  # of freedom, in all tasks together: one is a single difference of two numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +21,20 @@ class PairedTest:
     """What the paired differences of two models say.
 
     Attributes:
-        difference: mean over tasks of the mean over seeds, first minus second.
-        interval: of the difference, see `interval_of`.
-        p_value: two-sided, of the differences being as likely positive as negative.
-        num_pairs: differences in all tasks together.
-        smallest_p: that so many pairs can give, which they do when all have one sign.
-        is_exact: whether all sign flips were tried, not a sample of them.
+        difference: mean over the tested tasks of the mean over seeds, first minus second.
+        interval: 95%, of the difference; None with too few pairs, or with a difference that does not scatter.
+        p_value: two-sided, of no difference; None likewise. The interval holds 0 where it is 0.05 or more.
+        tested: indices of the tasks that have two pairs or more. The spread of the others is not known.
+        num_pairs: differences in the tested tasks together.
+        is_without_scatter: whether there are enough pairs, but those of a task all differ by the same.
     """
 
     difference: float
     interval: tuple[float, float] | None
-    p_value: float
+    p_value: float | None
+    tested: tuple[int, ...]
     num_pairs: int
-    smallest_p: float
-    is_exact: bool
-
-    @property
-    def has_enough_pairs(self) -> bool:
-        """Whether any differences of so many pairs could have been significant."""
-        return self.smallest_p < SIGNIFICANCE
+    is_without_scatter: bool = False
 
 
 def mean_of(tasks: Sequence[Sequence[float]]) -> float:
@@ -54,15 +50,16 @@ def deviation_of(seeds: Sequence[float]) -> float | None:
 def interval_of(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     """A 95% interval of `mean_of`, by a bootstrap that draws seeds anew within each task (percentiles).
 
-    A task with a single seed counts as a constant. With the few seeds that there are, such an interval is somewhat too
-    narrow: it resamples a variance that is short by (n - 1) / n.
+    The seeds of a task are spread by sqrt(n / (n - 1)) around their mean before they are drawn from, since a plain
+    bootstrap of n values has a variance that is short by (n - 1) / n. A task with a single seed counts as a constant.
 
     Returns:
         Its ends, or None if no task has two seeds.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13; the factor: Rao and Wu,
+    Resampling inference with complex survey data, JASA 83 (1988).
     """
-    several = [np.array(seeds) for seeds in tasks if len(seeds) > 1]
+    several = [_spread(np.array(seeds)) for seeds in tasks if len(seeds) > 1]
     if not several:
         return None
     constant = sum(seeds[0] for seeds in tasks if len(seeds) == 1)
@@ -82,40 +79,43 @@ def interval_of(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def _spread(seeds: Any) -> Any:
+    return seeds.mean() + (seeds - seeds.mean()) * math.sqrt(len(seeds) / (len(seeds) - 1))
+
+
 def paired_test(tasks: Sequence[Sequence[float]]) -> PairedTest:
-    """Tests whether the mean over tasks of paired differences is zero, by flipping the signs of the pairs.
+    """Tests whether the mean over tasks of paired differences is zero: a paired t-test, stratified by task.
+
+    Each task's differences scatter around a mean of the task's own, with a variance of its own, so a task that the
+    second model wins does not hide one that the first wins by more. With n_k differences of variance s_k^2 in each of K
+    tasks:
+
+        variance of the difference = sum_k v_k,  v_k = s_k^2 / (n_k K^2)
+        degrees of freedom = (sum_k v_k)^2 / sum_k (v_k^2 / (n_k - 1))
 
     Args:
         tasks: of each task the differences, one per seed.
 
-    Source: Fisher, The Design of Experiments (1935), section 21.
+    Source: Satterthwaite, An approximate distribution of estimates of variance components, Biometrics 2 (1946).
     """
-    differences = np.concatenate([np.array(seeds) for seeds in tasks])
-    weights = np.concatenate([np.full(len(seeds), 1 / (len(seeds) * len(tasks))) for seeds in tasks])
+    tested = tuple(index for index, seeds in enumerate(tasks) if len(seeds) > 1)
+    used = [tasks[index] for index in tested]
+    parts = [(statistics.variance(seeds) / len(seeds) / len(used) ** 2, len(seeds) - 1) for seeds in used]
+    variance, difference = sum(part for part, _ in parts), mean_of(used or tasks)
+    is_enough = sum(degrees for _, degrees in parts) >= _FEWEST_DEGREES
+    interval, p_value = None, None
+    if is_enough and variance > 0.0:
+        freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+        error = math.sqrt(variance)
+        low, high = stats.t.interval(LEVEL, freedom, loc=difference, scale=error)
+        interval, p_value = (float(low), float(high)), float(2 * stats.t.sf(abs(difference) / error, freedom))
+    elif is_enough and difference == 0.0:
+        interval, p_value = (0.0, 0.0), 1.0
     return PairedTest(
-        difference=mean_of(tasks),
-        interval=interval_of(tasks),
-        p_value=_sign_flip_p(differences, weights),
-        num_pairs=len(differences),
-        smallest_p=2 / 2 ** len(differences),
-        is_exact=2 ** len(differences) <= _SIGN_FLIPS,
+        difference=difference,
+        interval=interval,
+        p_value=p_value,
+        tested=tested,
+        num_pairs=sum(map(len, used)),
+        is_without_scatter=is_enough and p_value is None,
     )
-
-
-def _sign_flip_p(differences: Any, weights: Any) -> float:
-    if len(differences) == 1:
-        return 1.0  # both signs are as far from zero; scipy refuses a single observation
-
-    def mean(sample: Any, axis: int) -> Any:
-        return np.sum(sample * weights, axis=axis)
-
-    found = stats.permutation_test(
-        (differences,),
-        mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=_SIGN_FLIPS,
-        alternative="two-sided",
-        rng=_RANDOM_STATE,
-    )
-    return float(found.pvalue)

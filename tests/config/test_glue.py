@@ -33,6 +33,11 @@ def test_a_recipe_changes_only_what_it_names():
     assert config.protocol_of("cola") == TASKS["cola"].protocol
 
 
+def test_a_task_may_go_without_weight_decay():
+    config = GlueConfig(model="m", protocol={"rte": ProtocolChange(weight_decay=0.0)})
+    assert config.protocol_of("rte").weight_decay == 0.0
+
+
 def test_the_chain_is_a_switch():
     assert [task for task in TASKS if GlueConfig(model="m").starts_from_mnli(task)] == ["mrpc", "stsb", "rte"]
     assert not any(GlueConfig(model="m", chain=False).starts_from_mnli(task) for task in TASKS)

@@ -21,12 +21,11 @@ def test_a_recipe_of_a_figure_is_read_from_yaml(tmp_path):
     "changes, words",
     [
         ({"runs": []}, "without runs"),
-        ({"runs": ["runs/a", "runs/a"]}, "name each folder once"),
         ({"devices": 0}, "devices=0"),
         ({"dollars_per_device_hour": 0.0}, "dollars_per_device_hour=0.0"),
         ({"dollars_per_device_hour": float("nan")}, "dollars_per_device_hour=nan"),
     ],
-    ids=["no-run", "twice", "no-device", "free", "nan"],
+    ids=["no-run", "no-device", "free", "nan"],
 )
 def test_a_series_that_cannot_be_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
@@ -37,10 +36,12 @@ def test_a_series_that_cannot_be_is_refused(changes, words):
     "changes, words",
     [
         ({"series": {}}, "pareto.series is empty"),
+        ({"series": {"a": SeriesConfig(runs=["runs/a", "./runs/a/"])}}, "runs/a twice; name each folder once"),
+        ({"series": {name: SeriesConfig(runs=["runs/a"]) for name in "ab"}}, "runs/a twice; name each folder once"),
         ({"tasks": ["mrcp"]}, "'mrcp'"),
         ({"tasks": ["mrpc", "mrpc"]}, "name each task once"),
     ],
-    ids=["no-series", "unknown-task", "task-twice"],
+    ids=["no-series", "twice", "twice-in-two", "unknown-task", "task-twice"],
 )
 def test_a_figure_that_cannot_be_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):

@@ -1,11 +1,25 @@
 """Encoders with a new classifier: ours, a published one, and Hugging Face's, by one road."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    EuroBertConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import Protocol
@@ -91,13 +105,26 @@ def test_another_task_begins_with_the_encoder_and_a_new_classifier(kind, request
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is no encoder that can be fine-tuned"):
         _load(str(tmp_path))
-    with pytest.raises(ConfigError, match="has no tokenizer"):
+    with pytest.raises(ConfigError, match="has no tokenizer that fits"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [-1, 1], ids=["too-many-tokens", "as-many"])
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(change, theirs, tmp_path):
+    shutil.copytree(theirs, tmp_path / "model")
+    written = tmp_path / "model" / "config.json"
+    size = len(load_tokenizer(theirs)) + change
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"vocab_size": size}))
+    if change > 0:
+        assert load_tokenizer(str(tmp_path / "model"))
+        return
+    with pytest.raises(ConfigError, match=r"has no tokenizer that fits: .* tokens were found, and the model has"):
+        load_tokenizer(str(tmp_path / "model"))
 
 
 def test_a_model_without_its_tokenizers_files_is_refused(theirs, tmp_path):
     BertForMaskedLM.from_pretrained(theirs).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="has no tokenizer"):
+    with pytest.raises(ConfigError, match="has no tokenizer that fits"):
         load_tokenizer(str(tmp_path))
 
 
@@ -110,6 +137,16 @@ def test_weights_of_another_kind_of_model_are_refused(theirs, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_weights_of_another_shape_are_refused(kind, request, tmp_path):
+    shutil.copytree(request.getfixturevalue(kind), tmp_path / "model")
+    written = tmp_path / "model" / "config.json"
+    config = json.loads(written.read_text())
+    written.write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+    with pytest.raises(ConfigError, match="are missing or of another shape"):
+        _load(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
 @pytest.mark.parametrize("num_labels", [2, 3])
 def test_a_classifier_that_is_there_is_left_behind(kind, num_labels, request, tmp_path):
     before = _load(request.getfixturevalue(kind), seed=1)
@@ -117,6 +154,41 @@ def test_a_classifier_that_is_there_is_left_behind(kind, num_labels, request, tm
     after = _load(str(tmp_path), num_labels=num_labels, seed=2)
     assert after.classifier.out_features == num_labels
     assert not torch.equal(after.classifier.weight[:2], before.classifier.weight)
+
+
+_SHAPE = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SHAPE |= {"intermediate_size": 48, "pad_token_id": 0, "max_position_embeddings": 40}
+_OTHERS = {  # with what each calls its sizes
+    "roberta": RobertaConfig(**_SHAPE | {"pad_token_id": 1}, type_vocab_size=1),
+    "electra": ElectraConfig(**_SHAPE, embedding_size=16),
+    "distilbert": DistilBertConfig(
+        vocab_size=512, dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=40
+    ),
+    "deberta-v2": DebertaV2Config(**_SHAPE, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": ModernBertConfig(**_SHAPE),
+    "eurobert": EuroBertConfig(**_SHAPE, num_key_value_heads=2, mask_token_id=4),
+}
+
+
+@pytest.mark.parametrize("kind", _OTHERS)
+def test_encoders_of_other_kinds_are_fine_tuned_by_the_same_road(kind, ours, tmp_path):
+    torch.manual_seed(0)
+    AutoModelForMaskedLM.from_config(_OTHERS[kind]).save_pretrained(tmp_path / "a")
+    plain = load_tokenizer(ours).backend_tokenizer
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    names = ["input_ids", "attention_mask"]  # they tell pairs apart by [SEP] alone
+    PreTrainedTokenizerFast(tokenizer_object=plain, model_input_names=names, **special).save_pretrained(tmp_path / "a")
+    name = str(tmp_path / "a")
+    model, tokenizer = _load(name), load_tokenizer(name)
+    long = Examples(texts=(["the value " * 60, "b"] * 8, ["list"] * 16), labels=[0, 1] * 8)
+    (logits,) = fine_tune(model, tokenizer, long, [long], _settings(max_seq_len=64))
+    assert logits.shape == (16, 2)
+    assert logits.argmax(dim=1).tolist() == long.labels
+    assert longest_input(model, 64) == (38 if kind == "roberta" else 40)
+    save_encoder(model, tokenizer, tmp_path / "b")
+    chained = _load(str(tmp_path / "b"), num_labels=3)
+    before, after = model.base_model.state_dict(), chained.base_model.state_dict()
+    assert all(torch.equal(after[key], weight.cpu()) for key, weight in before.items())
 
 
 def test_a_model_with_positions_is_given_no_more_tokens_than_it_has(ours, theirs):

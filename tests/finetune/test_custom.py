@@ -2,10 +2,13 @@
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataConfig
+from mosaicbert.config.load import save_recipe
 from mosaicbert.finetune.custom import finetune
 from mosaicbert.finetune.figure import draw_predictions
 from mosaicbert.finetune.labels import LabelSet
@@ -58,6 +62,7 @@ def _lines(folder):
 
 @pytest.fixture(scope="module")
 def tuned(finished, tmp_path_factory):
+    """A fine-tuning that says how it goes after every step."""
     folder = tmp_path_factory.mktemp("own")
     data = TaskDataConfig(
         train=_write(folder / "train.csv", _rows(40)),
@@ -66,7 +71,9 @@ def tuned(finished, tmp_path_factory):
     )
     recipe = _recipe(finished[1].path, folder, data, compare_with_random_weights=True)
     console = Console(record=True, width=150)
-    return recipe, finetune(recipe, console), console.export_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mosaicbert.finetune.training._SECONDS_BETWEEN_LINES", 0.0)
+        return recipe, finetune(recipe, console), console.export_text()
 
 
 def test_classes_are_learnt_measured_and_written_down(tuned):
@@ -76,6 +83,7 @@ def test_classes_are_learnt_measured_and_written_down(tuned):
     assert set(metrics["random_weights"]) == set(metrics["validation"])
     assert metrics["examples"] == {"train": 40, "validation": 12}
     assert "accuracy:            1.0000   (from random weights" in said
+    assert len(re.findall(r"^step \d+/50  loss \d\.\d{3}  \d:\d\d:\d\d left$", said, flags=re.MULTILINE)) == 2 * 50
     report = (folder / "report.md").read_text()
     assert "| class 1 | 1.000 | 1.000 | 1.000 | 6 |" in report
     assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
@@ -129,6 +137,15 @@ def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(tuned
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_the_folder_of_a_pretraining_is_left_alone(finished, tmp_path):
+    run = shutil.copytree(finished[1].path, tmp_path / "mine", symlinks=True)
+    before = sorted(run.rglob("*"))
+    data = TaskDataConfig(train=_write(tmp_path / "train.csv", _rows(40)))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
+        finetune(_recipe(run, tmp_path, data), Console(quiet=True))
+    assert sorted(run.rglob("*")) == before
+
+
 def test_several_labels_and_pairs_of_texts(finished, tmp_path):
     def topics(index):
         return ["even"] * (index % 2 == 0) + ["threes"] * (index % 3 == 0)
@@ -145,18 +162,55 @@ def test_several_labels_and_pairs_of_texts(finished, tmp_path):
     assert set(json.loads((folder / "metrics.json").read_text())["validation"]) == {"accuracy", "f1"}
 
 
-def test_numbers(finished, tmp_path):
+def test_numbers_are_predicted_in_fp32_whatever_the_recipe_says_of_classes(finished, tmp_path):
     rows = _rows(40, label=lambda index: 4.0 * (index % 2))
     data = TaskDataConfig(train=_write(tmp_path / "train.csv", rows), kind="regression", held_out_fraction=0.3)
-    folder = finetune(_recipe(finished[1].hugging_face, tmp_path, data, epochs=20), Console(quiet=True))
+    recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=20, precision="bf16")
+    recipe.run_folder.mkdir()
+    save_recipe(replace(recipe, seed=1), recipe.run_folder / "recipe.yaml")  # of a run that failed and was mended
+    folder = finetune(recipe, Console(quiet=True))
     metrics = json.loads((folder / "metrics.json").read_text())["validation"]
     assert metrics["pearson"] > 0.9
     lines = _lines(folder)
     assert all(isinstance(line["predicted"], float) and "probabilities" not in line for line in lines)
+    predicted = torch.tensor([line["predicted"] for line in lines])
+    assert not torch.equal(predicted, predicted.bfloat16().float())
     model = AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     inputs = AutoTokenizer.from_pretrained(folder / "hf")([lines[0]["texts"][0]], return_tensors="pt")
     with torch.no_grad():
         assert float(model(**inputs).logits) == pytest.approx(lines[0]["predicted"], abs=1e-4)
+
+
+def test_classes_of_a_hub_dataset_have_its_names(tmp_path):
+    names = ["negative", "neutral", "positive"]
+    texts = [f"text {number}" for number in range(30)]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    labels = [number % 3 for number in range(30)]
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        rows = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        rows.to_parquet(folder / f"{split}.parquet")
+    data = read_own_data(TaskDataConfig(train=str(folder), validation="validation"))
+    assert data.labels.names == tuple(names)
+    assert data.validation.labels == labels
+    unknown = datasets.Dataset.from_dict({"text": texts, "label": [-1, *labels[1:]]}, features=features)
+    unknown.to_parquet(folder / "train.parquet")
+    with pytest.raises(ConfigError, match="row 1 holds None, which is no class"):
+        read_own_data(TaskDataConfig(train=str(folder)))
+
+
+def test_several_classes_of_a_hub_dataset_have_their_names(tmp_path):
+    several = datasets.Sequence(datasets.ClassLabel(names=["joy", "anger"]))
+    features = datasets.Features({"text": datasets.Value("string"), "label": several})
+    rows = datasets.Dataset.from_dict(
+        {"text": ["a", "b", "c", "d"], "label": [[0], [0, 1], [], [1]]}, features=features
+    )
+    (tmp_path / "dataset").mkdir()
+    rows.to_parquet(tmp_path / "dataset" / "train.parquet")
+    data = read_own_data(TaskDataConfig(train=str(tmp_path / "dataset"), validation="train", kind="multi_label"))
+    assert data.labels == LabelSet(problem=MULTI_LABEL, names=("anger", "joy"))
+    assert data.train.labels == [[0, 1], [1, 1], [0, 0], [1, 0]]
 
 
 @given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=40), fraction=st.floats(0.05, 0.95))
@@ -176,6 +230,8 @@ def test_about_the_fraction_is_held_out():
         ({"train": "missing.csv"}, "cannot be read"),
         ({"label_column": "score"}, "has no column 'score'; it has text, label"),
         ({"text_columns": ["words"]}, "has no column 'words'"),
+        ({"validation": "valid.json"}, "is neither .jsonl, .csv, .parquet, nor a split"),
+        ({"validation": "validation"}, "is neither .jsonl, .csv, .parquet, nor a split"),
         ({"held_out_fraction": 1e-9}, "validation has no examples"),
         ({"kind": "regression", "held_out_fraction": 0.5}, "which is no number"),
     ],

@@ -2,20 +2,29 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 
+import psutil
 import pytest
 from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
 
 from mosaicbert.config import ConfigError
-from mosaicbert.config.glue import SEEDS, GlueConfig, GlueRecipe, ProtocolChange
-from mosaicbert.finetune.glue import environments, glue
-from mosaicbert.finetune.jobs import fingerprint
+from mosaicbert.config.glue import OFFICIAL, SEEDS, GlueConfig, GlueRecipe, ProtocolChange
+from mosaicbert.config.load import save_recipe
+from mosaicbert.finetune.glue import _Plan, environments, glue
+from mosaicbert.finetune.glue_data import find_tasks
+from mosaicbert.finetune.jobs import GlueResult, describe_settings, fingerprint, score
+from mosaicbert.finetune.queue import Queue
 from mosaicbert.finetune.targets import Target
 from mosaicbert.lock import lock
 from mosaicbert.scores.ledger import read_scores
 from mosaicbert.train.run import RunFolder
+from tests.data.corpus import wait_until_gone
 from tests.finetune.glue_folder import write_glue
 
 _TASKS = ["mnli", "rte", "stsb", "cola"]
@@ -110,26 +119,32 @@ def test_what_is_in_the_ledger_is_not_done_again_and_the_rest_comes_out_the_same
     assert read_scores(ledger) == after
 
 
+def _print_of(config, task, sizes):
+    return fingerprint(describe_settings(config, task, sizes))
+
+
 def test_another_protocol_is_another_score(tmp_path):
-    config = _recipe("m", tmp_path).glue
-    same = fingerprint(config, "rte", {})
-    assert fingerprint(replace(config, model="n", tasks=["rte"], num_processes=3), "rte", {}) == same
+    config = replace(_recipe("m", tmp_path).glue, data=OFFICIAL)
+    same = _print_of(config, "rte", {})
+    assert _print_of(replace(config, model="n", tasks=["rte"], num_processes=3), "rte", {}) == same
     other_mnli = config.protocol | {"mnli": ProtocolChange(epochs=2)}
     changes = [
         {"shuffle": False},
         {"chain": False},
         {"max_seq_len": 16},
         {"precision": "bf16"},
+        {"data": "someone/glue"},
+        {"revision": "another"},
         {"protocol": config.protocol | {"rte": ProtocolChange(epochs=2, num_seeds=2)}},
         {"protocol": other_mnli},
     ]
-    assert len({fingerprint(replace(config, **change), "rte", {}) for change in changes} | {same}) == len(changes) + 1
-    assert fingerprint(replace(config, protocol=other_mnli), "cola", {}) == fingerprint(config, "cola", {})
-    assert fingerprint(config, "rte", {"rte": {"train": 10}}) != same
-    assert fingerprint(config, "rte", {"mnli": {"train": 10}}) != same
-    assert fingerprint(config, "cola", {"mnli": {"train": 10}}) == fingerprint(config, "cola", {})
+    assert len({_print_of(replace(config, **change), "rte", {}) for change in changes} | {same}) == len(changes) + 1
+    assert _print_of(replace(config, protocol=other_mnli), "cola", {}) == _print_of(config, "cola", {})
+    assert _print_of(config, "rte", {"rte": {"train": 10}}) != same
+    assert _print_of(config, "rte", {"mnli": {"train": 10}}) != same
+    assert _print_of(config, "cola", {"mnli": {"train": 10}}) == _print_of(config, "cola", {})
     more_seeds = config.protocol | {"rte": ProtocolChange(epochs=1, num_seeds=5)}
-    assert fingerprint(replace(config, protocol=more_seeds), "rte", {}) == same
+    assert _print_of(replace(config, protocol=more_seeds), "rte", {}) == same
 
 
 def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
@@ -147,6 +162,9 @@ def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
     assert steps(target(run.hugging_face / "latest")) == steps(target(run.hugging_face / "step-6")) == [6]
     assert steps(target(run.export_of(3))) == [3]
     assert target(run.export_of(3)).scores == run.path / "scores.jsonl"
+    with pytest.raises(ConfigError, match=r"step-7: no such checkpoint; .* has step-3, step-6"):
+        steps(target(run.export_of(7)))
+    assert target(run.hugging_face / "foo").run is None
     other = target("bert-base-uncased")
     assert steps(other) == [None]
     assert other.scores == tmp_path / "scores" / "scores.jsonl"
@@ -159,6 +177,7 @@ def test_more_checkpoints_may_come_while_a_process_trains_the_run(finished, tmp_
     assert not waiting.is_growing()
     with lock(run.path):
         assert waiting.is_growing()
+        assert not Target(_recipe(run.export_of(3), tmp_path / "glue", checkpoints="all")).is_growing()
         assert not Target(_recipe(run.path, tmp_path / "glue")).is_growing()
     shutil.rmtree(run.hugging_face)
     with pytest.raises(ConfigError, match="no checkpoint has been exported"):
@@ -207,6 +226,92 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp
     assert glue(recipe, console) == 0
     assert "step 6: the run has removed this checkpoint" in console.export_text()
     assert [entry.step for entry in read_scores(run.path / "scores.jsonl")] == [3]
+
+
+def test_a_checkpoint_that_comes_while_the_run_trains_is_scored_before_its_end(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("mosaicbert.finetune.glue._POLL_SECONDS", 0.2)
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    later = run.export_of(6).rename(tmp_path / "later")
+    recipe = _recipe(run.path, write_glue(tmp_path / "glue"), checkpoints="all", tasks=["cola"], chain=False)
+    training = ExitStack()
+    training.enter_context(lock(run.path))
+
+    class Training(Console):
+        """Keeps the second checkpoint when the first one's score is said, and ends when the second's is."""
+
+        def print(self, *said, **options):
+            super().print(*said, **options)
+            if str(said[0]).startswith("step 3 / CoLA / seed 19: matthews"):
+                later.rename(run.export_of(6))
+            if str(said[0]).startswith("step 6 / CoLA / seed 19: matthews"):
+                training.close()
+
+    assert glue(recipe, Training(record=True, width=150)) == 0
+    assert [entry.step for entry in read_scores(run.path / "scores.jsonl")] == [3, 6]
+
+
+def test_a_step_that_is_trained_again_is_scored_again_and_older_results_are_dropped(finished, tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    config = _recipe(run.path, write_glue(tmp_path / "glue"), tasks=["cola"], chain=False).glue
+    target = Target(_recipe(run.path, tmp_path / "glue", tasks=["cola"], chain=False))
+    plan, queue = _Plan(config, target, find_tasks(config)[0]), Queue(score, [])
+    plan.look(queue)
+    (before,) = queue.pending
+    plan.look(queue)
+    assert queue.pending == [before]
+    read = target._describe
+
+    def trained_again(*arguments):
+        found = read(*arguments)
+        return replace(found, pretraining=replace(found.pretraining, wall_seconds=9.0))
+
+    monkeypatch.setattr(target, "_describe", trained_again)
+    result = GlueResult(metrics={"matthews_correlation": 0.5}, is_partial=True, seconds=1.0, environment={})
+    assert plan.record(before, result) is None
+    plan.look(queue)
+    (after,) = queue.pending
+    assert (after.name, after.payload.checkpoint.pretraining.wall_seconds) == (before.name, 9.0)
+    assert plan.record(before, result) is None
+    assert plan.record(after, result).pretraining.wall_seconds == 9.0
+    assert len(read_scores(target.scores)) == 1
+
+
+def test_scores_begun_with_mnli_and_not_are_both_printed(scored, tmp_path):
+    recipe, run, _, said = scored
+    assert "RTE acc, from MNLI" in said and "glue.chain=" not in said
+    copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
+    alone = replace(recipe.glue, model=str(copy), chain=False, tasks=["rte", "mnli"])
+    code, said = _score(replace(recipe, glue=alone))
+    assert code == 0
+    assert "step 6, glue.chain=true" in said
+    assert "RTE acc, on partial data" in said and "RTE acc, from MNLI, on partial data" in said
+    assert said.count("mean of 2 of the 8 GLUE tasks, on partial data") == 2
+
+
+def test_a_model_that_is_not_there_is_refused_before_any_job(tmp_path):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: has no tokenizer"):
+        glue(_recipe(tmp_path, write_glue(tmp_path / "glue")), Console(quiet=True))
+
+
+def test_an_interrupted_sweep_ends_at_once_and_keeps_what_it_has(finished, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    many = {"cola": ProtocolChange(epochs=1, num_seeds=1), "rte": ProtocolChange(epochs=20_000, num_seeds=1)}
+    data = write_glue(tmp_path / "glue")
+    recipe = _recipe(run.path, data, tasks=["cola", "rte"], chain=False, protocol=many, num_processes=2)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "mosaicbert", "glue", str(tmp_path / "recipe.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sweep:
+        said = next(line for line in sweep.stdout if "CoLA / seed 19" in line)
+        children = psutil.Process(sweep.pid).children(recursive=True)
+        sweep.send_signal(signal.SIGINT)
+        rest = sweep.stdout.read()
+    assert "matthews_correlation" in said
+    assert (sweep.returncode, rest.strip()) == (130, "stopped; the same command goes on from here.")
+    assert [entry.task for entry in read_scores(run.path / "scores.jsonl")] == ["cola"]
+    assert wait_until_gone(children)
 
 
 @pytest.mark.slow

@@ -51,6 +51,8 @@ def test_files_that_are_named_as_parts_are_taken_only_when_parts_are(tmp_path):
     for path in (folder / "mnli").glob("*.jsonl"):
         path.rename(path.with_name(f"{path.stem}_partial.jsonl"))
     found, _ = find_tasks(_config(folder))
+    with pytest.raises(ConfigError, match=r"RTE has fewer examples than the official splits; glue\.partial_data=true"):
+        read_task(_config(folder, partial_data=False), "rte")
     assert found["mnli"] == {"train": 24, "validation_matched": 12, "validation_mismatched": 12}
     with pytest.raises(ConfigError, match="no task can be scored"):
         find_tasks(_config(folder, partial_data=False, chain=False, tasks=["mnli"]))
@@ -96,6 +98,41 @@ def test_a_long_csv_may_have_line_breaks_in_its_texts(tmp_path):
     assert read_file(path).num_rows == 60_000
 
 
+def test_cells_of_a_csv_are_taken_as_they_are_written_where_text_is_asked_for(tmp_path):
+    path = tmp_path / "codes.csv"
+    path.write_text("text,label,number\n01,true,1\n2,false,2\n")
+    assert read_file(path, ["text", "label", "no such column"]).to_pylist() == [
+        {"text": "01", "label": "true", "number": 1},
+        {"text": "2", "label": "false", "number": 2},
+    ]
+
+
+def test_a_line_of_json_may_be_long(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"text": "a" * 3_000_000}) + "\n")
+    assert read_file(path).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "task, labels, said",
+    [
+        ("rte", [0, 1, 2], "row 3 has label 2; RTE has a class from 0 to 1"),
+        ("rte", [0, -1, 1], "row 2 has label -1"),
+        ("rte", [0.5, 1.0, 0.0], "row 1 has label 0.5"),
+        ("mnli", ["neutral"] * 3, "row 1 has label 'neutral'; MNLI has a class from 0 to 2"),
+        ("stsb", [1.5, None, 2.0], "row 2 has label None; STS-B has a number"),
+    ],
+)
+def test_a_label_that_the_task_does_not_have_is_refused(task, labels, said, tmp_path):
+    path = write_glue(tmp_path) / task / "train.jsonl"
+    rows = [
+        json.loads(line) | {"label": label} for line, label in zip(path.read_text().splitlines(), labels, strict=False)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=said):
+        read_task(_config(tmp_path), task)
+
+
 def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
     lines = write_glue(tmp_path / "jsonl") / "rte" / "train.jsonl"
     table = read_file(lines)
@@ -103,6 +140,11 @@ def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
     pyarrow.csv.write_csv(table, tmp_path / "train.csv")
     for name in ("train.parquet", "train.csv"):
         assert read_file(tmp_path / name).to_pydict() == table.to_pydict()
+
+
+def test_texts_that_parquet_holds_as_a_dictionary_are_texts():
+    table = pa.table({"sentence": pa.array(["a", "b", "a"]).dictionary_encode()})
+    assert text_columns(table, ("sentence",), "here") == (["a", "b", "a"],)
 
 
 @pytest.mark.parametrize(

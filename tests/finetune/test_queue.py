@@ -31,7 +31,7 @@ def test_a_job_that_raises_is_tried_again_once_and_the_others_go_on():
     events = _run([Job(name="bad", payload="fail"), Job(name="good", payload=1)])
     assert [kind for name, kind in _said(events) if name == "bad"] == ["started", "tried again", "started", "failed"]
     assert [event.result for event in events if event.kind == "done"] == [2]
-    failed = events[-1]
+    (failed,) = [event for event in events if event.kind == "failed"]
     assert failed.reason == "ValueError: as asked"
     assert "in do" in failed.details
 
@@ -105,6 +105,39 @@ def test_jobs_may_be_added_while_others_run():
                 if event.job.name == "first":
                     queue.add([Job(name="added", payload=21)])
     assert results == [2, 42]
+
+
+def test_what_is_tried_again_comes_first_since_others_may_wait_for_it(tmp_path):
+    jobs = [Job(name="shaky", payload=tmp_path / "mark"), Job(name="x", payload=1), Job(name="y", payload=2)]
+    assert [name for name, kind in _said(_run(jobs)) if kind == "done"] == ["shaky", "x", "y"]
+
+
+def test_forgotten_jobs_are_not_done_and_others_may_have_their_names():
+    with Queue(do, _ONE) as queue:
+        queue.add(
+            [Job(name="bad", payload="fail"), Job(name="x", payload=1), Job(name="needy", payload=2, needs="bad")]
+        )
+        results = {}
+        for event in queue.events():
+            if event is not None and event.kind == "failed":
+                queue.forget({"bad", "needy"})
+                queue.add([Job(name="needy", payload=5, needs="bad"), Job(name="bad", payload=4)])
+            if event is not None and event.kind == "done":
+                results[event.job.name] = event.result
+    assert results == {"x": 2, "bad": 8, "needy": 10}
+
+
+def test_what_a_forgotten_job_gives_is_dropped():
+    with Queue(do, _ONE) as queue:
+        queue.add([Job(name="slow", payload="where"), Job(name="after", payload=3, needs="slow")])
+        results = []
+        for event in queue.events():
+            if event is not None and event.kind == "started" and event.job.payload == "where":
+                queue.forget(["slow", "after"])
+                queue.add([Job(name="slow", payload=2)])
+            if event is not None and event.kind == "done":
+                results.append(event.result)
+    assert results == [4]
 
 
 def test_leaving_ends_what_is_under_way():

@@ -18,6 +18,7 @@ def line(task: str, value: float, **changes) -> Score:
         "seed": SEEDS[0],
         "metrics": {name: value / 100 for name in TASKS[task].metrics},
         "protocol": f"{task}-paper",
+        "settings": {},
         "start": "mnli" if TASKS[task].from_mnli else "pretraining",
         "is_partial": False,
         "seconds": 9.0,
@@ -36,6 +37,8 @@ def cost(steps: int, wall_seconds: float) -> Pretraining:
         seconds=0.9 * wall_seconds,
         wall_seconds=wall_seconds,
         flops=1e12 * steps,
+        device="H200",
+        num_devices=1,
     )
 
 

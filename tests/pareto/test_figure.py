@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 from PIL import Image
 
-from mosaicbert.pareto.figure import as_png, draw_pareto
+from mosaicbert.pareto.figure import _distinguish, as_png, draw_pareto
 from mosaicbert.pareto.points import Point
 from mosaicbert.pareto.reference import REFERENCES
 from mosaicbert.report.figure import run_colour
@@ -22,6 +22,7 @@ def _point(step: int, hours: float, average: float, *, run="runs/a", series="Our
         step=step,
         pretraining=cost(step, 3600 * hours),
         hours=hours,
+        devices=1,
         dollars=None if dollars is None else hours * dollars,
         scores={},
         average=average,
@@ -37,6 +38,7 @@ def _draw(points, references=REFERENCES, **changes):
         "labels": {point.series: f"{point.series}: 1 device" for point in points},
         "measure": "mean of 5 GLUE tasks",
         "caption": "Below.",
+        "is_comparable": True,
     }
     return draw_pareto(points, references, **(arguments | changes))
 
@@ -87,6 +89,21 @@ def test_the_papers_points_are_grey_and_their_labels_say_what_they_are():
     assert not [text for text in _legend(_draw(_RUN, references=())) if "paper" in text]
 
 
+def test_what_averages_something_else_stands_apart_with_its_own_scores_hours_and_dollars():
+    hours, dollars, apart = _draw(_RUN, is_comparable=False).axes
+    for axes in (hours, dollars):
+        assert axes.get_ylim()[0] > 50.0  # ours are not pressed together
+        assert not [line for line in axes.lines if tuple(line.get_ydata()) == REFERENCES[0].averages]
+    assert [tuple(line.get_ydata()) for line in apart.lines] == [reference.averages for reference in REFERENCES]
+    assert apart.get_xlabel() == "wall-clock hours of 8 A100"
+    assert apart.get_ylabel() == "score: mean of 8 GLUE tasks"
+    (above,) = apart.child_axes
+    assert above.get_xlabel() == "dollars"
+    assert above.get_xlim() == pytest.approx([20.0 * end for end in apart.get_xlim()])
+    assert len(_draw([_point(1, 1.0, 60.0, dollars=None)], is_comparable=False).axes) == 2
+    assert len(_draw(_RUN, references=(), is_comparable=False).axes) == 2
+
+
 def test_the_frontier_is_a_step_line_through_the_points_that_none_beats():
     line = _frontier(_draw(_RUN).axes[0])
     assert line.get_drawstyle() == "steps-post"
@@ -115,12 +132,22 @@ def test_each_series_has_its_colour_and_its_marker():
         line.get_color(): line.get_marker() for line in axes.lines if line.get_color() in map(run_colour, range(3))
     }
     assert list(drawn) == [run_colour(index) for index in range(3)]
+    assert len(set(drawn.values())) == 3
 
 
 def test_checkpoints_are_labelled_by_steps_and_runs_by_their_names():
     assert sorted(_labels(_draw(_RUN, references=()).axes[0])) == ["1.5k", "100", "3k", "6k"]
     runs = [_point(100, 1.0, 60.0, run="runs/short/"), _point(200, 4.0, 70.0, run="runs/long")]
     assert sorted(_labels(_draw(runs, references=()).axes[0])) == ["long", "short"]
+
+
+def test_runs_are_labelled_by_what_their_names_do_not_share():
+    names = {5: "runs/bert-cpu-5min", 10: "runs/bert-cpu-10min", 20: "runs/bert-cpu-20min"}
+    points = [_point(100, minutes / 60, 50.0 + minutes, run=run) for minutes, run in names.items()]
+    assert sorted(_labels(_draw(points, references=()).axes[0])) == ["10min", "20min", "5min"]
+    assert _distinguish(["runs/a-5-x", "runs/a-10-x"]) == {"runs/a-5-x": "5", "runs/a-10-x": "10"}
+    assert _distinguish(["one/run", "other/run"]) == {"one/run": "one", "other/run": "other"}
+    assert _distinguish(["run", "run-b"]) == {"run": "run", "run-b": "run-b"}
 
 
 @pytest.mark.parametrize("count", [4, 40])

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_numbe
         assert word in tables
     assert "Left out: QNLI (no score of runs/a@100, runs/a@900)." in text
     assert "Left out: QQP, MNLI (no score)." in text
-    assert "ours 5: heights do not compare" in text
+    assert "their heights do not compare with ours" in text
     assert "Without a price: Theirs." in text
 
 
@@ -134,6 +135,21 @@ def test_checkpoints_of_unknown_cost_are_named_and_a_figure_without_points_is_re
         pareto(_recipe(Path("new"), {"c": SeriesConfig(runs=[run])}), console)
 
 
+def test_a_step_that_was_trained_again_and_other_devices_are_said(two, console):
+    write_scores(Path("runs/a"), [line("cola", 90.0, step=900, pretraining=cost(900, 5 * 3600.0))])
+    spent = replace(cost(300, 3600.0), device="B200", num_devices=4)
+    elsewhere = [replace(one, pretraining=spent) for one in scored_checkpoint(300, 3600.0, 60.0, tasks=_FIVE)]
+    run = write_scores(Path("runs/elsewhere"), elsewhere)
+    series = two.pareto.series | {"Elsewhere": SeriesConfig(runs=[run], dollars_per_device_hour=1.0)}
+    recipe = _recipe(Path("new"), series, tasks=["cola"])
+    pareto(recipe, console)
+    text = console.export_text()
+    assert "runs/a@900: 22 score(s) of an earlier training of this step are not used." in text
+    assert "Not all points have the same seeds of CoLA" in text
+    assert "Hours are of different devices (H200; B200)" in text
+    assert [(one["device"], one["devices"], one["dollars"]) for one in _lines(recipe)][-1] == ("B200", 4, 4.0)
+
+
 def test_nothing_is_written_when_a_run_is_refused(two, console):
     recipe = _recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
     with pytest.raises(ConfigError, match="runs/nowhere"):
@@ -153,13 +169,14 @@ def test_a_clearly_better_run_is_called_better_whichever_comes_first(two, consol
     assert test.difference == pytest.approx(5.0, abs=0.5)
     assert test.interval[0] > 4.0
     assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in _FIVE)
+    assert test.p_value < 0.001
     assert "A is better than B: by" in console.export_text()
     compare(two, "runs/[b]", "runs/a", console)
     text = console.export_text()
     assert "B is better than A: by" in text
     assert "not about their recipes under other pretraining seeds" in text
     assert "MRPC acc/F1" in text
-    assert "whose noise is in no interval: MRPC, STS-B, RTE" in text
+    assert "whose chance is in no interval and no p: MRPC, STS-B, RTE" in text
 
 
 def test_a_run_is_its_newest_scored_checkpoint_unless_a_step_is_given(two, console):
@@ -172,10 +189,21 @@ def _seeds(task: str, values, **changes):
 
 
 def test_too_few_seeds_are_said_to_be_too_few(tmp_path, console):
-    first = write_scores(tmp_path / "a", _seeds("rte", [80.0, 81.0, 82.0, 83.0, 84.0]))
-    second = write_scores(tmp_path / "b", _seeds("rte", [50.0, 51.0, 53.0, 52.0, 54.0]))
-    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert "Too few seeds to tell: with 5 pair(s) the smallest p is 0.0625." in console.export_text()
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [80.0, 81.0]), line("cola", 90.0)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [50.0, 51.5]), line("cola", 10.0)])
+    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    assert (test.p_value, test.interval) == (None, None)
+    text = console.export_text()
+    assert "Too few seeds to tell" in text and "from 2 pair(s)" in text
+    assert "Not tested, having a single pair: CoLA." in text
+
+
+def test_a_task_that_the_second_wins_does_not_hide_one_that_the_first_wins_by_more(tmp_path, console):
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [80, 81, 80]), *_seeds("cola", [40, 41, 41])])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [70, 70, 70]), *_seeds("cola", [44, 44, 45])])
+    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    assert test.interval[0] > 0
+    assert "A is better than B: by 3.33" in console.export_text()
 
 
 def test_a_difference_that_could_be_chance_is_not_called_one(tmp_path, console):
@@ -189,25 +217,28 @@ def test_a_difference_that_could_be_chance_is_not_called_one(tmp_path, console):
 def test_a_single_pair_can_be_compared_and_tells_nothing(tmp_path, console):
     first, second = (write_scores(tmp_path / name, [line("rte", value)]) for name, value in (("a", 50.0), ("b", 60.0)))
     compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert "Too few seeds to tell: with 1 pair(s) the smallest p is 1." in console.export_text()
+    assert "Too few seeds to tell" in console.export_text()
 
 
 def test_only_pairs_of_the_same_seed_count_and_others_are_said(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61]), line("cola", 90.0, seed=1)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [50, 50]), line("cola", 10.0, seed=2)])
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61, 99]), line("cola", 90.0, seed=1)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [50, 50, 50]), line("cola", 10.0, seed=2)])
     test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert (test.num_pairs, test.difference) == (2, pytest.approx(11.0))
+    assert (test.num_pairs, test.difference) == (3, pytest.approx(11.0))
     text = console.export_text()
     assert "RTE: 1 score(s) without a partner" in text
     assert "CoLA: 2 score(s) without a partner" in text
 
 
-def test_several_tasks_with_one_pair_are_said_to_be_thin(tmp_path, console):
+def test_tasks_with_one_pair_are_shown_and_not_tested(tmp_path, console):
     folders = [
         write_scores(tmp_path / name, scored_checkpoint(10, 60.0, value)) for name, value in (("a", 80.0), ("b", 81.0))
     ]
-    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=folders)}), *folders, console)
-    assert "3 of 8 tasks have a single pair" in console.export_text()
+    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=folders)}), *folders, console)
+    assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in _FIVE)
+    text = console.export_text()
+    assert "Not tested, having a single pair: QQP, MNLI, QNLI." in text
+    assert "of them the 5 with several pairs" in text
 
 
 def test_a_model_from_elsewhere_can_be_compared(tmp_path, console):
@@ -221,11 +252,12 @@ def test_a_model_from_elsewhere_can_be_compared(tmp_path, console):
     "first, second, words",
     [
         ("runs/a@900", "runs/a", "both are runs/a@900"),
+        ("./runs/a/", "runs/a", "both are ./runs/a/@900"),
         ("runs/a@7", "runs/a", "step 7 has not been scored; of runs/a there are 100, 900"),
         ("runs/a", "runs/nowhere", "runs/nowhere"),
         ("runs/a", "runs/other-seeds", "no seed of a task is common"),
     ],
-    ids=["same", "no-step", "no-run", "no-pair"],
+    ids=["same", "same-otherwise-spelt", "no-step", "no-run", "no-pair"],
 )
 def test_a_comparison_that_cannot_be_is_refused(two, console, first, second, words):
     write_scores(Path("runs/other-seeds"), [line("rte", 50.0, seed=1, pretraining=cost(100, 5.0))])

@@ -1,5 +1,7 @@
 """scores.jsonl: what is written is read, and a crash costs the line that it cut off."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from mosaicbert.config import ConfigError
 from mosaicbert.scores.ledger import Pretraining, Score, append_score, read_scores
 
-_COST = Pretraining(steps=3, tokens=4_000, seconds=1.5, wall_seconds=2.0, flops=1e12)
+_COST = Pretraining(
+    steps=3, tokens=4_000, seconds=1.5, wall_seconds=2.0, flops=1e12, device="a processor", num_devices=1
+)
 
 
 def _score(seed=19, **changes):
@@ -18,6 +22,7 @@ def _score(seed=19, **changes):
         "seed": seed,
         "metrics": {"accuracy": 0.5, "f1": 0.7},
         "protocol": "abc",
+        "settings": {"shuffle": True},
         "start": "mnli",
         "is_partial": False,
         "seconds": 1.0,
@@ -41,13 +46,29 @@ def test_a_line_that_was_cut_off_is_left_out_and_written_over(cut, tmp_path_fact
     append_score(path, second)
     assert read_scores(path) == [first, second]
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - 1 - cut])
+    path.write_bytes(whole[: len(whole) - 2 - cut])
     assert read_scores(path) == [first]
     append_score(path, third)
     assert read_scores(path) == [first, third]
 
 
-@pytest.mark.parametrize("line", ["{", "{}", '{"model": 1, "pretraining": null}', '{"pretraining": {"steps": 1}}'])
+def test_a_last_line_that_an_editor_left_without_its_end_counts(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    append_score(path, _score(1))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read_scores(path) == [_score(1)]
+    append_score(path, _score(2))
+    assert read_scores(path) == [_score(1), _score(2)]
+
+
+def test_a_training_is_known_by_its_position_not_by_what_is_derived_from_it():
+    assert _COST.is_same_training(replace(_COST, flops=2e12, device="another"))
+    assert not _COST.is_same_training(replace(_COST, wall_seconds=3.0))
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "{}", "3", "[]", '"é"', '{"model": 1, "pretraining": null}', '{"pretraining": {"steps": 1}}']
+)
 def test_a_line_that_is_no_score_is_named(line, tmp_path):
     path = tmp_path / "scores.jsonl"
     append_score(path, _score())
