@@ -14,7 +14,7 @@ test-newest: .venv-newest/installed   # the same suite with the newest torch and
 	.venv-newest/bin/python -m pytest
 
 check: .venv/installed                # style, types and tests
-	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright && .venv/bin/python -m pytest
+	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright --pythonpath .venv/bin/python && .venv/bin/python -m pytest
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
