@@ -209,7 +209,7 @@ def _show(folder: Path, console: Console) -> None:
         beside = (
             f"   (from random weights {metrics['random_weights'][name]:.4f})" if "random_weights" in metrics else ""
         )
-        _say(console, f"{name + ':':21}{value:.4f}{beside}")
+        _say(console, f"{name + ':':22}{value:.4f}{beside}")
     for name in ("hf", "report.md", "predictions.jsonl"):
         _say(console, str(folder / name))
 

@@ -82,7 +82,7 @@ def test_classes_are_learnt_measured_and_written_down(tuned):
     assert metrics["validation"] == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 1.0}
     assert set(metrics["random_weights"]) == set(metrics["validation"])
     assert metrics["examples"] == {"train": 40, "validation": 12}
-    assert "accuracy:            1.0000   (from random weights" in said
+    assert "accuracy:             1.0000   (from random weights" in said
     assert len(re.findall(r"^step \d+/50  loss \d\.\d{3}  \d:\d\d:\d\d left$", said, flags=re.MULTILINE)) == 2 * 50
     report = (folder / "report.md").read_text()
     assert "| class 1 | 1.000 | 1.000 | 1.000 | 6 |" in report
