@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Accuracy against time on a CPU: a small MosaicBERT and a small BERT of the same width and depth, each pretrained for 5,
-# 10 and 20 minutes, fine-tuned on the smaller tasks of GLUE, and drawn. Some three hours on two cores, which nothing else
+# 10 and 20 minutes, fine-tuned on the smaller tasks of GLUE, and drawn. Two to three hours on two cores, which nothing else
 # may use meanwhile; it goes on where it was cut off.
 #
 #     scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]
