@@ -176,7 +176,8 @@ class _Plan:
             protocol=self.protocols[payload.task],
             settings=self.settings[payload.task],
             start=MNLI if self.config.starts_from_mnli(payload.task) else PRETRAINED,
-            is_partial=result.is_partial or (self.config.starts_from_mnli(payload.task) and self._has_part_of_mnli),
+            is_partial=result.is_partial
+            or (self.config.starts_from_mnli(payload.task) and self._has_part_of_mnli(checkpoint)),
             seconds=result.seconds,
             pretraining=checkpoint.pretraining,
             environment=result.environment,
@@ -197,10 +198,9 @@ class _Plan:
             if _KEPT.fullmatch(path.name) and path.with_name(path.name.removesuffix(PARTIAL)) not in needed:
                 shutil.rmtree(path, ignore_errors=True)
 
-    @property
-    def _has_part_of_mnli(self) -> bool:
-        sizes = self.found[MNLI]
-        return any(size < TASKS[MNLI].num_examples[split] for split, size in sizes.items())
+    def _has_part_of_mnli(self, checkpoint: Checkpoint) -> bool:
+        """Whether the model fine-tuned on MNLI saw less than all of it, which of a Hub dataset only its job knows."""
+        return any(entry.is_partial for entry in self.scores_of(checkpoint) if entry.task == MNLI)
 
     def _jobs(self, checkpoint: Checkpoint) -> Iterator[Job]:
         wanted = self.wanted(checkpoint)

@@ -31,12 +31,12 @@ _TASKS = ["mnli", "rte", "stsb", "cola"]
 _ALL = {("mnli", 19), ("rte", 19), ("rte", 8364), ("stsb", 19), ("cola", 19)}
 
 
-def _recipe(model, data, **changes):
+def _recipe(model, folder, **changes):
     short = {task: ProtocolChange(epochs=1, num_seeds=1) for task in _TASKS}
     short["rte"] = ProtocolChange(epochs=1, num_seeds=2)
     fields = {"tasks": _TASKS, "partial_data": True, "precision": "fp32", "protocol": short, "max_seq_len": 32}
-    config = GlueConfig(model=str(model), data=str(data), **(fields | changes))
-    return GlueRecipe(run_name="scores", runs_folder=str(data.parent), glue=config)
+    config = GlueConfig(**({"model": str(model), "data": str(folder)} | fields | changes))
+    return GlueRecipe(run_name="scores", runs_folder=str(folder.parent), glue=config)
 
 
 def _score(recipe):
@@ -276,6 +276,22 @@ def test_a_step_that_is_trained_again_is_scored_again_and_older_results_are_drop
     assert plan.record(before, result) is None
     assert plan.record(after, result).pretraining.wall_seconds == 9.0
     assert len(read_scores(target.scores)) == 1
+
+
+@pytest.mark.parametrize("is_partial", [False, True])
+def test_what_begins_with_part_of_mnli_is_partial_on_the_hub_as_well(finished, tmp_path, is_partial):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[1].path, run.path, symlinks=True)
+    recipe = _recipe(
+        run.path, tmp_path, data="somebody/glue", tasks=["mnli", "rte"]
+    )  # of the Hub: nobody knows its sizes
+    plan, queue = _Plan(recipe.glue, Target(recipe), find_tasks(recipe.glue)[0]), Queue(score, [])
+    plan.look(queue)
+    mnli, rte, _ = queue.pending
+    metrics = {"accuracy_matched": 0.5, "accuracy_mismatched": 0.5}
+    plan.record(mnli, GlueResult(metrics=metrics, is_partial=is_partial, seconds=1.0, environment={}))
+    entry = plan.record(rte, GlueResult(metrics={"accuracy": 0.5}, is_partial=False, seconds=1.0, environment={}))
+    assert entry.is_partial == is_partial
 
 
 def test_scores_begun_with_mnli_and_not_are_both_printed(scored, tmp_path):
