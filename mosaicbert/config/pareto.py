@@ -14,6 +14,7 @@ class SeriesConfig:
     """Runs that make one curve."""
 
     runs: list[str]  # folders of runs that have been scored; each scored checkpoint is a point
+    untrained: str | None = None  # folder of a scored run of one step, of the same model: random weights
     devices: int | None = None  # that trained each of them; None: as many as the run began with
     dollars_per_device_hour: float | None = None  # None: no price, and no point among the dollars
 
@@ -41,7 +42,8 @@ class ParetoConfig:
         if not self.series:
             raise ConfigError("pareto.series is empty; name one, e.g. pareto.series.MosaicBERT.runs=[runs/quickstart].")
         named = [os.path.normpath(run) for series in self.series.values() for run in series.runs]
-        twice = next((run for run in named if named.count(run) > 1), None)
+        floors = {os.path.normpath(series.untrained) for series in self.series.values() if series.untrained}
+        twice = next((run for run in named if named.count(run) > 1 or run in floors), None)
         if twice is not None:
             raise ConfigError(f"pareto.series names {twice} twice; name each folder once.")
         unknown = [task for task in self.tasks if task not in TASKS]

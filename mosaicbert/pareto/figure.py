@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,7 +100,8 @@ def draw_pareto(
     points: Sequence[Point],
     references: Sequence[Reference],
     *,
-    labels: dict[str, str],
+    floors: Mapping[str, float],
+    labels: Mapping[str, str],
     measure: str,
     caption: str,
     is_comparable: bool,
@@ -110,6 +111,7 @@ def draw_pareto(
     Args:
         points: one at least.
         references: drawn in grey, without a part in the frontier.
+        floors: what the models of a series score from random weights, by its name; a level line.
         labels: of the series, by their names, for the legend.
         measure: what the average is, for the axis.
         caption: what stands below, wrapped to the figure's width.
@@ -121,7 +123,9 @@ def draw_pareto(
     beside, apart = (references, ()) if is_comparable else ((), references)
     columns = len(panels) + bool(apart)
     with matplotlib.rc_context(_STYLE):
-        entries = _legend_entries(names, labels, references, has_intervals=any(point.interval for point in points))
+        has_intervals = any(point.interval for point in points)
+        has_floors = any(name in floors for name in names)
+        entries = _legend_entries(names, labels, references, has_floors=has_floors, has_intervals=has_intervals)
         width = _FIGURE_WIDTHS[columns]
         lines = textwrap.wrap(caption, int(_CHARACTERS_PER_INCH * width))
         figure = Figure(figsize=(width, _PANEL_HEIGHT), layout="constrained", dpi=_DPI)
@@ -137,7 +141,7 @@ def draw_pareto(
             axes.sharey(row[0])
             axes.tick_params(labelleft=False)
         for panel, axes in zip(panels, row, strict=True):
-            _draw_panel(axes, panel, points, names, beside)
+            _draw_panel(axes, panel, points, names, beside, floors)
         canvas.draw()  # lays out, so that it is known where things are
         figure.set_layout_engine("none")
         for panel, axes in zip(panels, row, strict=True):
@@ -154,7 +158,12 @@ def as_png(figure: Figure) -> bytes:
 
 
 def _draw_panel(
-    axes: Axes, panel: _Panel, points: Sequence[Point], names: list[str], references: Sequence[Reference]
+    axes: Axes,
+    panel: _Panel,
+    points: Sequence[Point],
+    names: list[str],
+    references: Sequence[Reference],
+    floors: Mapping[str, float],
 ) -> None:
     for index, reference in enumerate(references):
         axes.plot(panel.reference_cost(reference), reference.averages, **_reference_style(index))
@@ -164,6 +173,8 @@ def _draw_panel(
             placed.sort(key=lambda pair: pair[0])
             if placed:
                 _draw_curve(axes, [cost for cost, _ in placed], [point for _, point in placed], index)
+        if name in floors and any(panel.cost(point) is not None for point in points if point.series == name):
+            axes.axhline(floors[name], **_floor_style(run_colour(index)), gid=f"untrained {name}")
     ours = [cost for point in points if (cost := panel.cost(point)) is not None]
     _scale(axes, [*ours, *(cost for reference in references for cost in panel.reference_cost(reference))])
     costs, averages = _frontier(panel, points)
@@ -276,16 +287,27 @@ def _reference_style(index: int) -> dict[str, Any]:
     }
 
 
+def _floor_style(colour: str) -> dict[str, Any]:
+    return {"color": colour, "linewidth": 0.8, "linestyle": (0, (6, 2)), "zorder": 2.2}
+
+
 def _frontier_style() -> dict[str, Any]:
     return {"color": "black", "linewidth": 1.0, "linestyle": (0, (1, 1)), "zorder": 2.5}
 
 
 def _legend_entries(
-    names: list[str], labels: dict[str, str], references: Sequence[Reference], *, has_intervals: bool
+    names: list[str],
+    labels: Mapping[str, str],
+    references: Sequence[Reference],
+    *,
+    has_floors: bool,
+    has_intervals: bool,
 ) -> list[tuple[Any, str]]:
     entries = [(Line2D([], [], **_series_style(index)), labels[name]) for index, name in enumerate(names)]
     meaning = "frontier; bars: 95% intervals" if has_intervals else "frontier"
     entries.append((Line2D([], [], **_frontier_style()), meaning))
+    if has_floors:
+        entries.append((Line2D([], [], **_floor_style(_GREY)), "level: the same model from random weights"))
     entries += [
         (Line2D([], [], **_reference_style(index)), reference.label) for index, reference in enumerate(references)
     ]

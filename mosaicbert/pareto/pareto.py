@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,23 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     """
     config = recipe.pareto
     found, notices = _read(config)
-    checkpoints = [checkpoint for _, checkpoint in found]
+    untrained = _read_untrained(config)
+    checkpoints = [checkpoint for _, checkpoint in (*found, *untrained)]
     selection = select_tasks(checkpoints, config.tasks, config.chain)
-    points = [make_point(name, config.series[name], checkpoint, selection) for name, checkpoint in found]
-    notices += find_outdated(checkpoints) + find_uneven_seeds(points)
-    frontiers = _frontiers(points)
-    grids = [cost_grid(points, frontiers, selection), task_grid(points, selection)]
-    caption = _caption(points, selection, config)
+    points, floors = (
+        [make_point(name, config.series[name], checkpoint, selection) for name, checkpoint in which]
+        for which in (found, untrained)
+    )
+    notices += find_outdated(checkpoints) + find_uneven_seeds(points + floors)
+    frontiers = {sign: [*marks, *(None for _ in floors)] for sign, marks in _frontiers(points).items()}
+    shown = points + [replace(floor, series=f"{floor.series}, untrained") for floor in floors]
+    grids = [cost_grid(shown, frontiers, selection), task_grid(shown, selection)]
+    caption = _caption(points, floors, selection, config)
     remarks = [*notices, *selection.notices, *caption, *_TABLE_REMARKS]
     figure = draw_pareto(
         points,
         REFERENCES if config.reference else (),
+        floors={floor.series: floor.average for floor in floors},
         labels={name: _label(name, one, points) for name, one in config.series.items()},
         measure=selection.measure,
         caption=" ".join([*caption, "Beside the points, where there is room: what tells a series' points apart."]),
@@ -66,7 +72,8 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     )
     lines = [
         _line(point, selection, {name: marks[index] for name, marks in frontiers.items()})
-        for index, point in enumerate(points)
+        | {"is_untrained": point in floors}
+        for index, point in enumerate(points + floors)
     ]
     markdown = _markdown(recipe.run_name, selection, grids, remarks)
     contents = (as_png(figure), "".join(json.dumps(line) + "\n" for line in lines).encode(), markdown.encode())
@@ -142,6 +149,18 @@ def _read(config: ParetoConfig) -> tuple[list[tuple[str, Checkpoint]], list[str]
     return found, notices
 
 
+def _read_untrained(config: ParetoConfig) -> list[tuple[str, Checkpoint]]:
+    named = [(name, series.untrained) for name, series in config.series.items()]
+    found = [(name, checkpoint) for name, run in named if run is not None for checkpoint in read_checkpoints(run)]
+    for name, checkpoint in found:
+        if checkpoint.step != 1 or checkpoint.pretraining is None:
+            raise ConfigError(
+                f"pareto.series.{name}.untrained: {checkpoint.name} is not of a run of one step whose cost is known; "
+                "make one with train.duration=1steps, whose weights are almost as they were drawn, and score it."
+            )
+    return found
+
+
 def _frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
     averages = [point.average for point in points]
     by_hours: list[bool | None] = [*find_frontier([point.hours for point in points], averages)]
@@ -151,10 +170,12 @@ def _frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
     return {"h": by_hours, "$": [marks.get(index) for index in range(len(points))]}
 
 
-def _caption(points: Sequence[Point], selection: Selection, config: ParetoConfig) -> list[str]:
+def _caption(points: Sequence[Point], floors: Sequence[Point], selection: Selection, config: ParetoConfig) -> list[str]:
     count = len(selection.variants)
     found = [f"Score: {'mean of ' if count > 1 else ''}{', '.join(TASKS[task].label for task in selection.variants)}."]
-    found += explain([point.scores for point in points], selection)
+    found += explain([point.scores for point in (*points, *floors)], selection)
+    if floors:
+        found.append("Untrained: the same model from random weights, after one step; it has no part in the frontier.")
     has_prices = any(point.dollars is not None for point in points)
     unpriced = [name for name, series in config.series.items() if series.dollars_per_device_hour is None]
     if has_prices and unpriced:

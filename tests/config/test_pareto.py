@@ -38,10 +38,11 @@ def test_a_series_that_cannot_be_is_refused(changes, words):
         ({"series": {}}, "pareto.series is empty"),
         ({"series": {"a": SeriesConfig(runs=["runs/a", "./runs/a/"])}}, "runs/a twice; name each folder once"),
         ({"series": {name: SeriesConfig(runs=["runs/a"]) for name in "ab"}}, "runs/a twice; name each folder once"),
+        ({"series": {"a": SeriesConfig(runs=["runs/a"], untrained="./runs/a")}}, "runs/a twice"),
         ({"tasks": ["mrcp"]}, "'mrcp'"),
         ({"tasks": ["mrpc", "mrpc"]}, "name each task once"),
     ],
-    ids=["no-series", "twice", "twice-in-two", "unknown-task", "task-twice"],
+    ids=["no-series", "twice", "twice-in-two", "trained-and-not", "unknown-task", "task-twice"],
 )
 def test_a_figure_that_cannot_be_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):

@@ -8,6 +8,7 @@ from rich.console import Console
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import SEEDS, TASKS
 from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe, SeriesConfig
+from mosaicbert.pareto.figure import draw_pareto
 from mosaicbert.pareto.pareto import compare, pareto
 from tests.pareto.scored import cost, line, scored_checkpoint, write_scores
 
@@ -55,6 +56,43 @@ def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two, console):
     assert (mrpc["protocol"], mrpc["is_partial"]) == ("mrpc-paper", False)
     assert [one["on_frontier_hours"] for one in (first, second, third)] == [True, True, False]
     assert [one["on_frontier_dollars"] for one in (first, second, third)] == [True, True, None]
+
+
+def _with_untrained(recipe: ParetoRecipe, run: str) -> ParetoRecipe:
+    series = recipe.pareto.series | {"Theirs": replace(recipe.pareto.series["Theirs"], untrained=run)}
+    return replace(recipe, pareto=replace(recipe.pareto, series=series))
+
+
+def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(two, console, monkeypatch):
+    run = write_scores(Path("runs/none"), scored_checkpoint(1, 1.0, 90.0, tasks=_FIVE[1:]))
+    recipe, drawn = _with_untrained(two, run), {}
+    monkeypatch.setattr(
+        "mosaicbert.pareto.pareto.draw_pareto",
+        lambda *points, **arguments: drawn.update(arguments) or draw_pareto(*points, **arguments),
+    )
+    pareto(recipe, console)
+    *trained, untrained = _lines(recipe)
+    assert (untrained["series"], untrained["run"], untrained["step"]) == ("Theirs", run, 1)
+    assert untrained["average"] == pytest.approx(90.0, abs=1.0)
+    assert drawn["floors"] == {"Theirs": untrained["average"]}
+    assert untrained["on_frontier_hours"] is untrained["on_frontier_dollars"] is None
+    assert [line["is_untrained"] for line in (*trained, untrained)] == [False, False, False, True]
+    rows = [row.split(" | ") for row in (recipe.run_folder / "pareto.md").read_text().splitlines() if row[:2] == "| "]
+    (row,) = [row for row in rows if row[1].startswith("Theirs, untrained: runs/none@1")]
+    assert row[-1] == "- |"
+    # It beats all of them at next to no cost, and takes nothing from them; but only what it has, too, is averaged.
+    assert [line["on_frontier_hours"] for line in trained] == [True, True, False]
+    assert list(trained[0]["tasks"]) == [task for task in TASKS if task in _FIVE[1:]]
+    assert "Left out: CoLA (no score of runs/none@1)." in console.export_text()
+
+
+def test_a_run_of_more_than_a_step_is_not_untrained(two, console):
+    run = write_scores(Path("runs/some"), scored_checkpoint(2, 1.0, 90.0, tasks=_FIVE))
+    with pytest.raises(ConfigError, match=r"pareto.series.Theirs.untrained: runs/some@2 is not of a run of one step"):
+        pareto(_with_untrained(two, run), console)
+    run = write_scores(Path("runs/other"), [line("cola", 50.0, step=None, pretraining=None)])
+    with pytest.raises(ConfigError, match=r"untrained: runs/other is not of a run of one step"):
+        pareto(_with_untrained(two, run), console)
 
 
 def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_number_of_tasks(two):
