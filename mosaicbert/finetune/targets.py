@@ -135,6 +135,7 @@ def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
 def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float], seconds: float) -> Pretraining:
     tokens, samples = position["tokens"], position["samples"]
     gpus: list[str] = environment["gpus"]
+    plural = "core" if environment["cores"] == 1 else "cores"
     rate = (
         recipe.data.mask_rate
         if recipe.data.final_mask_rate is None
@@ -148,6 +149,6 @@ def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float
         seconds=seconds,
         wall_seconds=position["seconds"],
         flops=flops,
-        device=gpus[0] if gpus else f"{environment['processor']}, {environment['cores']} cores",
+        device=gpus[0] if gpus else f"{environment['processor']}, {environment['cores']} {plural}",
         num_devices=(recipe.train.num_processes or len(gpus)) if gpus else 1,
     )

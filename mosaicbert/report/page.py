@@ -141,7 +141,8 @@ def _device(run: Run) -> str:
     if gpus:
         return ", ".join(f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in gpus.items())
     cores = run.environment.get("cores")
-    return str(run.environment.get("processor") or _UNKNOWN) + (f", {cores} cores" if cores else "")
+    plural = "core" if cores == 1 else "cores"
+    return str(run.environment.get("processor") or _UNKNOWN) + (f", {cores} {plural}" if cores else "")
 
 
 def _last(lines: list[dict[str, Any]], name: str) -> float:

@@ -108,7 +108,7 @@ def test_a_finished_run_is_not_trained_again(finished, console):
 
 def test_two_processes_train_as_one_does(finished, source, tmp_path):
     _, alone, _ = finished
-    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2})
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2}, checkpoint={"interval": "6 steps"})
     printed = finish(start(recipe))
     together = RunFolder(recipe.run_folder)
     assert losses_of(together) == pytest.approx(losses_of(alone), rel=1e-5)
