@@ -58,20 +58,17 @@ def _eager(
 def _sdpa(
     qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
-    # Documents of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its real
-    # tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
+    # Neighbours of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its
+    # real tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
     seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
-    runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]  # of neighbours
+    runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
     chunks = qkv.split([length * count for length, count in runs])
     bias = _bias(slopes, window, 1 << (max(seqlens) - 1).bit_length(), qkv.dtype, qkv.device)
-    contexts: dict[int, Tensor] = {}
-    for length in dict.fromkeys(seqlens):
-        numbers = [number for number, run in enumerate(runs) if run[0] == length]
-        alike = [chunks[number] for number in numbers]
-        documents = (alike[0] if len(alike) == 1 else torch.cat(alike)).unflatten(0, (-1, length))
-        context = _sdpa_equal_lengths(documents, bias[:, :length, :length])
-        contexts |= zip(numbers, context.split([len(chunk) for chunk in alike]), strict=True)
-    return torch.cat([contexts[number] for number in range(len(runs))])
+    contexts = [
+        _sdpa_equal_lengths(chunk.unflatten(0, (count, length)), bias[:, :length, :length])
+        for chunk, (length, count) in zip(chunks, runs, strict=True)
+    ]
+    return torch.cat(contexts)
 
 
 def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:  # (B, L, 3, H, D) -> (B * L, H, D)
