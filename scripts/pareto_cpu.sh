@@ -7,8 +7,8 @@
 #     scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]
 #
 # TEXT: a glob of English text, e.g. 'corpus/*/train-*.jsonl.zst'. GLUE: a folder, see docs/glue.md. Results lie in
-# runs/pareto-cpu: the figure, its points, and whether the models look words up (scripts/copying.py). The ledgers are
-# runs/*-cpu-*/scores.jsonl.
+# runs/pareto-cpu: the figure, its points, whether the models look words up (scripts/copying.py), and what their frozen
+# states tell (scripts/probing.py). The ledgers are runs/*-cpu-*/scores.jsonl.
 set -euo pipefail
 (($# >= 2)) || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
 text=$(realpath -m "$1")
@@ -44,3 +44,4 @@ series() { (IFS=,; echo "pareto.series.$1.runs=[${*:2}]"); }
     "$(series MosaicBERT "${ours[@]:1}")" "$(series BERT "${theirs[@]:1}")"
 "$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml --compare "${ours[$#]}" "${theirs[$#]}"
 PYTHONPATH=. "$python" scripts/copying.py --output runs/pareto-cpu/copying.jsonl runs/store-cpu "${ours[@]}" "${theirs[@]}"
+PYTHONPATH=. "$python" scripts/probing.py --output runs/pareto-cpu/probing.jsonl "$glue" "${ours[@]}" "${theirs[@]}"
