@@ -13,7 +13,7 @@ RECORD = Path(__file__).with_suffix(".json")
 NUM_STEPS = 30
 
 # Products and sums in an order that does not depend on the number of threads, and hardly on the processor: kernels for
-# AVX2, which every x86-64 server has, and MKL's conditional numerical reproducibility, which it promises for Intel's.
+# AVX2, which every x86-64 server has, and MKL's conditional numerical reproducibility. An EPYC and a Xeon still differ.
 REPRODUCIBLE = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "AVX2,STRICT",
