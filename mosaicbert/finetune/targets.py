@@ -12,6 +12,7 @@ from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.load import load_recipe
 from mosaicbert.lock import is_locked
+from mosaicbert.report.runs import describe_processor
 from mosaicbert.scores.ledger import FILE_NAME, Pretraining
 from mosaicbert.train.run import RunFolder, newest_export
 
@@ -135,7 +136,6 @@ def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
 def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float], seconds: float) -> Pretraining:
     tokens, samples = position["tokens"], position["samples"]
     gpus: list[str] = environment["gpus"]
-    plural = "core" if environment["cores"] == 1 else "cores"
     rate = (
         recipe.data.mask_rate
         if recipe.data.final_mask_rate is None
@@ -149,6 +149,6 @@ def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float
         seconds=seconds,
         wall_seconds=position["seconds"],
         flops=flops,
-        device=gpus[0] if gpus else f"{environment['processor']}, {environment['cores']} {plural}",
+        device=gpus[0] if gpus else describe_processor(environment),
         num_devices=(recipe.train.num_processes or len(gpus)) if gpus else 1,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from mosaicbert.config.load import recipe_differences
 from mosaicbert.report.curves import column
 from mosaicbert.report.figure import run_colour
-from mosaicbert.report.runs import Run
+from mosaicbert.report.runs import Run, describe_processor
 
 _UNKNOWN = "\N{EN DASH}"
 _LONGEST_VALUE = 100  # characters of what else is known of a fault, e.g. the samples of its batches
@@ -140,9 +140,7 @@ def _device(run: Run) -> str:
     gpus = Counter(str(name) for name in run.environment.get("gpus") or [])
     if gpus:
         return ", ".join(f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in gpus.items())
-    cores = run.environment.get("cores")
-    plural = "core" if cores == 1 else "cores"
-    return str(run.environment.get("processor") or _UNKNOWN) + (f", {cores} {plural}" if cores else "")
+    return describe_processor(run.environment) if "processor" in run.environment else _UNKNOWN
 
 
 def _last(lines: list[dict[str, Any]], name: str) -> float:

@@ -37,6 +37,12 @@ class Run:
     finished: bool
 
 
+def describe_processor(environment: dict[str, Any]) -> str:
+    """The processor of an environment.json, and how many of its cores the run had."""
+    cores: int = environment["cores"]
+    return f"{environment['processor']}, {cores} core{'' if cores == 1 else 's'}"
+
+
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Reads run folders, each once, in the order given.
 

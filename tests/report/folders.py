@@ -72,7 +72,13 @@ def write_run(folder: Path, metrics: list[dict], *, faults=(), finished=True, **
     write_lines(folder / "metrics.jsonl", metrics)
     if faults:
         write_lines(folder / "faults.jsonl", faults)
-    environment = {"started": "2025-01-02T03:04:05+00:00", "commit": "0123abcd", "gpus": [], "processor": "Abacus"}
+    environment = {
+        "started": "2025-01-02T03:04:05+00:00",
+        "commit": "0123abcd",
+        "gpus": [],
+        "processor": "Abacus",
+        "cores": 1,
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "store.json").write_text(json.dumps({"splits": {}, "unigram_entropy": ENTROPY}))
     if finished:

@@ -88,7 +88,7 @@ def test_the_runs_stand_side_by_side(two):
     assert page.row("held-out loss, last (nats)") == [f"{lines[-1]['loss'] - 0.1:.4f}", "\N{EN DASH}"]
     assert page.row("skipped steps") == ["2", "0"]
     assert page.row("rollbacks") == ["1", "0"]
-    assert page.row("device") == ["Abacus"] * 2
+    assert page.row("device") == ["Abacus, 1 core"] * 2
     assert page.row("commit") == ["0123abcd"] * 2
 
 
