@@ -11,7 +11,8 @@ from mosaicbert.ops import cross_entropy_kernels as kernels
 
 CHUNK = 8  # rows, wherever a test sets them
 GRAD_LOSS = 0.37
-NUM_BATCHES = 8
+# In fp32 the errors' maximum has a long tail: of 8 batches it is, by equal rms, 1 in 100 times twice the definition's.
+NUM_BATCHES = {torch.float32: 64, torch.bfloat16: 8}
 SHAPES = [(1, 5, 3), (CHUNK, 64, 16), (CHUNK + 1, 301, 40), (CHUNK + 3, 2 * kernels._BLOCK + 77, 8), (23, 100, 40)]
 SHAPE_NAMES = ["one-row", "one-chunk", "one-row-more", "ragged-blocks", "three-chunks"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -47,13 +48,29 @@ def with_gradients(function, inputs, labels, autocast=False):
     return loss.detach(), num_right, *torch.autograd.grad(GRAD_LOSS * loss, inputs)
 
 
+def the_definition(inputs, labels, autocast=False):
+    """The definition's results, hidden's gradient from products of as many rows as ours.
+
+    A BLAS sums the V terms of each of its elements in another order for 11 rows than for 8 and for 3: with MKL's
+    kernels the errors of one and the other differ by up to 4 times, which is no matter of ours.
+    """
+    hidden, *decoder = inputs
+    pieces = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+    gradients = [
+        with_gradients(linear_cross_entropy_reference, [rows, *decoder], row_labels, autocast)[2]
+        for rows, row_labels in pieces
+    ]
+    loss, num_right, _, *grad_decoder = with_gradients(linear_cross_entropy_reference, inputs, labels, autocast)
+    return loss, num_right, torch.cat(gradients), *grad_decoder
+
+
 def assert_as_accurate_as_the_definition(batches, autocast=False):
     ours, eager, truth = (
         # All batches at once: of one number, the definition may by chance have no error at all.
         [torch.stack(tensors) for tensors in zip(*results, strict=True)]
         for results in (
             [with_gradients(linear_cross_entropy, inputs, labels, autocast) for inputs, labels in batches],
-            [with_gradients(linear_cross_entropy_reference, inputs, labels, autocast) for inputs, labels in batches],
+            [the_definition(inputs, labels, autocast) for inputs, labels in batches],
             [
                 with_gradients(linear_cross_entropy_reference, [tensor.double() for tensor in inputs], labels)
                 for inputs, labels in batches
@@ -68,13 +85,14 @@ def assert_as_accurate_as_the_definition(batches, autocast=False):
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
 @pytest.mark.usefixtures("path", "small_chunks")
 def test_loss_and_gradients_are_as_accurate_as_the_definitions(shape, dtype, device):
-    assert_as_accurate_as_the_definition([random_inputs(shape, device, dtype, seed) for seed in range(NUM_BATCHES)])
+    batches = [random_inputs(shape, device, dtype, seed) for seed in range(NUM_BATCHES[dtype])]
+    assert_as_accurate_as_the_definition(batches)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
 @pytest.mark.usefixtures("path", "small_chunks")
 def test_under_autocast_with_fp32_parameters_they_are_too(shape, device):
-    batches = [random_inputs(shape, device, torch.float32, seed) for seed in range(NUM_BATCHES)]
+    batches = [random_inputs(shape, device, torch.float32, seed) for seed in range(NUM_BATCHES[torch.bfloat16])]
     assert_as_accurate_as_the_definition(batches, autocast=True)
 
 
@@ -83,7 +101,7 @@ def test_under_autocast_with_fp32_parameters_they_are_too(shape, device):
 @pytest.mark.usefixtures("path", "small_chunks")
 def test_logits_that_overflow_an_exponential_lose_no_accuracy(scale, shift, dtype, device):
     batches = []
-    for seed in range(NUM_BATCHES):
+    for seed in range(NUM_BATCHES[dtype]):
         (hidden, weight, bias), labels = random_inputs((11, 301, 16), device, dtype, seed)
         batches.append(([hidden, weight, scale * bias + shift], labels))
     assert_as_accurate_as_the_definition(batches)
