@@ -25,7 +25,7 @@ from mosaicbert.pareto.points import (
     select_tasks,
 )
 from mosaicbert.pareto.reference import REFERENCES
-from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, explain_chain, task_grid
+from mosaicbert.pareto.tables import Grid, cost_grid, describe_interval, explain, explain_chain, name_grid, task_grid
 from mosaicbert.scores.statistics import SIGNIFICANCE, PairedTest, deviation_of, interval_of, mean_of, paired_test
 
 _FILES = ("pareto.png", "pareto.jsonl", "pareto.md")
@@ -58,7 +58,7 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     notices += find_outdated(checkpoints) + find_uneven_seeds(points + floors)
     frontiers = {sign: [*marks, *(None for _ in floors)] for sign, marks in _frontiers(points).items()}
     shown = points + [replace(floor, series=f"{floor.series}, untrained") for floor in floors]
-    grids = [cost_grid(shown, frontiers, selection), task_grid(shown, selection)]
+    grids = [name_grid(shown), cost_grid(shown, frontiers, selection), task_grid(shown, selection)]
     caption = _caption(points, floors, selection, config)
     remarks = [*notices, *selection.notices, *caption, *_TABLE_REMARKS]
     figure = draw_pareto(

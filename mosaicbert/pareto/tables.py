@@ -1,4 +1,4 @@
-"""What is printed and written: one table of costs and averages, one of tasks, and what must be known to read them."""
+"""What is printed and written: tables of names, costs and tasks, and what must be known to read them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +53,12 @@ def describe_interval(value: float, interval: tuple[float, float] | None, sign: 
     return f"{value:{sign}.2f}{ends}"
 
 
+def name_grid(points: Sequence[Point]) -> Grid:
+    """One row per point; the tables below have its number alone, to be no wider than a terminal."""
+    rows = [[str(number), point.series, point.name] for number, point in enumerate(points, start=1)]
+    return Grid(header=["#", "series", "run@step"], rows=rows, num_names=3)
+
+
 def cost_grid(points: Sequence[Point], frontiers: Mapping[str, Sequence[bool | None]], selection: Selection) -> Grid:
     """One row per point.
 
@@ -64,7 +70,6 @@ def cost_grid(points: Sequence[Point], frontiers: Mapping[str, Sequence[bool | N
     rows = [
         [
             str(number),
-            f"{point.series}:\n{point.name}",
             _digits(point.hours),
             "-" if point.dollars is None else _digits(point.dollars),
             short_number(point.pretraining.tokens),
@@ -76,8 +81,8 @@ def cost_grid(points: Sequence[Point], frontiers: Mapping[str, Sequence[bool | N
     ]
     count = len(selection.variants)
     average = f"mean of {count} task{'s' if count > 1 else ''}\n[95%]{', partial data' if selection.is_partial else ''}"
-    header = ["#", "series: run@step", "hours", "dollars", "tokens", "FLOPs", average, "frontier"]
-    return Grid(header=header, rows=rows, num_names=2)
+    header = ["#", "hours", "dollars", "tokens", "FLOPs", average, "frontier"]
+    return Grid(header=header, rows=rows, num_names=1)
 
 
 def task_grid(points: Sequence[Point], selection: Selection) -> Grid:

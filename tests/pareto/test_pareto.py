@@ -58,6 +58,20 @@ def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two, console):
     assert [one["on_frontier_dollars"] for one in (first, second, third)] == [True, True, None]
 
 
+def test_in_a_terminal_of_80_columns_names_and_numbers_are_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = "runs/mosaicbert-of-a-long-name"
+    write_scores(Path(run), scored_checkpoint(123_456, 1e7, 70.0))
+    series = {"MosaicBERT": SeriesConfig(runs=[run], dollars_per_device_hour=3.0)}
+    console = Console(record=True, width=80)
+    pareto(_recipe(Path("runs"), series), console)
+    printed = console.export_text()
+    (row,) = [json.loads(text) for text in Path("runs/figure/pareto.jsonl").read_text().splitlines()]
+    assert f" MosaicBERT  {run}@123456 " in printed
+    assert f"{row['average']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in printed
+    assert f"{row['hours']:,.0f}" in printed and f"{row['dollars']:,.0f}" in printed
+
+
 def _with_untrained(recipe: ParetoRecipe, run: str) -> ParetoRecipe:
     series = recipe.pareto.series | {"Theirs": replace(recipe.pareto.series["Theirs"], untrained=run)}
     return replace(recipe, pareto=replace(recipe.pareto, series=series))
@@ -78,8 +92,8 @@ def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(
     assert untrained["on_frontier_hours"] is untrained["on_frontier_dollars"] is None
     assert [line["is_untrained"] for line in (*trained, untrained)] == [False, False, False, True]
     rows = [row.split(" | ") for row in (recipe.run_folder / "pareto.md").read_text().splitlines() if row[:2] == "| "]
-    (row,) = [row for row in rows if row[1].startswith("Theirs, untrained: runs/none@1")]
-    assert row[-1] == "- |"
+    assert ["| 4", "Theirs, untrained", "runs/none@1 |"] in rows
+    assert [row[-1] for row in rows if row[0] == "| 4" and len(row) == 7] == ["- |"]
     # It beats all of them at next to no cost, and takes nothing from them; but only what it has, too, is averaged.
     assert [line["on_frontier_hours"] for line in trained] == [True, True, False]
     assert list(trained[0]["tasks"]) == [task for task in TASKS if task in _FIVE[1:]]
@@ -120,15 +134,15 @@ def test_all_eight_tasks_fit_100_columns(tmp_path):
     assert all(task.title in tables for task in TASKS.values())
 
 
-def test_the_markdown_has_both_tables_and_all_that_was_said(two):
+def test_the_markdown_has_all_tables_and_all_that_was_said(two):
     console = Console(record=True, width=100)
     pareto(two, console)
     text = (two.run_folder / "pareto.md").read_text()
     assert text.startswith("# figure: mean of 5 GLUE tasks\n")
     rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("|")]
-    assert [len(row) for row in rows] == [8] * 5 + [6] * 5
-    assert rows[2][1] == "Ours: runs/a@100"
-    assert [row[-1] for row in rows[2:5]] == ["h $", "h $", "-"]
+    assert [len(row) for row in rows] == [3] * 5 + [7] * 5 + [6] * 5
+    assert rows[2] == ["1", "Ours", "runs/a@100"]
+    assert [row[-1] for row in rows[7:10]] == ["h $", "h $", "-"]
     for remark in text.split("\n- ")[1:]:
         assert remark.strip() in console.export_text(clear=False)
 
