@@ -27,6 +27,11 @@ def test_help_answers_without_importing_anything_slow(command):
     assert "usage: mosaicbert" in answer.stdout
 
 
+def test_what_starts_several_processes_does_not_wait_for_composer():
+    code = "import sys, mosaicbert.train.launch\nassert 'composer' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_show_says_what_the_papers_run_takes(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["show", str(_RECIPES / "mosaicbert-base-c4.yaml")])

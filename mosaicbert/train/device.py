@@ -1,4 +1,4 @@
-"""The device that a process trains on: its precision, its peak, and how many there are."""
+"""The device that a process trains on: its precision, its peak, its threads and its memory."""
 
 import atexit
 import gc
@@ -11,43 +11,9 @@ from composer import Engine
 from torch.distributed.checkpoint import state_dict
 
 from mosaicbert.accounting import ACCELERATORS
-from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.sources import VALIDATION
-from mosaicbert.data.store import StoreRecord
+from mosaicbert.config import ConfigError
 
 _PEAK_SECONDS = 0.5  # the best product in this time, so that what else the machine does counts little
-
-
-def count_processes(recipe: Recipe) -> int:
-    """How many processes a run starts on this machine: one per GPU, or what the recipe says."""
-    if recipe.train.num_processes is not None:
-        available = torch.cuda.device_count()
-        if available and recipe.train.num_processes > available:
-            raise ConfigError(
-                f"train.num_processes={recipe.train.num_processes}, but this machine has {available} GPUs; "
-                "give at most as many."
-            )
-        return recipe.train.num_processes
-    return max(1, torch.cuda.device_count())
-
-
-def require_work_for_all(recipe: Recipe, record: StoreRecord, num_processes: int) -> None:
-    """Refuses more processes than there are samples for.
-
-    Raises:
-        ConfigError: a process would have no sample in a training step, or none to evaluate.
-    """
-    per_step, held_out = recipe.train.smallest_batch_samples, record.splits[VALIDATION].samples
-    if num_processes > per_step:
-        raise ConfigError(
-            f"the smallest step has {per_step} samples, less than the {num_processes} processes; every process needs "
-            "one: raise train.global_batch_samples or train.initial_batch_samples, or set train.num_processes."
-        )
-    if num_processes > held_out:
-        raise ConfigError(
-            f"{recipe.store_folder}: {held_out} held-out samples are less than the {num_processes} processes; "
-            "delete the store and raise data.held_out_fraction, or set train.num_processes."
-        )
 
 
 def choose_precision(asked: str, key: str = "train.precision") -> tuple[torch.dtype, str]:

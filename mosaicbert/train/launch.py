@@ -16,8 +16,7 @@ from rich.console import Console
 
 from mosaicbert.config import Recipe
 from mosaicbert.data.prepare import prepare
-from mosaicbert.train.device import count_processes, require_work_for_all
-from mosaicbert.train.pretrain import pretrain
+from mosaicbert.train.processes import count_processes, require_work_for_all
 from mosaicbert.train.run import check_run
 
 _LIFELINE = "MOSAICBERT_LIFELINE"  # a pipe's end, in the processes that this one starts
@@ -47,6 +46,8 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         threading.Thread(target=_end_with, args=(int(os.environ.pop(_LIFELINE)),), daemon=True).start()
     num_processes = 1 if "RANK" in os.environ else count_processes(recipe)
     if num_processes == 1:
+        from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
+
         pretrain(recipe, console, command=shlex.join(["mosaicbert", *arguments]))
         return 0
     check_run(recipe)

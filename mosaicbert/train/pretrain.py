@@ -31,13 +31,7 @@ from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
 from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
 from mosaicbert.train.compilation import GRAPHED_ATTENTION, choose_compilation, compile_model
 from mosaicbert.train.course import Clock, Course
-from mosaicbert.train.device import (
-    choose_precision,
-    limit_cpu_threads,
-    peak_flops,
-    release_memory,
-    require_work_for_all,
-)
+from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, release_memory
 from mosaicbert.train.exporting import Exporter
 from mosaicbert.train.faults import FaultLog, SkippedSteps
 from mosaicbert.train.guard import Guard, RollBack
@@ -45,6 +39,7 @@ from mosaicbert.train.loggers import build_loggers, require_loggers
 from mosaicbert.train.monitor import Monitor, SeededSteps
 from mosaicbert.train.optimizers import build_optimizer
 from mosaicbert.train.parallel import prepare_sharded, sharding_config
+from mosaicbert.train.processes import require_work_for_all
 from mosaicbert.train.result import summarise
 from mosaicbert.train.run import RunFolder, check_run, open_run, require_same_store
 from mosaicbert.train.stopping import Stopped, StopRequest

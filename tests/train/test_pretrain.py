@@ -18,8 +18,8 @@ from mosaicbert.data.prepare import check_store, prepare
 from mosaicbert.model.build import build_model
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
-from mosaicbert.train.device import require_work_for_all
 from mosaicbert.train.pretrain import pretrain
+from mosaicbert.train.processes import require_work_for_all
 from mosaicbert.train.run import RunFolder, open_run
 from tests.data.corpus import texts, write_jsonl
 from tests.recipes import TINY_MODEL, tiny_recipe
