@@ -114,24 +114,13 @@ def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> 
     console.print(f"A: {pair[0].name}\nB: {pair[1].name}", markup=False, highlight=False, soft_wrap=True)
     remarks = _test_remarks(test, tested, selection)
     _print(console, [_comparison_grid(paired, test, tested, selection)], notices + remarks)
-    console.print(judge(test), markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        _judge(test, paired, selection.measure),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return test
-
-
-def judge(test: PairedTest) -> str:
-    """The answer to whether A is better than B, in one sentence."""
-    if test.p_value is None and test.is_without_scatter:
-        return "Nothing to test: the seeds of each task all differ by the same, so chance has no measure."
-    if test.p_value is None:
-        return (
-            "Too few seeds to tell: how far scores scatter by chance is not known from "
-            f"{test.num_pairs or 'no'} pair(s) in tasks that have two or more; score with more seeds."
-        )
-    p = f"p {_describe_p(test.p_value)}"
-    if test.p_value >= SIGNIFICANCE:
-        return f"No difference shown: {test.difference:+.2f} could be chance ({p})."
-    better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
-    return f"{better} is better than {worse}: by {abs(test.difference):.2f} ({p})."
 
 
 def _read(config: ParetoConfig) -> tuple[list[tuple[str, Checkpoint]], list[str]]:
@@ -308,6 +297,28 @@ def _comparison_row(
     first, second = (mean_of([list(scores[side].values()) for scores in tasks]) for side in (0, 1))
     num_pairs = sum(len(scores) for scores, _ in tasks)
     return [name, f"{first:.2f}", f"{second:.2f}", describe_interval(first - second, interval, "+"), str(num_pairs)]
+
+
+def _judge(test: PairedTest, paired: Mapping[str, tuple[dict[int, float], dict[int, float]]], measure: str) -> str:
+    """The answer to whether A is better than B, and of which tasks it is."""
+    if test.p_value is None and test.is_without_scatter:
+        return "Nothing to test: the seeds of each task all differ by the same, so chance has no measure."
+    if test.p_value is None:
+        return (
+            "Too few seeds to tell: how far scores scatter by chance is not known from "
+            f"{test.num_pairs or 'no'} pair(s) in tasks that have two or more; score with more seeds."
+        )
+    p = f"p {_describe_p(test.p_value)}"
+    is_all = len(test.tested) == len(paired)
+    where = "" if is_all else f" on the {len(test.tested)} tested of {len(paired)} tasks"
+    if test.p_value >= SIGNIFICANCE:
+        return f"No difference shown{where}: {test.difference:+.2f} could be chance ({p})."
+    better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
+    answer = f"{better} is better than {worse}{where}: by {abs(test.difference):.2f} ({p})."
+    whole = mean_of([_differences(*scores) for scores in paired.values()])
+    if whole * test.difference >= 0:
+        return answer
+    return f"{answer} But the {measure}, untested ones included, is {abs(whole):.2f} in favour of {worse}."
 
 
 def _test_remarks(test: PairedTest, tested: Sequence[str], selection: Selection) -> list[str]:

@@ -13,6 +13,7 @@ LEVEL = 0.95  # of intervals
 SIGNIFICANCE = 0.05
 _RESAMPLES = 9_999
 _RANDOM_STATE = 0  # the same scores give the same interval
+_ROUNDING = 1e-9  # differences of scores from 0 to 100 that agree to this are the same but for fp64's rounding
 _FEWEST_DEGREES = 2  # of freedom, in all tasks together: one is a single difference of two numbers
 
 
@@ -100,7 +101,7 @@ def paired_test(tasks: Sequence[Sequence[float]]) -> PairedTest:
     """
     tested = tuple(index for index, seeds in enumerate(tasks) if len(seeds) > 1)
     used = [tasks[index] for index in tested]
-    parts = [(statistics.variance(seeds) / len(seeds) / len(used) ** 2, len(seeds) - 1) for seeds in used]
+    parts = [(_variance(seeds) / len(seeds) / len(used) ** 2, len(seeds) - 1) for seeds in used]
     variance, difference = sum(part for part, _ in parts), mean_of(used or tasks)
     is_enough = sum(degrees for _, degrees in parts) >= _FEWEST_DEGREES
     interval, p_value = None, None
@@ -109,7 +110,7 @@ def paired_test(tasks: Sequence[Sequence[float]]) -> PairedTest:
         error = math.sqrt(variance)
         low, high = stats.t.interval(LEVEL, freedom, loc=difference, scale=error)
         interval, p_value = (float(low), float(high)), float(2 * stats.t.sf(abs(difference) / error, freedom))
-    elif is_enough and difference == 0.0:
+    elif is_enough and abs(difference) <= _ROUNDING:
         interval, p_value = (0.0, 0.0), 1.0
     return PairedTest(
         difference=difference,
@@ -119,3 +120,7 @@ def paired_test(tasks: Sequence[Sequence[float]]) -> PairedTest:
         num_pairs=sum(map(len, used)),
         is_without_scatter=is_enough and p_value is None,
     )
+
+
+def _variance(seeds: Sequence[float]) -> float:
+    return statistics.variance(seeds) if max(seeds) - min(seeds) > _ROUNDING else 0.0

@@ -291,6 +291,16 @@ def test_tasks_with_one_pair_are_shown_and_not_tested(tmp_path, console):
     text = console.export_text()
     assert "Not tested, having a single pair: QQP, MNLI, QNLI." in text
     assert "of them the 5 with several pairs" in text
+    assert "B is better than A on the 5 tested of 8 tasks: by" in text
+
+
+def test_an_answer_that_the_untested_tasks_turn_round_says_so(tmp_path, console):
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [61.0, 61.2, 61.1]), line("qqp", 60.0)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [60, 60, 60]), line("qqp", 90.0)])
+    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
+    text = console.export_text()
+    assert "A is better than B on the 1 tested of 2 tasks: by 1.10 (p = 0.0027)." in text
+    assert "But the mean of 2 GLUE tasks, untested ones included, is 14.45 in favour of B." in text
 
 
 def test_a_model_from_elsewhere_can_be_compared(tmp_path, console):

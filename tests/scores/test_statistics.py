@@ -103,6 +103,17 @@ def test_without_scatter_nothing_can_be_said_but_that_equals_are_equal():
     assert (test.difference, test.interval, test.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
+@pytest.mark.parametrize("num_examples", [277, 408, 872, 1043])
+@pytest.mark.parametrize("more", [0, 3])
+def test_seeds_that_differ_by_as_many_examples_do_not_scatter(num_examples, more):
+    right = np.random.default_rng(0).integers(num_examples - more, size=(100, 3))
+    for counts in right:
+        first, second = 100 * (counts + more) / num_examples, 100 * counts / num_examples
+        test = paired_test([(first - second).tolist()])
+        assert test.is_without_scatter == (more > 0)
+        assert test.p_value == (None if more else 1.0)
+
+
 def test_where_nothing_differs_a_difference_is_said_one_time_in_twenty():
     # Five tasks of three seeds whose scatter differs as GLUE's does, and whose differences cancel out.
     random = np.random.default_rng(0)
