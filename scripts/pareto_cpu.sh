@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Accuracy against time on a CPU: a small MosaicBERT and a small BERT of the same width and depth, each pretrained for
 # 5, 15 and 45 minutes, fine-tuned on the smaller tasks of GLUE, and drawn; and what both score from random weights.
-# The two train side by side, on a core each, so that what else the machine does slows both. Three hours on two cores;
-# it goes on where it was cut off.
+# The two train side by side, on a core each, so that what else the machine does slows both. Three hours on two cores.
+# Stopped, it goes on from there when it is started again; what was killed without notice while it trained begins anew.
 #
 #     scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]
 #
 # TEXT: a glob of English text, e.g. 'corpus/*/train-*.jsonl.zst'. GLUE: a folder, see docs/glue.md. Results lie in
 # runs/pareto-cpu: the figure, its points, whether the models look words up (scripts/copying.py), and what their frozen
 # states tell (scripts/probing.py). The ledgers are runs/*-cpu-*/scores.jsonl.
-set -euo pipefail
+set -euo pipefail -m # -m: a training in the background can be ended with all that it has started
 (($# >= 2)) || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
 text=$(realpath -m "$1")
 glue=$(realpath -m "$2")
@@ -22,9 +22,13 @@ read -ra cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0
 names=(untrained "${@/%/min}")
 ours=("${names[@]/#/runs/mosaicbert-cpu-}")
 theirs=("${names[@]/#/runs/bert-cpu-}")
+trap 'for id in $(jobs -p); do kill -- "-$id" || true; done; wait' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 pretrain() { # ARCHITECTURE NAME CORE
     OMP_NUM_THREADS=1 taskset --cpu-list "$3" "$python" -m mosaicbert pretrain "recipes/$1-cpu.yaml" \
         "run_name=$1-cpu-$2" "train.duration=${2/untrained/1steps}" "data.sources.text.path=$text" data.store=runs/store-cpu
+    [[ -f runs/$1-cpu-$2/result.json ]] || { echo "runs/$1-cpu-$2 was stopped." >&2; return 1; }
 }
 pretrain mosaicbert untrained "${cores[0]}" # it prepares the text for all
 pretrain bert untrained "${cores[0]}"
