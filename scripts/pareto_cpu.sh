@@ -25,13 +25,18 @@ theirs=("${names[@]/#/runs/bert-cpu-}")
 trap 'for id in $(jobs -p); do kill -- "-$id" || true; done; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-pretrain() { # ARCHITECTURE NAME CORE
-    OMP_NUM_THREADS=1 taskset --cpu-list "$3" "$python" -m mosaicbert pretrain "recipes/$1-cpu.yaml" \
+pretrain() { # ARCHITECTURE NAME CORE; in a process of its own, which becomes the training
+    exec env OMP_NUM_THREADS=1 taskset --cpu-list "$3" "$python" -m mosaicbert pretrain "recipes/$1-cpu.yaml" \
         "run_name=$1-cpu-$2" "train.duration=${2/untrained/1steps}" "data.sources.text.path=$text" data.store=runs/store-cpu
-    [[ -f runs/$1-cpu-$2/result.json ]] || { echo "runs/$1-cpu-$2 was stopped." >&2; return 1; }
 }
-pretrain mosaicbert untrained "${cores[0]}" # it prepares the text for all
-pretrain bert untrained "${cores[0]}"
+require() { # NAME: both runs of it have come to their end
+    for run in "runs/mosaicbert-cpu-$1" "runs/bert-cpu-$1"; do
+        [[ -f $run/result.json ]] || { echo "$run was stopped." >&2; exit 1; }
+    done
+}
+(pretrain mosaicbert untrained "${cores[0]}") # it prepares the text for all
+(pretrain bert untrained "${cores[0]}")
+require untrained
 for name in "${names[@]:1}"; do
     pretrain mosaicbert "$name" "${cores[0]}" &
     ours_id=$!
@@ -39,6 +44,7 @@ for name in "${names[@]:1}"; do
     theirs_id=$!
     wait "$ours_id"
     wait "$theirs_id"
+    require "$name"
 done
 for run in "${ours[@]}" "${theirs[@]}"; do
     "$python" -m mosaicbert glue recipes/glue/glue-cpu.yaml "glue.model=$run" "glue.data=$glue"

@@ -38,7 +38,7 @@ def test_the_script_of_the_figure_says_what_it_takes():
     assert "scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]" in ended.stdout
 
 
-# A Python for the figure's script: untrained runs are done at once, then one training ends as it is told, one lasts.
+# A Python for the figure's script: untrained runs are done at once, then one training ends as told, one after seconds.
 _PYTHON = """#!/usr/bin/env bash
 for word in "$@"; do [[ $word == run_name=* ]] && run=runs/${word#run_name=}; done
 [[ $1 == -c ]] && { echo CORE CORE; exit; }
@@ -46,21 +46,22 @@ mkdir -p "$run"
 case $run in
     *-untrained) touch "$run/result.json" ;;
     */mosaicbert-cpu-5min) until [[ -f runs/bert-cpu-5min/pid ]]; do sleep 0.05; done; exit CODE ;;
-    *) echo $$ > "$run/unfinished"; mv "$run/unfinished" "$run/pid"; exec sleep 100 ;;
+    *) touch "$run/result.json"; echo $$ > "$run/unfinished"; mv "$run/unfinished" "$run/pid"; exec sleep SECONDS ;;
 esac
 """
 
 
-@pytest.mark.parametrize("code, becomes", [(3, 3), (0, 1)], ids=["failed", "stopped"])
-def test_a_training_of_the_figure_that_does_not_end_well_ends_the_one_beside_it(code, becomes, tmp_path):
+@pytest.mark.parametrize("code, seconds, expected", [(3, 100, 3), (0, 0.1, 1)], ids=["failed", "stopped"])
+def test_a_training_of_the_figure_that_comes_to_no_end_ends_the_script(code, seconds, expected, tmp_path):
     script, python = tmp_path / "scripts" / "pareto_cpu.sh", tmp_path / "python"
     script.parent.mkdir()
     script.write_text((_ROOT / "scripts" / "pareto_cpu.sh").read_text())
-    python.write_text(_PYTHON.replace("CORE", str(min(os.sched_getaffinity(0)))).replace("CODE", str(code)))
+    words = {"CORE": min(os.sched_getaffinity(0)), "CODE": code, "SECONDS": seconds}
+    python.write_text(re.sub("|".join(words), lambda word: str(words[word[0]]), _PYTHON))
     python.chmod(0o755)
     environment = os.environ | {"PYTHON": str(python)}
     ended = subprocess.run(["bash", script, "text", "glue", "5"], env=environment, capture_output=True, text=True)
-    assert ended.returncode == becomes, ended.stderr
+    assert ended.returncode == expected, ended.stderr
     assert ("runs/mosaicbert-cpu-5min was stopped." in ended.stderr) == (code == 0)
     assert not psutil.pid_exists(int((tmp_path / "runs" / "bert-cpu-5min" / "pid").read_text()))
 
