@@ -70,6 +70,8 @@ class FinetuneRecipe:
     def __post_init__(self) -> None:
         if self.run_name in ("", "..") or Path(self.run_name).name != self.run_name:
             raise ConfigError(f"run_name={self.run_name!r} is no folder name; give one without slashes.")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}; give 0 or more.")
 
     @property
     def run_folder(self) -> Path:

@@ -1,5 +1,6 @@
 """GLUE: its tasks, the paper's protocol for each, and the recipe that scores models on them. Imports no torch."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -189,7 +190,9 @@ class GlueConfig:
             raise ConfigError(f"glue.tasks={self.tasks}; name each task once, and one at least.")
         for task, change in self.protocol.items():
             for name, value in vars(change).items():
-                if value is not None and not value > 0 and (name, value) != ("weight_decay", 0.0):
+                if name == "weight_decay" and value is not None and not 0.0 <= value < 1.0:
+                    raise ConfigError(f"glue.protocol.{task}.{name}={value} is no decay; give a number in [0, 1).")
+                if name != "weight_decay" and value is not None and not 0.0 < value < math.inf:
                     raise ConfigError(f"glue.protocol.{task}.{name}={value}; give a number above zero.")
             if change.num_seeds is not None and change.num_seeds > len(SEEDS):
                 raise ConfigError(f"glue.protocol.{task}.num_seeds={change.num_seeds}; there are {len(SEEDS)} seeds.")

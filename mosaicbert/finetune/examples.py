@@ -1,14 +1,14 @@
 """Labelled texts, as tasks have them, and where they are read from: files with columns, or datasets of the Hub."""
 
+import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
 from mosaicbert.config import ConfigError
@@ -16,7 +16,7 @@ from mosaicbert.config import ConfigError
 Label = int | float | list[int]
 KINDS = (".jsonl", ".csv", ".parquet")
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts have line breaks
-_LONGEST_LINE = 2**26  # bytes of a line of JSON: pyarrow takes a line whole, and kinds of cells from the first block
+_BLOCK = 2**26  # bytes of a CSV that pyarrow reads at once: a line is in one, and the first tells kinds of cells
 _UNKNOWN = -1  # how datasets of the Hub write that an example has no class
 
 
@@ -47,16 +47,53 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
         ConfigError: it is none of these, is missing or cannot be read.
     """
     try:
-        if path.suffix == ".jsonl":
-            return pyarrow.json.read_json(path, pyarrow.json.ReadOptions(block_size=_LONGEST_LINE))
-        if path.suffix == ".csv":
-            options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in as_text})
-            return pyarrow.csv.read_csv(path, parse_options=_CSV, convert_options=options)
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        raise ConfigError(f"{path}: is no table; give {', '.join(KINDS)}.")
-    except (OSError, pa.ArrowInvalid) as error:
+        kind = path.suffix.lower()
+        if kind == ".jsonl":
+            table = _read_json_lines(path)
+        elif kind == ".csv":
+            types = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in as_text})
+            blocks = pyarrow.csv.ReadOptions(block_size=_BLOCK)
+            table = pyarrow.csv.read_csv(path, blocks, _CSV, types)
+        elif kind == ".parquet":
+            table = pyarrow.parquet.read_table(path)
+        else:
+            raise ConfigError(f"{path}: is no table; give {', '.join(KINDS)}.")
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{path}: has column {twice[0]!r} {len(twice)} times; give each a name of its own.")
+    return table
+
+
+def _read_json_lines(path: Path) -> pa.Table:
+    # Not by pyarrow's reader: it makes dates of texts, and refuses a file for kinds that are mixed in any column.
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row: Any = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{path}: cannot be read: line {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise ConfigError(f"{path}: cannot be read: line {number} is no object with named fields.")
+            rows.append(cast(dict[str, Any], row))
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _as_column([row.get(name) for row in rows]) for name in names})
+
+
+def _as_column(cells: list[Any]) -> pa.Array:
+    try:
+        return pa.array(cells)
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several kinds: as they are written
+        return pa.array([cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells])
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file, and not of a dataset or a split on the Hub."""
+    return Path(name).suffix.lower() in KINDS or Path(name).is_file()
 
 
 def read_hub(name: str, subset: str | None, split: str, revision: str, *, with_names: bool = False) -> pa.Table:
@@ -111,6 +148,8 @@ def text_columns(table: pa.Table, columns: tuple[str, ...], place: str) -> tuple
         column = require_column(table, name, place)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
+        if pa.types.is_string_view(column.type):
+            column = column.cast(pa.string())
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise ConfigError(f"{place}: column {name!r} holds {column.type}; name one of text.")
         if column.null_count:

@@ -20,7 +20,7 @@ from rich.text import Text
 from mosaicbert.config.glue import MNLI, SEEDS, TASKS, GlueConfig, GlueRecipe
 from mosaicbert.data.workers import count_cores
 from mosaicbert.finetune.classifier import load_tokenizer
-from mosaicbert.finetune.glue_data import find_tasks
+from mosaicbert.finetune.glue_data import FoundTask, find_tasks
 from mosaicbert.finetune.jobs import PARTIAL, GlueJob, GlueResult, describe_settings, fingerprint, score
 from mosaicbert.finetune.queue import Event, Job, Queue
 from mosaicbert.finetune.table import scores_table
@@ -85,8 +85,9 @@ def environments(num_processes: int | None) -> list[dict[str, str]]:
     """
     num_gpus = torch.cuda.device_count()
     if num_gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        gpus = visible if len(visible) == num_gpus and visible[0] else [str(number) for number in range(num_gpus)]
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        # CUDA takes them up to the first that it does not know.
+        gpus = visible[:num_gpus] if len(visible) >= num_gpus else [str(number) for number in range(num_gpus)]
         wanted = num_processes or num_gpus
         return [{"CUDA_VISIBLE_DEVICES": gpus[number % num_gpus]} for number in range(wanted)]
     wanted = num_processes or 1
@@ -103,7 +104,7 @@ class _Plan:
         ledger: all lines of scores.jsonl.
     """
 
-    def __init__(self, config: GlueConfig, target: Target, found: dict[str, dict[str, int]]) -> None:
+    def __init__(self, config: GlueConfig, target: Target, found: dict[str, FoundTask]) -> None:
         self.config = config
         self.target = target
         self.found = found
@@ -142,7 +143,7 @@ class _Plan:
             for entry in self.ledger
             if entry.step == checkpoint.step
             # A run's ledger lies in its folder, which may have been moved, or be called by another path.
-            and (self.target.run is not None or entry.model == checkpoint.model)
+            and (self.target.run is not None or entry.model == checkpoint.identity)
             and (
                 checkpoint.pretraining is None
                 or (entry.pretraining is not None and entry.pretraining.is_same_training(checkpoint.pretraining))
@@ -168,7 +169,7 @@ class _Plan:
         if is_outdated or (payload.task, payload.seed) not in self.wanted(checkpoint):
             return None
         entry = Score(
-            model=checkpoint.model,
+            model=checkpoint.identity,
             step=checkpoint.step,
             task=payload.task,
             seed=payload.seed,

@@ -1,7 +1,8 @@
 """GLUE's data: a dataset of the Hub, or a folder in its layout. What is missing or only a part is known beforehand."""
 
+import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,24 @@ class TaskData:
     is_partial: bool
 
 
-def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+@dataclass(frozen=True, kw_only=True)
+class FoundTask:
+    """What is known of a task's data before it is trained on; of a dataset on the Hub, nothing.
+
+    Attributes:
+        sizes: examples of each split.
+        digest: tells texts and labels apart from others, in whatever kind of file they are.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict[str, int])
+    digest: str | None = None
+
+
+def find_tasks(config: GlueConfig) -> tuple[dict[str, FoundTask], dict[str, str]]:
     """Which tasks can be scored. Nothing is read of a dataset on the Hub: a part of a task there fails when it is read.
 
     Returns:
-        By their names, how many examples each split has, or nothing of a dataset on the Hub; and why each of the others
-        is left out.
+        What is known of each, by name; and why each of the others is left out.
 
     Raises:
         ConfigError: MNLI, which the chain begins with, is not there; or no task is.
@@ -44,21 +57,14 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str,
     is_local = Path(config.data).is_dir()
     if not is_local and (config.data.startswith((".", "/", "~")) or config.data.count("/") > 1):
         raise ConfigError(f"glue.data={config.data}: no such folder; give one, or a dataset's name on the Hub.")
-    sizes: dict[str, dict[str, int]] = {name: {} for name in config.tasks}
+    available: dict[str, FoundTask] = {}
     left_out: dict[str, str] = {}
-    for name in config.tasks if is_local else ():
-        for split, official in TASKS[name].num_examples.items():
-            files = _find(config, name, split)
-            if not files:
-                left_out[name] = f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}"
-                break
-            sizes[name][split] = found = _read_files(files, TASKS[name]).num_rows
-            if found < official and not config.partial_data:
-                left_out[name] = (
-                    f"{files[0]}: {found:,} examples of {official:,}; glue.partial_data=true takes it as it is"
-                )
-                break
-    available = {name: sizes[name] for name in config.tasks if name not in left_out}
+    for name in config.tasks:
+        found = _look(config, name) if is_local else FoundTask()
+        if isinstance(found, FoundTask):
+            available[name] = found
+        else:
+            left_out[name] = found
     chained = [name for name in available if config.starts_from_mnli(name)]
     if chained and MNLI not in available:
         why = left_out.get(MNLI, "glue.tasks leaves it out")
@@ -69,6 +75,26 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, dict[str, int]], dict[str,
     if not available:
         raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(left_out.values())}.")
     return available, left_out
+
+
+def _look(config: GlueConfig, name: str) -> FoundTask | str:
+    """What there is of a task in a folder, or why it cannot be scored."""
+    task, sizes, digest = TASKS[name], dict[str, int](), hashlib.sha256()
+    for split, official in task.num_examples.items():
+        files = _find(config, name, split)
+        if not files and _find(replace(config, partial_data=True), name, split):
+            return f"{Path(config.data) / name}: only a part of {split} is there; glue.partial_data=true takes it"
+        if not files:
+            return f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}, nor {split}-*-of-*.parquet"
+        table = _read_files(files, task)
+        sizes[split] = table.num_rows
+        if table.num_rows < official and not config.partial_data:
+            asked = "glue.partial_data=true takes it as it is"
+            return f"{files[0]}: {table.num_rows:,} examples of {official:,}; {asked}"
+        known = [column for column in (*task.columns, "label") if column in table.column_names]
+        for row in zip(*(table.column(column).to_pylist() for column in known), strict=True):
+            digest.update(repr(row).encode())
+    return FoundTask(sizes=sizes, digest=digest.hexdigest()[:12])
 
 
 def read_task(config: GlueConfig, name: str) -> TaskData:

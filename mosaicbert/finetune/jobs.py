@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from mosaicbert.config.glue import MAIN, MNLI, OFFICIAL, TASKS, GlueConfig
 from mosaicbert.finetune.classifier import load_classifier, load_tokenizer, save_encoder
-from mosaicbert.finetune.glue_data import TaskData, read_task
+from mosaicbert.finetune.glue_data import FoundTask, TaskData, read_task
 from mosaicbert.finetune.metrics import compute_metrics, problem_of
 from mosaicbert.finetune.targets import Checkpoint
 from mosaicbert.finetune.training import Settings, fine_tune
@@ -103,22 +103,24 @@ def _environment() -> dict[str, Any]:
     return environment
 
 
-def describe_settings(config: GlueConfig, task: str, sizes: Mapping[str, dict[str, int]]) -> dict[str, Any]:
+def describe_settings(config: GlueConfig, task: str, found: Mapping[str, FoundTask]) -> dict[str, Any]:
     """Everything about a task's fine-tuning that changes its scores, but for the model and the seed.
 
     Args:
         config: of the recipe.
         task: its name.
-        sizes: of each task, examples of each split; empty for those of a Hub dataset.
+        found: what is known of the tasks' data beforehand.
     """
-    # Files are told apart by their sizes, wherever they lie; a dataset of the Hub by its name.
-    is_plain = any(sizes.values()) or (config.data, config.revision) == (OFFICIAL, MAIN)
+    # Files are told apart by what they hold, wherever they lie; a dataset of the Hub by its name.
+    is_plain = any(data.digest for data in found.values()) or (config.data, config.revision) == (OFFICIAL, MAIN)
 
     def protocol(name: str) -> dict[str, Any]:
         asked = asdict(config.protocol_of(name))
         del asked["num_seeds"]
         dtype, _ = choose_precision("fp32" if TASKS[name].needs_fp32 else config.precision, "glue.precision")
-        return asked | {"precision": str(dtype), "sizes": sizes.get(name) or TASKS[name].num_examples}
+        data = found.get(name, FoundTask())
+        sizes = data.sizes or TASKS[name].num_examples
+        return asked | {"precision": str(dtype), "sizes": sizes, "digest": data.digest}
 
     chained = config.starts_from_mnli(task)
     return {

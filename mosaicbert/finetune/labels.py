@@ -40,6 +40,10 @@ class LabelSet:
         problem = PROBLEMS[kind]
         if problem == REGRESSION:
             return cls(problem=problem, names=())
+        if problem == MULTI_LABEL and _are_marks(column):
+            raise ConfigError(
+                f"{place}: each row holds {len(column[0])} marks of 0 and 1; give the names of the classes that apply."
+            )
         found = {name for row, cell in enumerate(column) for name in _names(problem, cell, row, place)}
         if len(found) < 2:
             raise ConfigError(
@@ -77,6 +81,13 @@ class LabelSet:
         return encoded
 
 
+def _are_marks(column: Sequence[Any]) -> bool:
+    """Whether a column holds, for each class, whether it applies, instead of names."""
+    if not column or not all(isinstance(cell, list) for cell in column):
+        return False
+    return len({len(cell) for cell in column}) == 1 and len(column[0]) > 1 and {m for c in column for m in c} <= {0, 1}
+
+
 def _names(problem: str, cell: Any, row: int, place: str) -> list[str]:
     if problem == MULTI_LABEL:
         cells = cell.split(SEPARATOR) if isinstance(cell, str) else cell
@@ -105,6 +116,7 @@ def _number(cell: Any, row: int, place: str) -> float:
 
 def _rank(name: str) -> tuple[bool, float, str]:
     try:
-        return False, float(name), name
+        number = float(name)
     except ValueError:
-        return True, 0.0, name
+        number = math.nan
+    return (True, 0.0, name) if math.isnan(number) else (False, number, name)

@@ -28,7 +28,8 @@ def compute_metrics(names: tuple[str, ...], problem: str, logits: Tensor, labels
         labels: (N,) classes or numbers, or (N, L) of 0 and 1.
 
     Returns:
-        By name. What is not defined is 0: a correlation with something constant, the F1 of a class that never occurs.
+        By name. What is not defined is 0: a correlation of one example or with something constant, the F1 of a class
+        that never occurs.
     """
     predicted, true = predict(problem, logits).double().numpy(), labels.double().numpy()
     with warnings.catch_warnings():
@@ -48,6 +49,8 @@ def _compute(name: str, predicted: NDArray[np.float64], true: NDArray[np.float64
         value = matthews_corrcoef(true, predicted)
     elif name == "mean_squared_error":
         value = mean_squared_error(true, predicted)
+    elif len(true) < 2:
+        value = 0.0
     else:
         found: Any = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](predicted, true)
         value = found.statistic

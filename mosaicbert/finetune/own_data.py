@@ -9,7 +9,15 @@ import pyarrow as pa
 from mosaicbert.config import ConfigError
 from mosaicbert.config.finetune import INSTALLED_PACKAGES, TaskDataConfig
 from mosaicbert.data.tokenise import hash_text
-from mosaicbert.finetune.examples import KINDS, Examples, read_file, read_hub, require_column, text_columns
+from mosaicbert.finetune.examples import (
+    KINDS,
+    Examples,
+    is_file_name,
+    read_file,
+    read_hub,
+    require_column,
+    text_columns,
+)
 from mosaicbert.finetune.labels import LabelSet
 from mosaicbert.finetune.packages import read_packages
 
@@ -54,6 +62,8 @@ def read_own_data(config: TaskDataConfig) -> OwnData:
     if config.predict is not None:
         table = read_file(Path(config.predict), config.text_columns)
         predict = Examples(texts=text_columns(table, tuple(config.text_columns), config.predict), labels=None)
+        if not len(predict):
+            raise ConfigError(f"data.predict={config.predict}: has no texts; give some, or leave it out.")
     return OwnData(labels=labels, train=train, validation=validation, predict=predict)
 
 
@@ -68,7 +78,7 @@ def _read_labelled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple
 
 
 def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table, str]:
-    if Path(name).suffix in KINDS:
+    if is_file_name(name):
         return read_file(Path(name), [*config.text_columns, config.label_column]), name
     return read_hub(name, config.subset, split, config.revision, with_names=True), f"{name} ({split})"
 
@@ -76,9 +86,9 @@ def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table
 def _validation_of(config: TaskDataConfig) -> str:
     """A file by itself, or the training data's dataset, of which `validation` names a split."""
     assert config.validation is not None
-    if Path(config.validation).suffix in KINDS:
+    if is_file_name(config.validation):
         return config.validation
-    if Path(config.train).suffix in KINDS or config.train == INSTALLED_PACKAGES:
+    if is_file_name(config.train) or config.train == INSTALLED_PACKAGES:
         raise ConfigError(
             f"data.validation={config.validation}: is neither {', '.join(KINDS)}, nor a split, which {config.train} "
             "does not have; name a file, or leave it out."

@@ -1,10 +1,14 @@
 """What a GLUE recipe scores: the checkpoints of a run, or one model; and what each had cost."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 from mosaicbert.accounting import training_flops
 from mosaicbert.checkpoint import CheckpointError, checkpoint_path, read_state, step_of
@@ -17,6 +21,8 @@ from mosaicbert.scores.ledger import FILE_NAME, Pretraining
 from mosaicbert.train.run import RunFolder, newest_export
 
 _EXPORTS = "step-*[0-9]"  # of a run's checkpoints
+_MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}  # configuration, tokenizer, weights
+_BLOCK = 2**24  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +33,18 @@ class Checkpoint:
         model: its Hugging Face folder, or its name on the Hub.
         step: of the run; None for a model that is no run of ours.
         pretraining: what it had cost; None likewise.
+        version: of a model that is no run of ours: the commit on the Hub, or a digest of the folder's files.
     """
 
     model: str
     step: int | None
     pretraining: Pretraining | None
+    version: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What the ledger calls it: other weights under the same name are another model."""
+        return self.model if self.version is None else f"{self.model}@{self.version}"
 
     @property
     def label(self) -> str:
@@ -60,7 +73,7 @@ class Target:
             ConfigError: nothing is.
         """
         if self.run is None:
-            return [Checkpoint(model=self.config.model, step=None, pretraining=None)]
+            return [self._other_model]
         steps = sorted(step_of(path) for path in self.run.hugging_face.glob(_EXPORTS))
         if self._step is not None:
             if self._step not in steps:
@@ -76,6 +89,12 @@ class Target:
                 f"{self.run.path}: no checkpoint has been exported; run `mosaicbert export RECIPE` first."
             )
         return [self._describe(self.run, step) for step in steps]
+
+    @cached_property
+    def _other_model(self) -> Checkpoint:
+        path = Path(self.config.model)
+        model = str(path) if path.is_dir() else self.config.model  # a shell completes folders with a slash
+        return Checkpoint(model=model, step=None, pretraining=None, version=_version_of(model))
 
     def is_growing(self) -> bool:
         """Whether more checkpoints may come: all are wanted, and a process trains the run."""
@@ -105,6 +124,26 @@ class Target:
         except CheckpointError:
             pass  # it has been removed, while its export is still there
         return Checkpoint(model=str(run.export_of(step)), step=step, pretraining=pretraining)
+
+
+def _version_of(model: str) -> str | None:
+    """Twelve digits that tell a model from others of its name; None if the Hub does not say."""
+    folder = Path(model)
+    if not folder.is_dir():
+        try:
+            written, _ = PreTrainedConfig.get_config_dict(model)
+        except (OSError, ValueError):
+            return None  # whoever loads it says what is wrong
+        commit: str | None = written.get("_commit_hash")
+        return None if commit is None else commit[:12]
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _MODEL_FILES and path.is_file():
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+    return digest.hexdigest()[:12]
 
 
 def newest_model(name: str) -> str:

@@ -45,7 +45,7 @@ class Score:
     """A line of scores.jsonl.
 
     Attributes:
-        model: the folder or the Hub name of what was fine-tuned.
+        model: the folder or the Hub name of what was fine-tuned; with @ and a version, if it is no run of ours.
         step: of the run, for a checkpoint of one.
         task: see `mosaicbert.config.glue.TASKS`.
         seed: of head, order and dropout.

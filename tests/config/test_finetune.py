@@ -16,6 +16,7 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
         (FinetuneConfig, {"peak_lr": float("nan")}, r"train\.peak_lr=nan"),
         (FinetuneConfig, {"weight_decay": 1.0}, "is no decay"),
         (FinetuneConfig, {"max_seq_len": 3}, "leaves no room"),
+        (FinetuneRecipe, {"run_name": "a", "model": "m", "data": TaskDataConfig(train="a.csv"), "seed": -1}, "seed=-1"),
         (FinetuneRecipe, {"run_name": "a/b", "model": "m", "data": TaskDataConfig(train="a.csv")}, "without slashes"),
     ],
 )

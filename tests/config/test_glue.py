@@ -1,5 +1,6 @@
 """The table of tasks against the paper's protocol, and what a GLUE recipe may ask."""
 
+import math
 from dataclasses import astuple
 
 import pytest
@@ -50,6 +51,8 @@ def test_the_chain_is_a_switch():
         ({"tasks": []}, "name each task once"),
         ({"tasks": ["rte", "rte"]}, "name each task once"),
         ({"protocol": {"rt": ProtocolChange()}}, "glue.protocol names 'rt'"),
+        ({"protocol": {"rte": ProtocolChange(peak_lr=math.inf)}}, "peak_lr=inf; give a number above zero"),
+        ({"protocol": {"rte": ProtocolChange(weight_decay=1.0)}}, r"weight_decay=1.0 is no decay; give .* in \[0, 1\)"),
         ({"protocol": {"rte": ProtocolChange(epochs=0)}}, "glue.protocol.rte.epochs=0; give a number above zero"),
         ({"protocol": {"rte": ProtocolChange(num_seeds=6)}}, "there are 5 seeds"),
         ({"max_seq_len": 3}, "glue.max_seq_len=3"),

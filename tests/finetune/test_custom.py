@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -230,13 +231,18 @@ def test_about_the_fraction_is_held_out():
         ({"train": "missing.csv"}, "cannot be read"),
         ({"label_column": "score"}, "has no column 'score'; it has text, label"),
         ({"text_columns": ["words"]}, "has no column 'words'"),
+        ({"predict": "empty.csv", "held_out_fraction": 0.5}, "data.predict=empty.csv: has no texts"),
         ({"validation": "valid.json"}, "is neither .jsonl, .csv, .parquet, nor a split"),
         ({"validation": "validation"}, "is neither .jsonl, .csv, .parquet, nor a split"),
         ({"held_out_fraction": 1e-9}, "validation has no examples"),
         ({"kind": "regression", "held_out_fraction": 0.5}, "which is no number"),
     ],
 )
-def test_data_that_cannot_be_used_are_refused_before_anything_is_written(changes, said, finished, tmp_path):
+def test_data_that_cannot_be_used_are_refused_before_anything_is_written(
+    changes, said, finished, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.csv").write_text("text\n")
     fields = {"train": _write(tmp_path / "train.jsonl", _rows(20))} | changes
     with pytest.raises(ConfigError, match=said):
         finetune(_recipe(finished[1].path, tmp_path, TaskDataConfig(**fields)), Console(quiet=True))

@@ -17,7 +17,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import OFFICIAL, SEEDS, GlueConfig, GlueRecipe, ProtocolChange
 from mosaicbert.config.load import save_recipe
 from mosaicbert.finetune.glue import _Plan, environments, glue
-from mosaicbert.finetune.glue_data import find_tasks
+from mosaicbert.finetune.glue_data import FoundTask, find_tasks
 from mosaicbert.finetune.jobs import GlueResult, describe_settings, fingerprint, score
 from mosaicbert.finetune.queue import Queue
 from mosaicbert.finetune.targets import Target
@@ -122,8 +122,9 @@ def test_what_is_in_the_ledger_is_not_done_again_and_the_rest_comes_out_the_same
     assert read_scores(ledger) == after
 
 
-def _print_of(config, task, sizes):
-    return fingerprint(describe_settings(config, task, sizes))
+def _print_of(config, task, digests):
+    found = {name: FoundTask(sizes={"train": 10}, digest=digest) for name, digest in digests.items()}
+    return fingerprint(describe_settings(config, task, found))
 
 
 def test_another_protocol_is_another_score(tmp_path):
@@ -143,9 +144,11 @@ def test_another_protocol_is_another_score(tmp_path):
     ]
     assert len({_print_of(replace(config, **change), "rte", {}) for change in changes} | {same}) == len(changes) + 1
     assert _print_of(replace(config, protocol=other_mnli), "cola", {}) == _print_of(config, "cola", {})
-    assert _print_of(config, "rte", {"rte": {"train": 10}}) != same
-    assert _print_of(config, "rte", {"mnli": {"train": 10}}) != same
-    assert _print_of(config, "cola", {"mnli": {"train": 10}}) == _print_of(config, "cola", {})
+    known = {"rte": "a", "mnli": "b"}
+    assert _print_of(config, "rte", known) != same
+    assert _print_of(replace(config, data="somewhere/else"), "rte", known) == _print_of(config, "rte", known)
+    assert len({_print_of(config, "rte", known | change) for change in ({}, {"rte": "c"}, {"mnli": "c"})}) == 3
+    assert _print_of(config, "cola", {"mnli": "b"}) == _print_of(config, "cola", {"mnli": "c"})
     more_seeds = config.protocol | {"rte": ProtocolChange(epochs=1, num_seeds=5)}
     assert _print_of(replace(config, protocol=more_seeds), "rte", {}) == same
 
@@ -171,6 +174,26 @@ def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
     other = target("bert-base-uncased")
     assert steps(other) == [None]
     assert other.scores == tmp_path / "scores" / "scores.jsonl"
+
+
+def test_a_model_from_elsewhere_is_known_by_its_weights_and_not_by_how_its_folder_is_written(
+    finished, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[1].export_of(6), "bert")
+
+    def identity(model):
+        (checkpoint,) = Target(_recipe(model, tmp_path / "glue")).checkpoints()
+        assert checkpoint.model == "bert"
+        return checkpoint.identity
+
+    before = identity("bert")
+    assert before.startswith("bert@")
+    assert identity("./bert") == identity("bert/") == before
+    (tmp_path / "bert" / "README.md").write_text("other words")
+    assert identity("bert") == before
+    shutil.copy(finished[1].export_of(3) / "model.safetensors", "bert")
+    assert identity("bert") != before
 
 
 def test_more_checkpoints_may_come_while_a_process_trains_the_run(finished, tmp_path):
@@ -203,6 +226,10 @@ def test_processes_share_the_devices(monkeypatch):
     assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(4)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-x")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(2)] == ["5", "7"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for visible in ("6,7", "6,7,", "6,7,99", "6,7,-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(None)] == ["6", "7"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert len(environments(None)) == 1
     assert len({place["OMP_NUM_THREADS"] for place in environments(2)}) == 1

@@ -36,7 +36,7 @@ def test_what_is_missing_or_a_part_is_left_out_with_the_reason(tmp_path):
         path = folder / "cola" / f"{split}.jsonl"
         path.write_text("".join(json.dumps({"sentence": "a", "label": 0}) + "\n" for _ in range(size)))
     found, left_out = find_tasks(_config(folder, partial_data=False, chain=False))
-    assert found == {"cola": sizes}
+    assert {task: data.sizes for task, data in found.items()} == {"cola": sizes}
     assert set(left_out) == set(TASKS) - {"cola"}
     assert left_out["qqp"].startswith(f"{folder / 'qqp'}: no train")
     assert left_out["qnli"].startswith(f"{folder / 'qnli' / 'train.jsonl'}: 24 examples of 104,743; glue.partial_data=")
@@ -53,9 +53,23 @@ def test_files_that_are_named_as_parts_are_taken_only_when_parts_are(tmp_path):
     found, _ = find_tasks(_config(folder))
     with pytest.raises(ConfigError, match=r"RTE has fewer examples than the official splits; glue\.partial_data=true"):
         read_task(_config(folder, partial_data=False), "rte")
-    assert found["mnli"] == {"train": 24, "validation_matched": 12, "validation_mismatched": 12}
-    with pytest.raises(ConfigError, match="no task can be scored"):
+    assert found["mnli"].sizes == {"train": 24, "validation_matched": 12, "validation_mismatched": 12}
+    with pytest.raises(
+        ConfigError, match=r"no task can be scored: .*only a part of train is there; glue\.partial_data="
+    ):
         find_tasks(_config(folder, partial_data=False, chain=False, tasks=["mnli"]))
+
+
+def test_data_are_known_by_what_they_hold_in_whatever_file_they_are(tmp_path):
+    lines, table, other = (write_glue(tmp_path / name) for name in ("lines", "table", "other"))
+    for path in table.glob("*/*.jsonl"):
+        pyarrow.parquet.write_table(read_file(path), path.with_suffix(".parquet"))
+        path.unlink()
+    changed = other / "rte" / "train.jsonl"
+    changed.write_text(changed.read_text().replace("sentence1 3", "another 3"))
+    found = [find_tasks(_config(folder))[0] for folder in (lines, table, other)]
+    assert found[0] == found[1]
+    assert {task for task in TASKS if found[0][task] != found[2][task]} == {"rte"}
 
 
 def test_the_chain_needs_mnli(tmp_path):
@@ -88,7 +102,7 @@ def test_shards_are_read_as_the_hub_has_them(tmp_path):
         pyarrow.parquet.write_table(part, folder / f"train-0000{number}-of-00002.parquet")
     pyarrow.parquet.write_table(table[:5], folder / "validation-00000-of-00001.parquet")
     config = _config(tmp_path / "hub", tasks=["rte"], chain=False)
-    assert find_tasks(config)[0] == {"rte": {"train": 24, "validation": 5}}
+    assert find_tasks(config)[0]["rte"].sizes == {"train": 24, "validation": 5}
     assert read_task(config, "rte").train.texts[0] == table["sentence1"].to_pylist()
 
 
@@ -142,9 +156,26 @@ def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
         assert read_file(tmp_path / name).to_pydict() == table.to_pydict()
 
 
-def test_texts_that_parquet_holds_as_a_dictionary_are_texts():
-    table = pa.table({"sentence": pa.array(["a", "b", "a"]).dictionary_encode()})
-    assert text_columns(table, ("sentence",), "here") == (["a", "b", "a"],)
+def test_texts_are_texts_however_parquet_holds_them():
+    texts = pa.array(["a", "b", "a"])
+    for column in (texts.dictionary_encode(), texts.cast(pa.large_string()), texts.cast(pa.string_view())):
+        assert text_columns(pa.table({"sentence": column}), ("sentence",), "here") == (["a", "b", "a"],)
+
+
+def test_cells_of_json_are_what_they_are_written_as(tmp_path):
+    path = tmp_path / "mixed.JSONL"
+    path.write_text('{"text": "2020-01-01", "meta": 1}\n\n{"meta": {"a": [true]}, "text": "2021-02-03", "late": 0.5}\n')
+    assert read_file(path).to_pydict() == {
+        "text": ["2020-01-01", "2021-02-03"],
+        "meta": ["1", '{"a": [true]}'],
+        "late": [None, 0.5],
+    }
+
+
+def test_a_cell_of_a_csv_may_be_long(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text(f"text,label\n{'a' * 3_000_000},0\n" * 2)
+    assert read_file(path, ["text"]).num_rows == 3
 
 
 @pytest.mark.parametrize(
@@ -165,7 +196,9 @@ def test_a_column_that_is_no_text_is_refused(columns, said):
     [
         ("a.txt", "x", "is no table; give .jsonl, .csv, .parquet"),
         ("missing.jsonl", None, "cannot be read"),
-        ("broken.jsonl", '{"a": 1', "cannot be read"),
+        ("broken.jsonl", '{"a": 1}\n{"a": 1', "cannot be read: line 2"),
+        ("list.jsonl", "[1, 2]", "line 1 is no object with named fields"),
+        ("twice.csv", "text,text\na,b\n", "has column 'text' 2 times"),
         ("broken.parquet", "no", "cannot be read"),
     ],
 )

@@ -46,6 +46,11 @@ def test_several_labels_come_as_lists_or_with_a_separator(column):
     assert _encode("multi_label", [" ; ".join(names) for names in column]) == (labels, encoded)
 
 
+def test_a_class_called_nan_has_its_place_among_names():
+    for column in (["nan", "1", "b", "a"], ["b", "a", "nan", "1"]):
+        assert LabelSet.of("single_label", column, "here").names == ("1", "a", "b", "nan")
+
+
 def test_numbers_are_numbers_also_as_text():
     assert _encode("regression", [1, 2.5, "3"]) == (LabelSet(problem=REGRESSION, names=()), [1.0, 2.5, 3.0])
     assert LabelSet(problem=REGRESSION, names=()).num_outputs == 1
@@ -60,6 +65,7 @@ def test_numbers_are_numbers_also_as_text():
         ("single_label", [["a"], ["b"]], "row 1 holds .* which is no class"),
         ("single_label", ["a", "a"], r"fewer than two classes occur \(a\); give examples of two"),
         ("multi_label", [["a"], None], "row 2 holds None; several labels are a list"),
+        ("multi_label", [[0, 1, 0], [1.0, 0, 1]], "each row holds 3 marks of 0 and 1; give the names of the classes"),
         ("multi_label", [[], []], r"fewer than two classes occur \(none\)"),
         ("multi_label", [["a"], [], ["a"]], r"fewer than two classes occur \(a\)"),
         ("regression", ["1", "x"], "row 2 holds 'x', which is no number"),

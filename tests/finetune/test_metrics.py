@@ -65,6 +65,7 @@ def _ranks(values):
 def test_a_correlation_with_something_constant_is_nothing(name):
     labels = torch.tensor([1.0, 2.0, 3.0])
     assert compute_metrics((name,), REGRESSION, torch.full((3, 1), 0.5), labels) == {name: 0.0}
+    assert compute_metrics((name,), REGRESSION, torch.ones(1, 1), torch.ones(1)) == {name: 0.0}
 
 
 def test_several_labels_by_hand():
