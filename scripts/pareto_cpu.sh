@@ -22,10 +22,11 @@ read -ra cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0
 names=(untrained "${@/%/min}")
 ours=("${names[@]/#/runs/mosaicbert-cpu-}")
 theirs=("${names[@]/#/runs/bert-cpu-}")
-trap 'for id in $(jobs -p); do kill -- "-$id" || true; done; wait' EXIT
+trap 'for id in $(jobs -p); do kill -INT -- "-$id" || true; done; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-pretrain() { # ARCHITECTURE NAME CORE; in a process of its own, which becomes the training
+run() { "$@" & wait "$!"; } # in the background, since bash hears no signal while a command in front of it runs
+pretrain() { # ARCHITECTURE NAME CORE; in the background, in a process that becomes the training
     exec env OMP_NUM_THREADS=1 taskset --cpu-list "$3" "$python" -m mosaicbert pretrain "recipes/$1-cpu.yaml" \
         "run_name=$1-cpu-$2" "train.duration=${2/untrained/1steps}" "data.sources.text.path=$text" data.store=runs/store-cpu
 }
@@ -34,24 +35,26 @@ require() { # NAME: both runs of it have come to their end
         [[ -f $run/result.json ]] || { echo "$run was stopped." >&2; exit 1; }
     done
 }
-(pretrain mosaicbert untrained "${cores[0]}") # it prepares the text for all
-(pretrain bert untrained "${cores[0]}")
+run pretrain mosaicbert untrained "${cores[0]}" # it prepares the text for all
+run pretrain bert untrained "${cores[0]}"
 require untrained
 for name in "${names[@]:1}"; do
     pretrain mosaicbert "$name" "${cores[0]}" &
     ours_id=$!
     pretrain bert "$name" "${cores[1]}" &
     theirs_id=$!
+    wait -n "$ours_id" "$theirs_id" # if the one that ends first has failed, it ends the other
     wait "$ours_id"
     wait "$theirs_id"
     require "$name"
 done
 for run in "${ours[@]}" "${theirs[@]}"; do
-    "$python" -m mosaicbert glue recipes/glue/glue-cpu.yaml "glue.model=$run" "glue.data=$glue"
+    run "$python" -m mosaicbert glue recipes/glue/glue-cpu.yaml "glue.model=$run" "glue.data=$glue"
 done
 series() { (IFS=,; echo "pareto.series.$1.runs=[${*:2}]"); }
-"$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml \
+run "$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml \
     "$(series MosaicBERT "${ours[@]:1}")" "$(series BERT "${theirs[@]:1}")"
-"$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml --compare "${ours[$#]}" "${theirs[$#]}"
-PYTHONPATH=. "$python" scripts/copying.py --output runs/pareto-cpu/copying.jsonl runs/store-cpu "${ours[@]}" "${theirs[@]}"
-PYTHONPATH=. "$python" scripts/probing.py --output runs/pareto-cpu/probing.jsonl "$glue" "${ours[@]}" "${theirs[@]}"
+run "$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml --compare "${ours[$#]}" "${theirs[$#]}"
+export PYTHONPATH=.
+run "$python" scripts/copying.py --output runs/pareto-cpu/copying.jsonl runs/store-cpu "${ours[@]}" "${theirs[@]}"
+run "$python" scripts/probing.py --output runs/pareto-cpu/probing.jsonl "$glue" "${ours[@]}" "${theirs[@]}"

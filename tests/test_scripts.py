@@ -1,7 +1,9 @@
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -38,32 +40,70 @@ def test_the_script_of_the_figure_says_what_it_takes():
     assert "scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]" in ended.stdout
 
 
-# A Python for the figure's script: untrained runs are done at once, then one training ends as told, one after seconds.
+# A Python for the figure's script. Untrained runs end at once; of the trainings FIRST ends with CODE as soon as the
+# other is under way, the other after SECONDS; GLUE takes a hundred. Who sleeps leaves its process in a file.
 _PYTHON = """#!/usr/bin/env bash
-for word in "$@"; do [[ $word == run_name=* ]] && run=runs/${word#run_name=}; done
 [[ $1 == -c ]] && { echo CORE CORE; exit; }
-mkdir -p "$run"
+lasts() { mkdir -p pids; echo $$ > "pids/$1.partial"; mv "pids/$1.partial" "pids/$1"; exec sleep "$2"; }
+[[ $3 == pretrain ]] || lasts glue 100
+for word in "$@"; do [[ $word == run_name=* ]] && run=${word#run_name=}; done
+mkdir -p "runs/$run"
+[[ $run == FIRST-cpu-5min ]] || touch "runs/$run/result.json"
 case $run in
-    *-untrained) touch "$run/result.json" ;;
-    */mosaicbert-cpu-5min) until [[ -f runs/bert-cpu-5min/pid ]]; do sleep 0.05; done; exit CODE ;;
-    *) touch "$run/result.json"; echo $$ > "$run/unfinished"; mv "$run/unfinished" "$run/pid"; exec sleep SECONDS ;;
+    *-untrained) ;;
+    FIRST-*) until [[ -f pids/training ]]; do sleep 0.05; done; ((CODE)) || touch "runs/$run/END"; exit CODE ;;
+    *) lasts training SECONDS ;;
 esac
 """
 
 
-@pytest.mark.parametrize("code, seconds, expected", [(3, 100, 3), (0, 0.1, 1)], ids=["failed", "stopped"])
-def test_a_training_of_the_figure_that_comes_to_no_end_ends_the_script(code, seconds, expected, tmp_path):
+@pytest.fixture
+def start_figure(tmp_path):
+    """Starts the figure's script with a Python that does as the words say."""
     script, python = tmp_path / "scripts" / "pareto_cpu.sh", tmp_path / "python"
     script.parent.mkdir()
     script.write_text((_ROOT / "scripts" / "pareto_cpu.sh").read_text())
-    words = {"CORE": min(os.sched_getaffinity(0)), "CODE": code, "SECONDS": seconds}
-    python.write_text(re.sub("|".join(words), lambda word: str(words[word[0]]), _PYTHON))
-    python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python)}
-    ended = subprocess.run(["bash", script, "text", "glue", "5"], env=environment, capture_output=True, text=True)
-    assert ended.returncode == expected, ended.stderr
-    assert ("runs/mosaicbert-cpu-5min was stopped." in ended.stderr) == (code == 0)
-    assert not psutil.pid_exists(int((tmp_path / "runs" / "bert-cpu-5min" / "pid").read_text()))
+
+    def start(**words):
+        words["CORE"] = min(os.sched_getaffinity(0))
+        python.write_text(re.sub("|".join(words), lambda word: str(words[word[0]]), _PYTHON))
+        python.chmod(0o755)
+        command, environment = ["bash", script, "text", "glue", "5"], os.environ | {"PYTHON": str(python)}
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def _sleeper(folder, name):
+    deadline = time.monotonic() + 30
+    while not (folder / "pids" / name).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int((folder / "pids" / name).read_text())
+
+
+@pytest.mark.parametrize("first", ["mosaicbert", "bert"])
+def test_a_training_of_the_figure_that_fails_ends_the_one_beside_it_and_the_script(first, start_figure, tmp_path):
+    ended = start_figure(FIRST=first, CODE=3, SECONDS=100, END="result.json")
+    _, errors = ended.communicate(timeout=30)
+    assert ended.returncode == 3, errors
+    assert not psutil.pid_exists(_sleeper(tmp_path, "training"))
+
+
+def test_a_training_of_the_figure_that_was_stopped_is_not_taken_for_finished(start_figure):
+    ended = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=0.1, END="stopped")
+    _, errors = ended.communicate(timeout=30)
+    assert (ended.returncode, errors) == (1, "runs/mosaicbert-cpu-5min was stopped.\n")
+
+
+@pytest.mark.parametrize("phase, seconds", [("training", 100), ("glue", 0.1)])
+def test_who_ends_the_figures_script_ends_what_it_has_started(phase, seconds, start_figure, tmp_path):
+    ended = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=seconds, END="result.json")
+    sleeper = _sleeper(tmp_path, phase)
+    ended.terminate()
+    ended.communicate(timeout=30)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(sleeper)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")

@@ -22,7 +22,7 @@ from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 
 _PUBLISHED_TOKENIZER = "bert-base-uncased"
 _NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
-_CLASSIFIER = ("classifier.", "sequence_summary.summary.")  # what Hugging Face calls the layer that depends on the task
+_CLASSIFIER = ("classifier.", "sequence_summary.summary.")  # the layer that depends on the task; the latter is XLM's
 
 
 def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> PreTrainedModel:

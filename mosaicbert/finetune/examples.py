@@ -41,7 +41,8 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
 
     Args:
         path: of the file.
-        as_text: columns of a CSV whose cells are taken as they are written, though they look like numbers.
+        as_text: columns that are asked for, whose cells in a CSV are taken as they are written, though they look like
+            numbers.
 
     Raises:
         ConfigError: it is none of these, is missing or cannot be read.
@@ -49,7 +50,7 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
     try:
         kind = path.suffix.lower()
         if kind == ".jsonl":
-            table = _read_json_lines(path)
+            table = _read_json_lines(path, as_text)
         elif kind == ".csv":
             types = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in as_text})
             blocks = pyarrow.csv.ReadOptions(block_size=_BLOCK)
@@ -66,7 +67,7 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
     return table
 
 
-def _read_json_lines(path: Path) -> pa.Table:
+def _read_json_lines(path: Path, asked: Sequence[str]) -> pa.Table:
     # Not by pyarrow's reader: it makes dates of texts, and refuses a file for kinds that are mixed in any column.
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
@@ -80,20 +81,31 @@ def _read_json_lines(path: Path) -> pa.Table:
             if not isinstance(row, dict):
                 raise ConfigError(f"{path}: cannot be read: line {number} is no object with named fields.")
             rows.append(cast(dict[str, Any], row))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _as_column([row.get(name) for row in rows]) for name in names})
+    if not rows:
+        raise ConfigError(f"{path}: cannot be read: it has no rows.")
+    columns: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = _as_column([row.get(name) for row in rows])
+        except (TypeError, ValueError) as error:
+            if name in asked:
+                raise ConfigError(f"{path}: column {name!r} cannot be used: {error}") from error
+    return pa.table(columns)
 
 
 def _as_column(cells: list[Any]) -> pa.Array:
     try:
         return pa.array(cells)
-    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several kinds: as they are written
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several kinds
+        if any(isinstance(cell, (list, dict)) for cell in cells):
+            raise TypeError("lists or objects stand beside cells of other kinds") from None
         return pa.array([cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells])
 
 
 def is_file_name(name: str) -> bool:
     """Whether a name is that of a file, and not of a dataset or a split on the Hub."""
-    return Path(name).suffix.lower() in KINDS or Path(name).is_file()
+    suffix = Path(name).suffix.lower()
+    return suffix in KINDS or (suffix != "" and Path(name).is_file())
 
 
 def read_hub(name: str, subset: str | None, split: str, revision: str, *, with_names: bool = False) -> pa.Table:

@@ -91,8 +91,10 @@ def _look(config: GlueConfig, name: str) -> FoundTask | str:
         if table.num_rows < official and not config.partial_data:
             asked = "glue.partial_data=true takes it as it is"
             return f"{files[0]}: {table.num_rows:,} examples of {official:,}; {asked}"
-        known = [column for column in (*task.columns, "label") if column in table.column_names]
-        for row in zip(*(table.column(column).to_pylist() for column in known), strict=True):
+        known = [table.column(name) for name in (*task.columns, "label") if name in table.column_names]
+        # Numbers as they are trained on, of whatever precision the file is.
+        known = [column.cast(pa.float32()) if pa.types.is_floating(column.type) else column for column in known]
+        for row in zip(*(column.to_pylist() for column in known), strict=True):
             digest.update(repr(row).encode())
     return FoundTask(sizes=sizes, digest=digest.hexdigest()[:12])
 

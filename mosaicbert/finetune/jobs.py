@@ -120,7 +120,8 @@ def describe_settings(config: GlueConfig, task: str, found: Mapping[str, FoundTa
         dtype, _ = choose_precision("fp32" if TASKS[name].needs_fp32 else config.precision, "glue.precision")
         data = found.get(name, FoundTask())
         sizes = data.sizes or TASKS[name].num_examples
-        return asked | {"precision": str(dtype), "sizes": sizes, "digest": data.digest}
+        known = {} if data.digest is None else {"digest": data.digest}
+        return asked | {"precision": str(dtype), "sizes": sizes} | known
 
     chained = config.starts_from_mnli(task)
     return {

@@ -85,7 +85,8 @@ def _are_marks(column: Sequence[Any]) -> bool:
     """Whether a column holds, for each class, whether it applies, instead of names."""
     if not column or not all(isinstance(cell, list) for cell in column):
         return False
-    return len({len(cell) for cell in column}) == 1 and len(column[0]) > 1 and {m for c in column for m in c} <= {0, 1}
+    is_even = len({len(cell) for cell in column}) == 1 and len(column[0]) > 1
+    return is_even and all(mark in (0, 1) for cell in column for mark in cell)
 
 
 def _names(problem: str, cell: Any, row: int, place: str) -> list[str]:

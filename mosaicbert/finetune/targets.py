@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from mosaicbert.accounting import training_flops
 from mosaicbert.checkpoint import CheckpointError, checkpoint_path, read_state, step_of
@@ -21,7 +21,10 @@ from mosaicbert.scores.ledger import FILE_NAME, Pretraining
 from mosaicbert.train.run import RunFolder, newest_export
 
 _EXPORTS = "step-*[0-9]"  # of a run's checkpoints
-_MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}  # configuration, tokenizer, weights
+_MODEL_FILES = (
+    *("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model"),
+    *("*.safetensors", "pytorch_model*.bin"),
+)
 _BLOCK = 2**24  # bytes
 
 
@@ -131,14 +134,13 @@ def _version_of(model: str) -> str | None:
     folder = Path(model)
     if not folder.is_dir():
         try:
-            written, _ = PreTrainedConfig.get_config_dict(model)
+            commit = extract_commit_hash(cached_file(model, "config.json"), None)
         except (OSError, ValueError):
             return None  # whoever loads it says what is wrong
-        commit: str | None = written.get("_commit_hash")
         return None if commit is None else commit[:12]
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in _MODEL_FILES and path.is_file():
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _MODEL_FILES):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 while block := file.read(_BLOCK):

@@ -151,9 +151,12 @@ def _gather(folder: str, lines: list[Score]) -> Checkpoint:
     cost = next((line.pretraining for line in reversed(lines) if line.pretraining is not None), None)
     if cost is not None:
         lines = [line for line in lines if line.pretraining is None or line.pretraining.is_same_training(cost)]
-    models = sorted({line.model for line in lines})
-    if first.step is None and len(models) > 1:
-        raise ConfigError(f"{folder}: scores of several models ({', '.join(models)}); give each a folder of its own.")
+    if first.step is None:
+        models = sorted({line.model_name for line in lines})
+        if len(models) > 1:
+            named = ", ".join(models)
+            raise ConfigError(f"{folder}: scores of several models ({named}); give each a folder of its own.")
+        lines = [line for line in lines if line.model == lines[-1].model]
     scores: dict[str, dict[Variant, dict[int, float]]] = {}
     for line in lines:
         variant = Variant(protocol=line.protocol, start=line.start, is_partial=line.is_partial)
@@ -245,9 +248,9 @@ def _with_start(checkpoint: Checkpoint, chain: bool | None) -> Checkpoint:
 
 
 def find_outdated(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """A sentence on each checkpoint that was trained again after it had been scored."""
+    """A sentence on each checkpoint or model whose weights are others than when it was first scored."""
     return [
-        f"{one.name}: {one.num_outdated} score(s) of an earlier training of this step are not used."
+        f"{one.name}: {one.num_outdated} score(s) of its earlier weights are not used."
         for one in checkpoints
         if one.num_outdated
     ]

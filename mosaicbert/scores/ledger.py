@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from mosaicbert.config import ConfigError
 
 FILE_NAME = "scores.jsonl"
+_VERSION = re.compile("@[0-9a-f]{12}$")  # behind the name of a model that is no run of ours
 PRETRAINED = "pretraining"  # what a fine-tuning begins with, if not with the weights of another one
 
 
@@ -73,6 +75,11 @@ class Score:
     pretraining: Pretraining | None
     environment: dict[str, Any]
     finished: str
+
+    @property
+    def model_name(self) -> str:
+        """The model without its version."""
+        return _VERSION.sub("", self.model)
 
     @property
     def value(self) -> float:

@@ -19,6 +19,8 @@ from transformers import (
     ModernBertConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    XLMConfig,
+    XLMForSequenceClassification,
 )
 
 from mosaicbert.config import ConfigError
@@ -154,6 +156,15 @@ def test_a_classifier_that_is_there_is_left_behind(kind, num_labels, request, tm
     after = _load(str(tmp_path), num_labels=num_labels, seed=2)
     assert after.classifier.out_features == num_labels
     assert not torch.equal(after.classifier.weight[:2], before.classifier.weight)
+
+
+def test_the_classifier_of_an_xlm_is_left_behind_as_well(tmp_path):
+    config = XLMConfig(vocab_size=512, emb_dim=32, n_layers=1, n_heads=2, num_labels=3)
+    before = XLMForSequenceClassification(config)
+    before.save_pretrained(tmp_path)
+    after = _load(str(tmp_path), num_labels=3, seed=2)
+    assert not torch.equal(after.sequence_summary.summary.weight, before.sequence_summary.summary.weight)
+    assert torch.equal(after.transformer.embeddings.weight, before.transformer.embeddings.weight)
 
 
 _SHAPE = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

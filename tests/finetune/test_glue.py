@@ -1,6 +1,7 @@
 """`mosaicbert glue`, from a run to its ledger: real jobs in real processes, on a GLUE of a few examples."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -194,6 +195,19 @@ def test_a_model_from_elsewhere_is_known_by_its_weights_and_not_by_how_its_folde
     assert identity("bert") == before
     shutil.copy(finished[1].export_of(3) / "model.safetensors", "bert")
     assert identity("bert") != before
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--some--encoder"
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "snapshots" / commit / "config.json").write_text('{"model_type": "bert"}')
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    code = "from mosaicbert.finetune.targets import _version_of as of; print(of('some/encoder'), of('no/one'))"
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == [commit[:12], "None"]
 
 
 def test_more_checkpoints_may_come_while_a_process_trains_the_run(finished, tmp_path):

@@ -1,6 +1,7 @@
 """GLUE's data: what is there, what is missing, and what is only a part."""
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.csv
@@ -62,8 +63,13 @@ def test_files_that_are_named_as_parts_are_taken_only_when_parts_are(tmp_path):
 
 def test_data_are_known_by_what_they_hold_in_whatever_file_they_are(tmp_path):
     lines, table, other = (write_glue(tmp_path / name) for name in ("lines", "table", "other"))
+    for path in tmp_path.glob("*/stsb/train.jsonl"):
+        path.write_text(path.read_text().replace('"label": 5.0', '"label": 3.8'))  # no float32
     for path in table.glob("*/*.jsonl"):
-        pyarrow.parquet.write_table(read_file(path), path.with_suffix(".parquet"))
+        rows = read_file(path)
+        if pa.types.is_floating(rows["label"].type):
+            rows = rows.set_column(rows.column_names.index("label"), "label", rows["label"].cast(pa.float32()))
+        pyarrow.parquet.write_table(rows, path.with_suffix(".parquet"))
         path.unlink()
     changed = other / "rte" / "train.jsonl"
     changed.write_text(changed.read_text().replace("sentence1 3", "another 3"))
@@ -167,9 +173,25 @@ def test_cells_of_json_are_what_they_are_written_as(tmp_path):
     path.write_text('{"text": "2020-01-01", "meta": 1}\n\n{"meta": {"a": [true]}, "text": "2021-02-03", "late": 0.5}\n')
     assert read_file(path).to_pydict() == {
         "text": ["2020-01-01", "2021-02-03"],
-        "meta": ["1", '{"a": [true]}'],
         "late": [None, 0.5],
     }
+
+
+@pytest.mark.parametrize(
+    "cells, said",
+    [
+        ('["a"] "b"', "lists or objects stand beside cells of other kinds"),
+        (r'"a \ud83d" "b"', "surrogates not allowed"),
+    ],
+)
+def test_a_column_of_json_that_is_asked_for_is_of_one_kind_or_of_plain_cells(cells, said, tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(f'{{"text": {cell}, "label": 1}}\n' for cell in re.findall(r'\[.*?\]|".*?"', cells)))
+    with pytest.raises(ConfigError, match=f"column 'text' cannot be used: .*{said}"):
+        read_file(path, ["text"])
+    assert read_file(path, ["label"]).to_pydict() == {"label": [1, 1]}
+    path.write_text('{"label": 1}\n{"label": "x"}\n{"label": true}\n')
+    assert read_file(path, ["label"]).to_pydict() == {"label": ["1", "x", "true"]}
 
 
 def test_a_cell_of_a_csv_may_be_long(tmp_path):
@@ -197,6 +219,7 @@ def test_a_column_that_is_no_text_is_refused(columns, said):
         ("a.txt", "x", "is no table; give .jsonl, .csv, .parquet"),
         ("missing.jsonl", None, "cannot be read"),
         ("broken.jsonl", '{"a": 1}\n{"a": 1', "cannot be read: line 2"),
+        ("empty.jsonl", "\n", "cannot be read: it has no rows"),
         ("list.jsonl", "[1, 2]", "line 1 is no object with named fields"),
         ("twice.csv", "text,text\na,b\n", "has column 'text' 2 times"),
         ("broken.parquet", "no", "cannot be read"),

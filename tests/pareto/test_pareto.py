@@ -196,7 +196,7 @@ def test_a_step_that_was_trained_again_and_other_devices_are_said(two, console):
     recipe = _recipe(Path("new"), series, tasks=["cola"])
     pareto(recipe, console)
     text = console.export_text()
-    assert "runs/a@900: 22 score(s) of an earlier training of this step are not used." in text
+    assert "runs/a@900: 22 score(s) of its earlier weights are not used." in text
     assert "Not all points have the same seeds of CoLA" in text
     assert "Hours are of different devices (H200; B200)" in text
     assert [(one["device"], one["devices"], one["dollars"]) for one in _lines(recipe)][-1] == ("B200", 4, 4.0)

@@ -81,7 +81,7 @@ def test_a_step_that_was_trained_again_is_what_it_is_now(tmp_path):
     (checkpoint,) = _read(tmp_path, lines)
     assert (checkpoint.pretraining, checkpoint.scores) == (now, {"cola": {_PAPER: {19: 60.0}}})
     (notice,) = find_outdated([checkpoint])
-    assert notice.endswith("run0@100: 2 score(s) of an earlier training of this step are not used.")
+    assert notice.endswith("run0@100: 2 score(s) of its earlier weights are not used.")
 
 
 def test_a_cost_that_is_only_reckoned_otherwise_is_the_same_training(tmp_path):
@@ -132,6 +132,19 @@ def test_a_folder_without_scores_is_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=f"{folder}.*no scores"):
         read_checkpoints(str(tmp_path / folder))
+
+
+def test_of_a_model_from_elsewhere_the_last_weights_stand(tmp_path):
+    first, second = "bert@0123456789ab", "bert@ba9876543210"
+    lines = [
+        line(task, value, step=None, pretraining=None, model=model)
+        for task, value, model in (("cola", 10.0, "bert"), ("rte", 20.0, first), ("rte", 60.0, second))
+    ]
+    (checkpoint,) = _read(tmp_path, lines)
+    assert [list(seeds.values()) for variants in checkpoint.scores.values() for seeds in variants.values()] == [[60.0]]
+    assert list(checkpoint.scores) == ["rte"]
+    (notice,) = find_outdated([checkpoint])
+    assert notice.endswith(": 2 score(s) of its earlier weights are not used.")
 
 
 @pytest.mark.parametrize(
