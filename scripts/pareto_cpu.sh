@@ -22,7 +22,7 @@ read -ra cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0
 names=(untrained "${@/%/min}")
 ours=("${names[@]/#/runs/mosaicbert-cpu-}")
 theirs=("${names[@]/#/runs/bert-cpu-}")
-trap 'for id in $(jobs -p); do kill -INT -- "-$id" || true; done; wait' EXIT
+trap 'for id in $(jobs -p); do kill -- "-$id" || true; done; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 run() { "$@" & wait "$!"; } # in the background, since bash hears no signal while a command in front of it runs

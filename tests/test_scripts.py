@@ -71,7 +71,9 @@ def start_figure(tmp_path):
         words["CORE"] = min(os.sched_getaffinity(0))
         python.write_text(re.sub("|".join(words), lambda word: str(words[word[0]]), _PYTHON))
         python.chmod(0o755)
-        command, environment = ["bash", script, "text", "glue", "5"], os.environ | {"PYTHON": str(python)}
+        # As a shell starts it in the background: no interrupt is heard, by what it starts neither.
+        command = ["bash", "-c", 'trap \'\' INT; exec bash "$0" "$@"', script, "text", "glue", "5"]
+        environment = os.environ | {"PYTHON": str(python)}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     return start
