@@ -77,7 +77,8 @@ def _read_file(path: Path) -> list[str]:
         texts = [str(email.parser.Parser().parsestr(content).get_payload())]
     else:
         texts = [content]
-    return [text for text in texts if sum(map(str.isalpha, text)) >= _LEAST_LETTERS * len(text)]
+    letters = [sum(map(str.isalpha, text)) for text in texts]
+    return [text for text, num in zip(texts, letters, strict=True) if num and num >= _LEAST_LETTERS * len(text)]
 
 
 def _docstrings(source: str) -> list[str]:

@@ -82,6 +82,13 @@ def test_this_environments_own_packages_are_among_its_files():
     assert Path(pytest.__file__) in documentation._list_files()
 
 
+def test_a_text_without_a_letter_is_none(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "module.py").write_text('"""  """\ndef function():\n    """Says something."""\n')
+    paths = [tmp_path / "empty.txt", tmp_path / "module.py"]
+    assert documentation._read_files(paths) == ["Says something."]
+
+
 def test_half_a_character_in_a_docstring_does_not_stop_the_source(tmp_path, monkeypatch):
     path = tmp_path / "module.py"
     path.write_text('"""Half a pair \\ud800 in a docstring."""\n')
