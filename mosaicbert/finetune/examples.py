@@ -61,9 +61,9 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
             raise ConfigError(f"{path}: is no table; give {', '.join(KINDS)}.")
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
-    if twice:
-        raise ConfigError(f"{path}: has column {twice[0]!r} {len(twice)} times; give each a name of its own.")
+    for name in table.column_names:
+        if table.column_names.count(name) > 1:
+            raise ConfigError(f"{path}: has several columns {name!r}; give each a name of its own.")
     return table
 
 

@@ -114,12 +114,8 @@ def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> 
     console.print(f"A: {pair[0].name}\nB: {pair[1].name}", markup=False, highlight=False, soft_wrap=True)
     remarks = _test_remarks(test, tested, selection)
     _print(console, [_comparison_grid(paired, test, tested, selection)], notices + remarks)
-    console.print(
-        _judge(test, paired, selection.measure),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    answer = _judge(test, paired, selection.measure)
+    console.print(answer, markup=False, highlight=False, soft_wrap=True)
     return test
 
 

@@ -221,7 +221,7 @@ def test_a_column_that_is_no_text_is_refused(columns, said):
         ("broken.jsonl", '{"a": 1}\n{"a": 1', "cannot be read: line 2"),
         ("empty.jsonl", "\n", "cannot be read: it has no rows"),
         ("list.jsonl", "[1, 2]", "line 1 is no object with named fields"),
-        ("twice.csv", "text,text\na,b\n", "has column 'text' 2 times"),
+        ("twice.csv", "text,text\na,b\n", "has several columns 'text'; give each a name of its own"),
         ("broken.parquet", "no", "cannot be read"),
     ],
 )
