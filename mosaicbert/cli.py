@@ -73,7 +73,7 @@ def _finetune(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
     from rich.console import Console
 
-    from mosaicbert.finetune.custom import finetune
+    from mosaicbert.finetune.task.command import finetune
 
     finetune(recipe, Console())
     return 0
@@ -83,7 +83,7 @@ def _glue(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
     from rich.console import Console
 
-    from mosaicbert.finetune.glue import glue
+    from mosaicbert.finetune.glue.command import glue
 
     return glue(recipe, Console())
 
@@ -91,7 +91,7 @@ def _glue(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 def _show(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
-    from mosaicbert.show import show
+    from mosaicbert.commands.show import show
 
     show(load(parsed), Console())
     return 0
@@ -101,7 +101,7 @@ def _pareto(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
     from rich.console import Console
 
-    from mosaicbert.pareto.pareto import compare, pareto
+    from mosaicbert.pareto.command import compare, pareto
 
     if parsed.compare:
         first, second = parsed.compare
@@ -114,7 +114,7 @@ def _pareto(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 def _prepare(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
-    from mosaicbert.data.prepare import prepare_and_report
+    from mosaicbert.data.prepare.pipeline import prepare_and_report
 
     prepare_and_report(load(parsed), Console())
     return 0
@@ -123,7 +123,7 @@ def _prepare(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 def _check(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
-    from mosaicbert.check import check
+    from mosaicbert.commands.check import check
 
     check(load(parsed), Console())
     return 0
@@ -141,7 +141,7 @@ def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
 def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
-    from mosaicbert.train.result import export_latest
+    from mosaicbert.train.results import export_latest
 
     _hide_file_progress()
     print(export_latest(recipe).hugging_face)
@@ -149,7 +149,7 @@ def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
 
 
 def _report(parsed: argparse.Namespace, _arguments: list[str]) -> int:
-    from mosaicbert.report.report import report
+    from mosaicbert.report.command import report
 
     print(*report(parsed.runs, parsed.output or parsed.runs[0]), sep="\n")
     return 0

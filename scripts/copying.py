@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from mosaicbert.data.sources import VALIDATION
+from mosaicbert.data.prepare.sources import VALIDATION
 from mosaicbert.data.store import TokenStore
-from mosaicbert.train.run import RunFolder, describe_environment, newest_export
+from mosaicbert.train.run_folder import RunFolder, describe_environment, newest_export
 
 _NUM_TEXTS = 1_000
 _LENGTH = 60  # tokens of a text; two of them and three special tokens are within the 128 of the CPU recipes

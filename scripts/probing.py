@@ -24,10 +24,10 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel, AutoTokenizer
 
 from mosaicbert.config.glue import TASKS, GlueConfig
-from mosaicbert.finetune.examples import Examples
-from mosaicbert.finetune.glue_data import read_task
+from mosaicbert.finetune.glue.dataset import read_task
 from mosaicbert.finetune.metrics import compute_metrics, problem_of
-from mosaicbert.train.run import RunFolder, describe_environment, newest_export
+from mosaicbert.finetune.tables import Examples
+from mosaicbert.train.run_folder import RunFolder, describe_environment, newest_export
 
 _TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
 _MOST_TRAINED = 10_000  # of SST-2's 67,349 phrases: the first so many

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from mosaicbert.checkpoint import list_checkpoints, read_checkpoint, step_of
 from mosaicbert.config.load import load_recipe
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.run import RunFolder, describe_environment
+from mosaicbert.train.checkpoint.format import list_checkpoints, read_checkpoint, step_of
+from mosaicbert.train.run_folder import RunFolder, describe_environment
 
 _ROOT = Path(__file__).parents[1]
 _MEASURED = {"seconds", "wall_seconds", "data_wait_seconds", "memory_gib", "tokens_per_second", "mfu"}

@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 from rich.console import Console
 
-from mosaicbert.lock import lock
+from mosaicbert.filesystem import lock
 from tests.data.corpus import write_jsonl
 from tests.recipes import tiny_recipe
 
@@ -89,7 +89,7 @@ def console():
 def finished(source: Path, common: Path):
     """A tiny run, trained to its end without interruption: recipe, folder, what it printed. Not to be changed."""
     from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
-    from mosaicbert.train.run import RunFolder
+    from mosaicbert.train.run_folder import RunFolder
 
     recipe, printed = tiny_recipe(common, source), common / "printed.txt"
     with lock(common):

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from collections import defaultdict
 from pathlib import Path
 from typing import get_args
 
@@ -17,45 +18,28 @@ _PACKAGE = Path(__file__).parents[1] / "mosaicbert"
 _RECIPES = _PACKAGE.parent / "recipes"
 _SCHEMAS = {"": Recipe, "finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto": ParetoRecipe}  # by folder of recipes
 
-# docs/design.md has the same table, with the reasons.
-_MAY_IMPORT = {
-    "config": set(),
-    "batch": set(),
-    "lock": {"config"},
-    "checkpoint": set(),
-    "report": {"config"},
-    "ops": set(),
-    "accounting": {"config"},
-    "data": {"config", "batch", "lock"},
-    "model": {"config", "batch", "ops"},
-    "export": {"config", "accounting", "model"},
-    "train": {"config", "accounting", "batch", "lock", "checkpoint", "report", "data", "model", "export"},
-    "scores": {"config"},
-    "finetune": {
-        "config",
-        "accounting",
-        "lock",
-        "checkpoint",
-        "report",
-        "scores",
-        "data",
-        "model",
-        "export",
-        "train",
-    },
-    "pareto": {"config", "report", "scores"},
-    "show": {"config", "accounting"},
-    "check": {"config", "data"},
-    "registration": {"model"},
-    "cli": {"config", "show", "check", "data", "train", "finetune", "pareto", "report"},
-    "__init__": {"registration", "model"},
-    "__main__": {"cli"},
-}
+# Parts of the package, from left to right: a part imports only parts of levels to its left. docs/design.md shows the
+# same levels, with the reasons. A part is the longest of these names that a module's path starts with.
+_LEVELS = (
+    ("config",),
+    ("batch", "ops", "filesystem", "processes", "environment"),
+    ("estimate", "train_plan", "model"),
+    ("data", "registration"),  # data itself: the token store and the tokenizer
+    ("data.prepare", "data.loading"),
+    ("export", "report", "scores"),
+    ("train",),
+    ("finetune", "pareto"),
+    ("commands",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+_LEVEL_OF = {part: level for level, parts in enumerate(_LEVELS) for part in parts}
+# Where each library may be imported: parts, or single modules.
 _HOMES = {
-    "composer": {"train", "finetune"},
+    "composer": {"train.composer"},
     "omegaconf": {"config"},
-    "datasets": {"data", "finetune"},
-    "matplotlib": {"report", "check", "pareto", "finetune"},
+    "datasets": {"data", "data.prepare"},
+    "matplotlib": {"report", "pareto", "finetune.task.plots"},
     "scipy": {"scores", "finetune"},
     "sklearn": {"finetune"},
     "flash_attn": {"ops"},
@@ -63,8 +47,13 @@ _HOMES = {
 }
 
 
-def _part(path: Path) -> str:
-    return path.relative_to(_PACKAGE).parts[0].removesuffix(".py")
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
+
+
+def _part(module: str) -> str:
+    names = module.split(".")
+    return next(part for end in range(len(names), 0, -1) if (part := ".".join(names[:end])) in _LEVEL_OF)
 
 
 def _imports(path: Path) -> set[str]:
@@ -83,21 +72,40 @@ def _imports(path: Path) -> set[str]:
 _FILES = sorted(_PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", _FILES, ids=lambda path: str(path.relative_to(_PACKAGE)))
+@pytest.mark.parametrize("path", _FILES, ids=_module)
 def test_imports_go_one_way(path):
-    ours = {name.split(".")[1] for name in _imports(path) if name.startswith("mosaicbert.")}
-    assert ours - {_part(path)} <= _MAY_IMPORT[_part(path)]
+    part = _part(_module(path))
+    ours = {_part(name.removeprefix("mosaicbert.")) for name in _imports(path) if name.startswith("mosaicbert.")}
+    assert all(_LEVEL_OF[other] < _LEVEL_OF[part] for other in ours - {part})
 
 
 @pytest.mark.parametrize("library", _HOMES)
 def test_a_library_is_imported_only_at_home(library):
-    users = {_part(path) for path in _FILES if any(name.split(".")[0] == library for name in _imports(path))}
-    assert users <= _HOMES[library]
+    users = {_module(path) for path in _FILES if any(name.split(".")[0] == library for name in _imports(path))}
+    assert {user for user in users if not {user, _part(user)} & _HOMES[library]} == set()
 
 
-def test_configuration_imports_no_torch():
-    files = [path for path in _FILES if _part(path) in ("config", "accounting", "show")]
+def test_what_show_needs_imports_no_torch():
+    files = [path for path in _FILES if _part(_module(path)) in ("config", "estimate", "train_plan")]
+    files.append(_PACKAGE / "commands" / "show.py")
     assert not [path for path in files for name in _imports(path) if name.split(".")[0] in ("torch", "transformers")]
+
+
+def test_no_class_or_function_name_occurs_twice():
+    homes = defaultdict(set)
+    for path in _FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                homes[node.name].add(_module(path))
+    # A kernel file has the names of the operation that it computes: `ops.geglu.geglu` calls `ops.geglu_kernels.geglu`.
+    homes = {name: {module.removesuffix("_kernels") for module in modules} for name, modules in homes.items()}
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in _FILES}), ids=lambda path: path.name)
+def test_a_folder_holds_about_ten_files(folder):
+    limit = 15 if folder.name == "train" else 12
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= limit
 
 
 def _fields(schema) -> set[str]:
@@ -112,7 +120,7 @@ def test_every_key_of_a_recipe_is_read_outside_the_configuration():
     read = {
         node.attr
         for path in _FILES
-        if _part(path) != "config"
+        if _part(_module(path)) != "config"
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }

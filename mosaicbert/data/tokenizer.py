@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.masking import Vocabulary
+from mosaicbert.data.loading.masking import Vocabulary
 
 # BERT's special tokens; a trained tokenizer gives them the first ids, in this order.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

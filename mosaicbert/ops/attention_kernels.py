@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from mosaicbert.ops.tiling import Tiling, choose_tiling, launch_fitting
+from mosaicbert.ops.autotune import Tiling, choose_tiling, launch_fitting
 
 HEAD_DIMS = (32, 64, 128)
 _LEAST_CAPABILITY = (8, 0)

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from mosaicbert.ops.fusion import draw_seed, runs_fused
+from mosaicbert.ops.dispatch import draw_seed, runs_fused
 
 
 def geglu_reference(gate_up: Tensor, dropout_p: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mosaicbert.ops.fusion import draw_seed, runs_fused
+from mosaicbert.ops.dispatch import draw_seed, runs_fused
 
 _CHUNK = 512  # tokens; their fp32 copies stay in the processor's cache
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import MNLI, TASKS
 from mosaicbert.config.pareto import SeriesConfig
-from mosaicbert.scores.ledger import FILE_NAME, PRETRAINED, Pretraining, Score, read_scores
+from mosaicbert.scores.records import FILE_NAME, PRETRAINED, Pretraining, Score, read_scores
 from mosaicbert.scores.statistics import interval_of, mean_of
 
 _NAMED = 3  # checkpoints in a line; more are counted
@@ -16,7 +16,7 @@ _NAMED = 3  # checkpoints in a line; more are counted
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """What scores of a task must share to be averaged or compared: see `mosaicbert.scores.ledger.Score`."""
+    """What scores of a task must share to be averaged or compared: see `mosaicbert.scores.records.Score`."""
 
     protocol: str
     start: str

@@ -1,17 +1,16 @@
 """The device that a process trains on: its precision, its peak, its threads and its memory."""
 
-import atexit
 import gc
 import os
 import time
 from collections.abc import Callable
 
 import torch
-from composer import Engine
 from torch.distributed.checkpoint import state_dict
 
-from mosaicbert.accounting import ACCELERATORS
 from mosaicbert.config import ConfigError
+from mosaicbert.estimate import ACCELERATORS
+from mosaicbert.train.composer import release_engine
 
 _PEAK_SECONDS = 0.5  # the best product in this time, so that what else the machine does counts little
 
@@ -78,7 +77,7 @@ def limit_cpu_threads(local_world_size: int) -> None:
 
 def release_memory() -> None:
     """Lets go of a trainer that is over: Composer and PyTorch keep hold of its model until the process ends."""
-    atexit.unregister(Engine._close)
+    release_engine()
     clear_names: Callable[[], None] | None = getattr(state_dict._get_fqns, "cache_clear", None)
     if clear_names is not None:
         clear_names()

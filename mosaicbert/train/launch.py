@@ -15,9 +15,9 @@ from typing import IO
 from rich.console import Console
 
 from mosaicbert.config import Recipe
-from mosaicbert.data.prepare import prepare
+from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.train.processes import count_processes, require_work_for_all
-from mosaicbert.train.run import check_run
+from mosaicbert.train.run_folder import check_run
 
 _LIFELINE = "MOSAICBERT_LIFELINE"  # a pipe's end, in the processes that this one starts
 _POLL_SECONDS = 0.1

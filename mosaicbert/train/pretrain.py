@@ -9,41 +9,40 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from composer import Event, State
-from composer.utils import dist
 from rich.console import Console
 
-from mosaicbert.accounting import count_parameters
-from mosaicbert.checkpoint import list_checkpoints, read_state, step_of
 from mosaicbert.config import Duration, Recipe, TrainingFault, parse_duration
-from mosaicbert.config.plan import has_passed
-from mosaicbert.data.batches import TrainSteps
-from mosaicbert.data.loader import build_eval_loader, build_loader, plan_run
-from mosaicbert.data.prepare import check_store, prepare
-from mosaicbert.data.sources import TRAIN
+from mosaicbert.data.loading.collator import TrainSteps
+from mosaicbert.data.loading.loader import build_eval_loader, build_loader, plan_run
+from mosaicbert.data.prepare.pipeline import check_store, prepare
+from mosaicbert.data.prepare.sources import TRAIN
 from mosaicbert.data.store import StoreRecord, write_file
-from mosaicbert.export.prompts import fill_masks
-from mosaicbert.lock import lock
-from mosaicbert.model.build import build_model, describe_attention, describe_fusion
-from mosaicbert.report.figure import draw_loss
+from mosaicbert.estimate import count_parameters
+from mosaicbert.export.fill_mask import fill_masks
+from mosaicbert.filesystem import lock
+from mosaicbert.model.factory import build_model, describe_attention, describe_fusion
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
-from mosaicbert.train.checkpointing import Checkpointer, find_restart, require_room, restore, roll_back
-from mosaicbert.train.compilation import GRAPHED_ATTENTION, choose_compilation, compile_model
-from mosaicbert.train.course import Clock, Course
+from mosaicbert.report.plots import draw_loss
+from mosaicbert.train.callbacks.checkpointer import Checkpointer, find_restart, require_room, restore, roll_back
+from mosaicbert.train.callbacks.loggers import build_loggers, require_loggers
+from mosaicbert.train.callbacks.metrics import Monitor, SeededSteps
+from mosaicbert.train.checkpoint.export_worker import Exporter
+from mosaicbert.train.checkpoint.format import list_checkpoints, read_state, step_of
+from mosaicbert.train.compile import GRAPHED_ATTENTION, choose_compilation, compile_model
+from mosaicbert.train.composer import Event, State, dist
+from mosaicbert.train.composer_model import MaskedLmTrainee, data_spec
 from mosaicbert.train.device import choose_precision, limit_cpu_threads, peak_flops, release_memory
-from mosaicbert.train.exporting import Exporter
-from mosaicbert.train.faults import FaultLog, SkippedSteps
-from mosaicbert.train.guard import Guard, RollBack
-from mosaicbert.train.loggers import build_loggers, require_loggers
-from mosaicbert.train.monitor import Monitor, SeededSteps
+from mosaicbert.train.distributed import prepare_sharded, sharding_config
+from mosaicbert.train.faults.log import FaultLog, SkippedSteps
+from mosaicbert.train.faults.spike_detector import Guard, RollBack
 from mosaicbert.train.optimizers import build_optimizer
-from mosaicbert.train.parallel import prepare_sharded, sharding_config
 from mosaicbert.train.processes import require_work_for_all
-from mosaicbert.train.result import summarise
-from mosaicbert.train.run import RunFolder, check_run, open_run, require_same_store
-from mosaicbert.train.stopping import Stopped, StopRequest
+from mosaicbert.train.progress import Clock, Course
+from mosaicbert.train.results import summarise
+from mosaicbert.train.run_folder import RunFolder, check_run, open_run, require_same_store
+from mosaicbert.train.signals import Stopped, StopRequest
 from mosaicbert.train.trainer import StepTrainer
+from mosaicbert.train_plan import has_passed
 
 _PATIENCE_SECONDS = 1800.0  # of a rank for another, which may be writing a large checkpoint to a slow disk
 _WITHOUT_END = "1000000000ba"  # the course says when the run ends

@@ -3,7 +3,7 @@
 import torch
 
 from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.sources import VALIDATION
+from mosaicbert.data.prepare.sources import VALIDATION
 from mosaicbert.data.store import StoreRecord
 
 

@@ -7,20 +7,17 @@ from datetime import timedelta
 from typing import Any, cast
 
 import torch
-from composer import Event, Time, TimeUnit, Trainer
-from composer.core import get_precision_context
-from composer.core.types import TrainerMode
-from composer.utils import dist
 from torch import Tensor
 
 from mosaicbert.batch import Batch, Step
-from mosaicbert.data.batches import TrainSteps
-from mosaicbert.train.adapter import MaskedLmTrainee
-from mosaicbert.train.course import Clock, Course, StepReport
-from mosaicbert.train.faults import SkippedSteps
+from mosaicbert.data.loading.collator import TrainSteps
+from mosaicbert.train.composer import Event, Time, TimeUnit, Trainer, TrainerMode, dist, get_precision_context
+from mosaicbert.train.composer_model import MaskedLmTrainee
+from mosaicbert.train.distributed import delay_exchange, gradient_norm, gradient_scale
+from mosaicbert.train.faults.log import SkippedSteps
 from mosaicbert.train.optimizers import update_unless
-from mosaicbert.train.parallel import delay_exchange, gradient_norm, gradient_scale
-from mosaicbert.train.stopping import StopRequest
+from mosaicbert.train.progress import Clock, Course, StepReport
+from mosaicbert.train.signals import StopRequest
 
 
 class StepTrainer(Trainer):

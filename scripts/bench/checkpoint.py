@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from harness import record
 
-from mosaicbert.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from mosaicbert.config.load import load_recipe
-from mosaicbert.model.build import build_model
+from mosaicbert.model.factory import build_model
+from mosaicbert.train.checkpoint.format import Checkpoint, read_checkpoint, write_checkpoint
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
 

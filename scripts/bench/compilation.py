@@ -11,8 +11,8 @@ from harness import record
 from training_step import training_step
 
 from mosaicbert.config import ModelConfig
-from mosaicbert.model.build import build_model
-from mosaicbert.train.compilation import compile_model
+from mosaicbert.model.factory import build_model
+from mosaicbert.train.compile import compile_model
 
 # The quickstart's size, and two layers of Base.
 SIZES = {

@@ -14,7 +14,7 @@ def real_seqlens(store: Path, num_tokens: int) -> list[int]:
     """Lengths of documents drawn at random from a token store, the last one cut so that they are `num_tokens`."""
     import numpy as np  # with what follows, in the trainer's requirements only
 
-    from mosaicbert.data.sources import TRAIN
+    from mosaicbert.data.prepare.sources import TRAIN
     from mosaicbert.data.store import TokenStore
 
     samples = TokenStore(store, TRAIN)

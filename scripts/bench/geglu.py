@@ -12,7 +12,7 @@ from harness import record
 from torch import Tensor
 
 from mosaicbert.config.load import load_recipe
-from mosaicbert.ops.fusion import choose_fusion
+from mosaicbert.ops.dispatch import choose_fusion
 from mosaicbert.ops.geglu import geglu, geglu_reference
 
 RECIPES = Path(__file__).parents[2] / "recipes"

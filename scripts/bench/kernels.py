@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mosaicbert.ops import attention_kernels, cross_entropy_kernels, geglu_kernels, layer_norm_kernels
-from mosaicbert.ops.tiling import Tiling
+from mosaicbert.ops.autotune import Tiling
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}  # A100; H100 and H200
 DTYPES = {"bfloat16": "*bf16", "float32": "*fp32"}

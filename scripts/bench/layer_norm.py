@@ -18,7 +18,7 @@ from harness import record
 from torch import Tensor
 
 from mosaicbert.config.load import load_recipe
-from mosaicbert.ops.fusion import choose_fusion
+from mosaicbert.ops.dispatch import choose_fusion
 from mosaicbert.ops.layer_norm import dropout_add_layer_norm, dropout_add_layer_norm_reference
 
 RECIPES = Path(__file__).parents[2] / "recipes"

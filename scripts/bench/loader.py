@@ -18,7 +18,7 @@ import torch
 from mosaicbert.batch import Step
 from mosaicbert.config import DataConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loader import build_loader
+from mosaicbert.data.loading.loader import build_loader
 from mosaicbert.data.store import ShardRecord, SplitRecord, StoreRecord, sha256_of, write_shard
 from mosaicbert.data.tokenizer import train_tokenizer
 

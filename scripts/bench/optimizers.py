@@ -10,7 +10,7 @@ from harness import record
 
 from mosaicbert.config import OptimizerConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.model.build import build_model
+from mosaicbert.model.factory import build_model
 from mosaicbert.train.optimizers import build_optimizer
 
 _RECIPES = Path(__file__).parents[2] / "recipes"

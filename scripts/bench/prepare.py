@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError, Recipe, SourceConfig, TokenizerConfig
 from mosaicbert.config.load import load_recipe, save_recipe
-from mosaicbert.data.prepare import prepare, read_texts
-from mosaicbert.data.sources import list_parts
+from mosaicbert.data.prepare.pipeline import prepare, read_texts
+from mosaicbert.data.prepare.sources import list_parts
 from mosaicbert.data.tokenizer import load_tokenizer, train_tokenizer
-from mosaicbert.data.workers import count_cores
+from mosaicbert.processes import count_cores
 
 LARGEST_TEXT = 60_000_000  # characters
 TEXTS_PER_CALL = 1024

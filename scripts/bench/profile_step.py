@@ -18,11 +18,11 @@ from harness import measure, write_lines
 from torch.profiler import ProfilerActivity, profile
 from training_step import GPU_MASK_RATE, NUM_GPU_TOKENS, size_of, training_step
 
-from mosaicbert.accounting import count_parameters, training_flops
 from mosaicbert.batch import Batch
 from mosaicbert.config import ModelConfig
-from mosaicbert.model.build import build_model
-from mosaicbert.train.compilation import compile_model
+from mosaicbert.estimate import count_parameters, training_flops
+from mosaicbert.model.factory import build_model
+from mosaicbert.train.compile import compile_model
 
 LENGTH = 128
 NUM_PROFILED = 5

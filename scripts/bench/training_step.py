@@ -28,13 +28,13 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 from transformers import __version__ as transformers_version
 
-from mosaicbert.accounting import ACCELERATORS, training_flops
 from mosaicbert.batch import Batch
 from mosaicbert.config import ModelConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.model.build import build_model
+from mosaicbert.estimate import ACCELERATORS, training_flops
+from mosaicbert.model.factory import build_model
 from mosaicbert.ops.attention import choose_attention
-from mosaicbert.train.compilation import compile_model
+from mosaicbert.train.compile import compile_model
 
 VOCAB_SIZE = 8192
 SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}

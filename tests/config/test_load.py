@@ -181,8 +181,8 @@ def test_a_saved_recipe_is_loaded_back_equal(recipe):
 def test_numbers_given_as_overrides_make_the_recipe_that_holds_them(recipe):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        # Lengths are no numbers; 8192 samples may be less than one step of the batch that is drawn.
-        path.write_text(RECIPE.replace("8192 samples", recipe.train.duration))
+        # Durations are strings. The one of RECIPE may be less than one step of the batch size that is drawn.
+        path.write_text(RECIPE.replace("8192 samples", "1000 steps"))
         differences = recipe_differences(load_recipe(path), recipe)
         numbers = {
             key: new for key, (_, new) in differences.items() if isinstance(new, (int, float)) and "sources" not in key

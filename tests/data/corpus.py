@@ -98,9 +98,9 @@ def map_here(function, items, initializer=None, arguments=()) -> Iterator:
 
 def use_small_shards(monkeypatch: pytest.MonkeyPatch, shard_tokens: int = 60, block_bytes: int = 200) -> None:
     """Makes a shard of a few short texts, without processes."""
-    monkeypatch.setattr("mosaicbert.data.slices.SHARD_TOKENS", shard_tokens)
-    monkeypatch.setattr("mosaicbert.data.reading.BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr("mosaicbert.data.slices.map_in_order", map_here)
+    monkeypatch.setattr("mosaicbert.data.prepare.partition.SHARD_TOKENS", shard_tokens)
+    monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("mosaicbert.data.prepare.partition.map_in_order", map_here)
     monkeypatch.setattr("os.fsync", lambda _: None)  # it matters when the power fails, and takes most of the time
 
 
@@ -137,4 +137,4 @@ def write_hub_dataset(folder: Path, splits: dict[str, list[list[str]]], subset: 
 
 def name_like_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders then stand in for datasets of the Hub: `datasets` opens both alike."""
-    monkeypatch.setattr("mosaicbert.data.sources._find_files", lambda _name, _path: [])
+    monkeypatch.setattr("mosaicbert.data.prepare.sources._find_files", lambda _name, _path: [])

@@ -42,7 +42,7 @@ def where() -> tuple[str, str]:
     """What the bits depend on: the version of torch, and the processor."""
     import torch
 
-    from mosaicbert.train.run import describe_environment
+    from mosaicbert.train.run_folder import describe_environment
 
     return torch.__version__.split("+")[0], describe_environment()["processor"]
 

@@ -8,15 +8,15 @@ from safetensors.torch import load_file, save_file
 
 from mosaicbert.batch import Batch
 from mosaicbert.config import ConfigError
-from mosaicbert.data.loader import build_loader
-from mosaicbert.data.prepare import prepare
+from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import (
     MosaicBertForMaskedLM,
     MosaicBertForSequenceClassification,
     MosaicBertModel,
 )
-from mosaicbert.train.compilation import compile_model
+from mosaicbert.train.compile import compile_model
 from tests.accuracy import assert_as_accurate
 from tests.recipes import tiny_recipe
 

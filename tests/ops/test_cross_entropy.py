@@ -3,7 +3,7 @@ import torch
 
 from mosaicbert.ops import cross_entropy
 from mosaicbert.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from mosaicbert.ops.fusion import FusionChoice
+from mosaicbert.ops.dispatch import FusionChoice
 from tests.accuracy import assert_as_accurate
 
 pytest.importorskip("triton")

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mosaicbert.config.glue import SEEDS, TASKS
-from mosaicbert.scores.ledger import FILE_NAME, Pretraining, Score
+from mosaicbert.scores.records import FILE_NAME, Pretraining, Score
 
 
 def line(task: str, value: float, **changes) -> Score:

@@ -8,7 +8,7 @@ import pytest
 
 from mosaicbert.config.load import load_recipe
 from mosaicbert.config.pareto import ParetoRecipe
-from mosaicbert.pareto.pareto import pareto
+from mosaicbert.pareto.command import pareto
 
 _ROOT = Path(__file__).parents[2]
 _RESULTS = _ROOT / "docs" / "results"

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mosaicbert.checkpoint import list_checkpoints, read_checkpoint
 from mosaicbert.config.load import save_recipe
-from mosaicbert.data.prepare import prepare
+from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.course import Clock
+from mosaicbert.train.checkpoint.export_worker import OF_LAUNCHERS
+from mosaicbert.train.checkpoint.format import list_checkpoints, read_checkpoint
 from mosaicbert.train.device import choose_precision
-from mosaicbert.train.exporting import OF_LAUNCHERS
 from mosaicbert.train.pretrain import Sitting, train
-from mosaicbert.train.run import open_run
-from mosaicbert.train.stopping import Stopped, StopRequest
+from mosaicbert.train.progress import Clock
+from mosaicbert.train.run_folder import open_run
+from mosaicbert.train.signals import Stopped, StopRequest
 
 # What depends on the clock and the machine; all else is the same bit for bit.
 _MEASURED = {
@@ -79,7 +79,7 @@ def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **enviro
     )
 
 
-def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None, module="tests.train.sitting"):
+def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None, module="tests.train.session"):
     """`train_here` on several ranks, which torchrun starts."""
     run = open_run(recipe, prepare(recipe))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mosaicbert.config import ModelConfig, OptimizerConfig
-from mosaicbert.model.build import build_model
+from mosaicbert.model.factory import build_model
 from mosaicbert.train.optimizers import build_optimizer, orthogonalise, update_unless
 from tests.recipes import TINY_MODEL
 

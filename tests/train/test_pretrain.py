@@ -13,14 +13,14 @@ import torch
 from mosaicbert.batch import Batch
 from mosaicbert.config import ConfigError, ModelConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loader import build_loader
-from mosaicbert.data.prepare import check_store, prepare
-from mosaicbert.model.build import build_model
+from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.prepare.pipeline import check_store, prepare
+from mosaicbert.model.factory import build_model
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.adapter import MaskedLmTrainee, data_spec
+from mosaicbert.train.composer_model import MaskedLmTrainee, data_spec
 from mosaicbert.train.pretrain import pretrain
 from mosaicbert.train.processes import require_work_for_all
-from mosaicbert.train.run import RunFolder, open_run
+from mosaicbert.train.run_folder import RunFolder, open_run
 from tests.data.corpus import texts, write_jsonl
 from tests.recipes import TINY_MODEL, tiny_recipe
 from tests.train.running import evaluations_of, finish, losses_of, start, train_here, wait_for

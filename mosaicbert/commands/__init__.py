@@ -1,0 +1,1 @@
+"""Commands that only print: each module is one command of the command line."""

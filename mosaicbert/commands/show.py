@@ -1,0 +1,86 @@
+"""What a run would do, said without starting anything."""
+
+from rich.console import Console
+from rich.table import Table
+
+from mosaicbert.config import OptimizerConfig, Recipe, SourceConfig
+from mosaicbert.estimate import ACCELERATORS, Estimate, estimate
+
+_ASSUMED_MFU = 0.30  # what MosaicBERT's own run reached on A100s
+
+
+_SAMPLING = {"truncate": "the beginnings of texts", "chunk": "whole texts in pieces"}
+
+
+def show(recipe: Recipe, console: Console) -> None:
+    """Prints the size, the work, the memory, the time and the price of `recipe`."""
+    expected = estimate(recipe)
+    model, data, train = recipe.model, recipe.data, recipe.train
+    rows = {
+        "run": f"{recipe.run_name}, into {recipe.run_folder}",
+        "model": f"{model.architecture}, {expected.parameters:,} parameters: {model.num_hidden_layers} layers of "
+        f"{model.hidden_size}, {model.num_attention_heads} heads of {model.head_dim}, vocabulary {model.vocab_size:,}",
+        "data": f"{', '.join(map(_describe, data.sources.values()))}; token store {recipe.store_folder}",
+        "samples": f"{_SAMPLING[data.sampling]}, up to {data.max_seq_len} tokens each, {data.mask_rate:.0%}"
+        f"{'' if data.final_mask_rate is None else f' changing to {data.final_mask_rate:.0%}'} of them masked",
+        "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
+        "training": _describe_length(recipe, expected),
+        "optimizer": f"{recipe.optimizer.name}, {_describe_schedule(recipe.optimizer)}",
+        "work": f"{expected.flops_per_token / 1e6:,.0f} MFLOP per token"
+        f"{'' if expected.flops is None else f', {expected.flops:.3g} FLOP in all'}",
+        "memory": f"about {expected.memory_bytes / 2**30:.1f} GiB per device"
+        f"{', less on several, which share weights and optimizer' if train.sharding == 'fsdp' else ''}; "
+        f"micro-batches of {train.micro_batch_tokens:,} tokens, {train.precision}",
+    }
+    for name, value in rows.items():
+        console.print(f"{name + ':':15}{value}", highlight=False, soft_wrap=True)
+    console.print(_by_device(recipe, expected))
+    console.print(
+        f"At {_ASSUMED_MFU:.0%} of the bf16 peak, every sample full. Prices are assumptions: mosaicbert/estimate.py.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _by_device(recipe: Recipe, expected: Estimate) -> Table:
+    """Hours and dollars of a length in steps, samples or tokens; tokens and dollars of a time."""
+    if expected.flops is None:
+        hours = recipe.train.length.amount / 3600
+        table = Table("device", "tokens on 1", "tokens on 8", "dollars per device-hour", "dollars for 1")
+        for device in ACCELERATORS:
+            tokens = hours * 3600 * device.peak_flops * _ASSUMED_MFU / expected.flops_per_token
+            prices = f"{device.dollars_per_hour:.2f}", f"{hours * device.dollars_per_hour:,.2f}"
+            table.add_row(device.name, f"{tokens:,.2g}", f"{8 * tokens:,.2g}", *prices)
+        return table
+    table = Table("device", "device-hours", "hours on 8", "dollars per device-hour", "dollars")
+    for device in ACCELERATORS:
+        hours = expected.flops / (device.peak_flops * _ASSUMED_MFU) / 3600
+        prices = f"{device.dollars_per_hour:.2f}", f"{hours * device.dollars_per_hour:,.2f}"
+        table.add_row(device.name, f"{hours:,.2f}", f"{hours / 8:,.2f}", *prices)
+    return table
+
+
+def _describe_length(recipe: Recipe, expected: Estimate) -> str:
+    train = recipe.train
+    grown = f"{train.global_batch_samples:,}"
+    if train.initial_batch_samples is not None:
+        grown = f"{train.initial_batch_samples:,}, growing to {grown} over {train.batch_warmup_tokens:,} tokens"
+    if expected.steps is None:
+        return f"{train.duration}, in steps of {grown} samples"
+    return (
+        f"{train.duration}: {expected.samples:,} samples in {expected.steps:,} steps of {grown}; "
+        f"at most {expected.tokens:,} tokens"
+    )
+
+
+def _describe_schedule(optimizer: OptimizerConfig) -> str:
+    rise = f"learning rate up to {optimizer.peak_lr:g} in {optimizer.warmup_fraction:.0%} of the run"
+    fall = f"{optimizer.peak_lr * optimizer.final_lr_fraction:g}"
+    if optimizer.schedule == "linear":
+        return f"{rise}, then linearly to {fall}"
+    return f"{rise}, down to {fall} in the last {optimizer.decay_fraction:.0%}"
+
+
+def _describe(source: SourceConfig) -> str:
+    subset = "" if source.subset is None else f" ({source.subset})"
+    return f"{source.path}{subset}{'' if source.weight is None else f', weight {source.weight:g}'}"

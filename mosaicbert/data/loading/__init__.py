@@ -1,0 +1,1 @@
+"""Token store to training batches: sample order, masking, balancing, collation."""

@@ -1,0 +1,1 @@
+"""Text to token store: sources, readers, tokenization, partitions, deduplication."""

@@ -1,0 +1,36 @@
+"""A checkpoint's weights to a model, and a model to the layout of the published checkpoints."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mosaicbert.config import Recipe
+from mosaicbert.model.factory import build_model
+from mosaicbert.model.published import to_published
+
+
+def load_model(recipe: Recipe, weights: dict[str, Tensor]) -> PreTrainedModel:
+    """The model of a checkpoint, on the CPU, in evaluation mode.
+
+    Raises:
+        RuntimeError: the weights are not those of the recipe's model.
+    """
+    model = build_model(recipe.model)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def save_published(model: PreTrainedModel, folder: Path) -> None:
+    """Writes pytorch_model.bin and config.json in the layout of the published MosaicBERT checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(to_published(model.state_dict()), folder / "pytorch_model.bin")
+    config = {name: value for name, value in model.config.to_dict().items() if name != "auto_map"} | {
+        "model_type": "bert",
+        "architectures": [type(model).__name__.replace("MosaicBert", "Bert")],
+        "alibi_starting_size": 512,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")

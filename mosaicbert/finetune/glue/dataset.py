@@ -1,0 +1,154 @@
+"""GLUE's data: a dataset of the Hub, or a folder in its layout. What is missing or only a part is known beforehand."""
+
+import hashlib
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mosaicbert.config import ConfigError
+from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
+from mosaicbert.finetune.tables import KINDS, Examples, read_file, read_hub, require_column, text_columns
+
+_PARTIAL = "_partial"  # behind the name of a split that is known to be a part
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData:
+    """The splits of a task.
+
+    Attributes:
+        task: its name.
+        train: labelled.
+        validation: by metric suffix: "" or, of MNLI, "_matched" and "_mismatched".
+        is_partial: whether a split has fewer examples than the official.
+    """
+
+    task: str
+    train: Examples
+    validation: dict[str, Examples]
+    is_partial: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundTask:
+    """What is known of a task's data before it is trained on; of a dataset on the Hub, nothing.
+
+    Attributes:
+        sizes: examples of each split.
+        digest: tells texts and labels apart from others, in whatever kind of file they are.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict[str, int])
+    digest: str | None = None
+
+
+def find_tasks(config: GlueConfig) -> tuple[dict[str, FoundTask], dict[str, str]]:
+    """Which tasks can be scored. Nothing is read of a dataset on the Hub: a part of a task there fails when it is read.
+
+    Returns:
+        What is known of each, by name; and why each of the others is left out.
+
+    Raises:
+        ConfigError: MNLI, which the chain begins with, is not there; or no task is.
+    """
+    is_local = Path(config.data).is_dir()
+    if not is_local and (config.data.startswith((".", "/", "~")) or config.data.count("/") > 1):
+        raise ConfigError(f"glue.data={config.data}: no such folder; give one, or a dataset's name on the Hub.")
+    available: dict[str, FoundTask] = {}
+    left_out: dict[str, str] = {}
+    for name in config.tasks:
+        found = _look(config, name) if is_local else FoundTask()
+        if isinstance(found, FoundTask):
+            available[name] = found
+        else:
+            left_out[name] = found
+    chained = [name for name in available if config.starts_from_mnli(name)]
+    if chained and MNLI not in available:
+        why = left_out.get(MNLI, "glue.tasks leaves it out")
+        raise ConfigError(
+            f"glue.chain=true begins {', '.join(chained)} with the model fine-tuned on MNLI, which is not there "
+            f"({why}); give its data, or set glue.chain=false."
+        )
+    if not available:
+        raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(left_out.values())}.")
+    return available, left_out
+
+
+def _look(config: GlueConfig, name: str) -> FoundTask | str:
+    """What there is of a task in a folder, or why it cannot be scored."""
+    task, sizes, digest = TASKS[name], dict[str, int](), hashlib.sha256()
+    for split, official in task.num_examples.items():
+        files = _find(config, name, split)
+        if not files and _find(replace(config, partial_data=True), name, split):
+            return f"{Path(config.data) / name}: only a part of {split} is there; glue.partial_data=true takes it"
+        if not files:
+            return f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}, nor {split}-*-of-*.parquet"
+        table = _read_files(files, task)
+        sizes[split] = table.num_rows
+        if table.num_rows < official and not config.partial_data:
+            asked = "glue.partial_data=true takes it as it is"
+            return f"{files[0]}: {table.num_rows:,} examples of {official:,}; {asked}"
+        known = [table.column(name) for name in (*task.columns, "label") if name in table.column_names]
+        # Numbers as they are trained on, of whatever precision the file is.
+        known = [column.cast(pa.float32()) if pa.types.is_floating(column.type) else column for column in known]
+        for row in zip(*(column.to_pylist() for column in known), strict=True):
+            digest.update(repr(row).encode())
+    return FoundTask(sizes=sizes, digest=digest.hexdigest()[:12])
+
+
+def read_task(config: GlueConfig, name: str) -> TaskData:
+    """Reads the splits of a task.
+
+    Raises:
+        ConfigError: they cannot be read, or lack a column.
+    """
+    task = TASKS[name]
+    splits = {split: _read_split(config, name, split) for split in task.num_examples}
+    is_partial = any(len(splits[split]) < official for split, official in task.num_examples.items())
+    if is_partial and not config.partial_data:
+        raise ConfigError(
+            f"{config.data}: {task.title} has fewer examples than the official splits; glue.partial_data=true takes it "
+            "as it is."
+        )
+    train = splits.pop("train")
+    validation = {split.removeprefix("validation"): examples for split, examples in splits.items()}
+    return TaskData(task=name, train=train, validation=validation, is_partial=is_partial)
+
+
+def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
+    files = _find(config, name, split)
+    if files:
+        return _examples(TASKS[name], _read_files(files, TASKS[name]), str(files[0]))
+    table = read_hub(config.data, name, split, config.revision)
+    return _examples(TASKS[name], table, f"{config.data} ({name}, {split})")
+
+
+def _examples(task: GlueTask, table: pa.Table, place: str) -> Examples:
+    labels = require_column(table, "label", place).to_pylist()
+    for row, label in enumerate(labels, start=1):
+        if not _is_label(task, label):
+            asked = f"a class from 0 to {task.num_labels - 1}" if task.num_labels > 1 else "a number"
+            raise ConfigError(f"{place}: row {row} has label {label!r}; {task.title} has {asked}.")
+    return Examples(texts=text_columns(table, task.columns, place), labels=labels)
+
+
+def _is_label(task: GlueTask, label: Any) -> bool:
+    if task.num_labels == 1:
+        return isinstance(label, (int, float)) and math.isfinite(label)
+    return isinstance(label, int) and 0 <= label < task.num_labels
+
+
+def _read_files(files: list[Path], task: GlueTask) -> pa.Table:
+    return pa.concat_tables([read_file(path, task.columns) for path in files])
+
+
+def _find(config: GlueConfig, name: str, split: str) -> list[Path]:
+    """The file of a split; or its shards, as the Hub's own copy has them."""
+    folder = Path(config.data) / name
+    endings = ["", _PARTIAL] if config.partial_data else [""]
+    candidates = [folder / f"{split}{ending}{kind}" for ending in endings for kind in KINDS]
+    whole = next((path for path in candidates if path.is_file()), None)
+    return sorted(folder.glob(f"{split}-*-of-*.parquet")) if whole is None else [whole]

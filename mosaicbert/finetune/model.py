@@ -1,0 +1,161 @@
+"""Any encoder with a classifier on it, and how Composer trains it."""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mosaicbert.config import ConfigError
+from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION
+from mosaicbert.model.modeling import MosaicBertForSequenceClassification
+from mosaicbert.train.composer import ComposerModel
+
+_PUBLISHED_TOKENIZER = "bert-base-uncased"
+_NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
+_CLASSIFIER = ("classifier.", "sequence_summary.summary.")  # the layer that depends on the task; the latter is XLM's
+
+
+def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> PreTrainedModel:
+    """A pretrained encoder with a new classifier, fp32, on the CPU.
+
+    Args:
+        name: a Hugging Face folder, ours or another's, a published MosaicBERT's among them; or a name on the Hub.
+        num_labels: classes, or 1 for a number.
+        problem: Hugging Face's problem_type.
+        seed: of the new weights.
+
+    Raises:
+        ConfigError: there is no such model, or it is no encoder that can be classified with.
+    """
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "dtype": torch.float32}
+    # A classifier of another task does not fit, and is not wanted.
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        written, _ = PreTrainedConfig.get_config_dict(name)
+        ours = written.get("model_type") == "mosaicbert" or "alibi_starting_size" in written
+        kind: Any = MosaicBertForSequenceClassification if ours else AutoModelForSequenceClassification
+        model, report = kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
+    unfit = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    unfit = sorted(key for key in unfit if not _NEW_WEIGHTS.search(key))
+    if unfit:
+        raise ConfigError(
+            f"{name}: its weights are not those of {type(model).__name__}: {unfit[0]} and {len(unfit) - 1} more are "
+            "missing or of another shape; config.json may be another model's, or it may need code of its own."
+        )
+    _renew_classifier(model, seed)
+    return model
+
+
+def _renew_classifier(model: PreTrainedModel, seed: int) -> None:
+    torch.manual_seed(seed)
+    spread = getattr(model.config, "initializer_range", 0.02)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and f"{name}.".startswith(_CLASSIFIER):
+            nn.init.normal_(module.weight, std=spread)
+            if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                nn.init.zeros_(module.bias)
+
+
+def with_fresh_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """The same model before any training."""
+    torch.manual_seed(seed)
+    return type(model)(model.config)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; that of bert-base-uncased for a published MosaicBERT that comes without, as they say.
+
+    Raises:
+        ConfigError: it has none, or one with more tokens than the model.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        written, _ = PreTrainedConfig.get_config_dict(name)
+        num_embeddings = written.get("vocab_size", len(tokenizer))
+        if _knows_nothing(tokenizer) and "alibi_starting_size" in written:
+            tokenizer = AutoTokenizer.from_pretrained(_PUBLISHED_TOKENIZER)
+        if _knows_nothing(tokenizer) or len(tokenizer) > num_embeddings:
+            raise ValueError(f"{len(tokenizer):,} tokens were found, and the model has {num_embeddings:,}")
+        return tokenizer
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{name}: has no tokenizer that fits: {reason}") from error
+
+
+def _knows_nothing(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has special tokens only: transformers 5 makes such a one where its files are missing."""
+    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that padding is filled with."""
+    return cast(int, tokenizer.pad_token_id or 0)
+
+
+def longest_input(model: PreTrainedModel, max_seq_len: int) -> int:
+    """How many tokens a model may be given: `max_seq_len`, or its positions where they are fewer."""
+    places = getattr(model.config, "max_position_embeddings", max_seq_len)
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and isinstance(module, nn.Embedding)
+            and module.padding_idx is not None  # RoBERTa counts from behind its padding
+        ):
+            places = module.num_embeddings - module.padding_idx - 1
+    return min(max_seq_len, places)
+
+
+def is_unpadded(model: PreTrainedModel) -> bool:
+    """Whether a model takes documents one behind the other."""
+    return isinstance(model, MosaicBertForSequenceClassification)
+
+
+def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a fine-tuned model without its classifier, for another task to begin with."""
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER)}
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+
+
+class Trainee(ComposerModel):
+    """A classifier, as Composer trains it: a batch of `Collator` in, logits (B, L) out.
+
+    Args:
+        model: of `load_classifier`.
+        problem: Hugging Face's problem_type.
+        cpu_autocast: dtype of matrix products on the CPU, where Composer itself offers only fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel, problem: str, cpu_autocast: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.problem = problem
+        self.cpu_autocast = cpu_autocast
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        on_cpu = not inputs["input_ids"].is_cuda
+        with torch.autocast("cpu", self.cpu_autocast, enabled=on_cpu and self.cpu_autocast != torch.float32):
+            return self.model(**inputs).logits
+
+    def loss(self, outputs: Tensor, batch: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        logits, labels = outputs.float(), batch["labels"]
+        if self.problem == REGRESSION:
+            return F.mse_loss(logits[:, 0], labels.float())
+        if self.problem == MULTI_LABEL:
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        return F.cross_entropy(logits, labels)

@@ -1,0 +1,156 @@
+"""One fine-tuning, in Composer's loop: from an encoder and labelled texts to logits of others."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mosaicbert.config import OptimizerConfig, TrainingFault
+from mosaicbert.config.glue import Protocol
+from mosaicbert.finetune.collator import Collator, Encoded, build_loader, encode
+from mosaicbert.finetune.model import Trainee, is_unpadded, longest_input, padding_of
+from mosaicbert.finetune.tables import Examples
+from mosaicbert.train.composer import Callback, DataSpec, Logger, State, Trainer
+from mosaicbert.train.lr_schedule import learning_rate_share
+from mosaicbert.train.optimizers import build_optimizer
+
+_EVALUATION_BATCH = 64
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a fine-tuning takes beside model and data.
+
+    Attributes:
+        protocol: epochs, batch size, learning rate and weight decay.
+        problem: Hugging Face's problem_type.
+        seed: of the order and the dropout.
+        shuffle: the training data, anew in each epoch.
+        max_seq_len: tokens of an example at most.
+        precision: dtype of matrix products.
+    """
+
+    protocol: Protocol
+    problem: str
+    seed: int
+    shuffle: bool
+    max_seq_len: int
+    precision: torch.dtype
+
+
+class _LearningRate(Callback):
+    """Up linearly over the first 6% of the steps, then down to zero behind the last."""
+
+    def __init__(self, config: OptimizerConfig, num_steps: int) -> None:
+        self.config = config
+        self.num_steps = num_steps
+
+    def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        share = learning_rate_share(self.config, (state.timestamp.batch.value + 1) / (self.num_steps + 1))
+        for group in state.optimizers[0].param_groups:
+            group["lr"] = group["peak_lr"] * share
+
+
+class _Progress(Callback):
+    """Says every few seconds how far the training is; only then the loss is read, which makes a GPU wait."""
+
+    def __init__(self, num_steps: int, say: Callable[[str], None]) -> None:
+        self.num_steps = num_steps
+        self.say = say
+        self._began = self._said = 0.0
+
+    def fit_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        self._began = self._said = time.monotonic()
+
+    def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        now, done = time.monotonic(), state.timestamp.batch.value
+        if now - self._said < _SECONDS_BETWEEN_LINES:
+            return
+        self._said = now
+        left = timedelta(seconds=round((now - self._began) / done * (self.num_steps - done)))
+        self.say(f"step {done:,}/{self.num_steps:,}  loss {float(cast(Tensor, state.loss)):.3f}  {left} left")
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Examples,
+    others: Sequence[Examples],
+    settings: Settings,
+    say: Callable[[str], None] | None = None,
+) -> list[Tensor]:
+    """Trains `model`, in place, on this process' device.
+
+    Args:
+        model: of `load_classifier`.
+        tokenizer: its own.
+        train: labelled.
+        others: to predict when the training is over.
+        settings: of the fine-tuning.
+        say: is given a line on the progress from time to time.
+
+    Returns:
+        The logits (N, L) of each of the others, fp32, on the CPU.
+
+    Raises:
+        TrainingFault: they are not finite.
+    """
+    on_gpu = torch.cuda.is_available()
+    protocol, length = settings.protocol, longest_input(model, settings.max_seq_len)
+    collator = Collator(is_unpadded=is_unpadded(model), pad_token_id=padding_of(tokenizer))
+    seed = settings.seed if settings.shuffle else None
+    loader = build_loader(
+        encode(tokenizer, train, length), collator, protocol.batch_size, epochs=protocol.epochs, seed=seed
+    )
+    optimizer = OptimizerConfig(
+        peak_lr=protocol.peak_lr, weight_decay=protocol.weight_decay, warmup_fraction=0.06, final_lr_fraction=0.0
+    )
+    logging.getLogger("composer").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
+        trainer = Trainer(
+            model=Trainee(model, settings.problem, cpu_autocast=settings.precision),
+            train_dataloader=_data_spec(loader),
+            max_duration=f"{len(loader)}ba",
+            optimizers=build_optimizer(model, optimizer, "cuda" if on_gpu else "cpu"),
+            callbacks=[_LearningRate(optimizer, len(loader)), *([] if say is None else [_Progress(len(loader), say)])],
+            progress_bar=False,
+            device="gpu" if on_gpu else "cpu",
+            precision="amp_bf16" if on_gpu and settings.precision == torch.bfloat16 else "fp32",
+            device_train_microbatch_size=protocol.batch_size,
+            seed=settings.seed,
+        )
+        try:
+            trainer.fit()
+            logits = [_predict(trainer, encode(tokenizer, examples, length), collator) for examples in others]
+        finally:
+            trainer.close()
+    if not all(bool(found.isfinite().all()) for found in logits):
+        raise TrainingFault(
+            f"the fine-tuning has diverged: its logits are not finite; lower peak_lr={protocol.peak_lr}."
+        )
+    return logits
+
+
+def _predict(trainer: Trainer, examples: list[Encoded], collator: Collator) -> Tensor:
+    loader = build_loader(examples, collator, _EVALUATION_BATCH)
+    return torch.cat([logits.float() for logits in trainer.predict(_data_spec(loader))])
+
+
+def _data_spec(loader: torch.utils.data.DataLoader[Encoded]) -> DataSpec:
+    return DataSpec(
+        loader,
+        split_batch=lambda batch, _size: [batch],
+        get_num_samples_in_batch=lambda batch: (
+            len(batch["cu_seqlens"]) - 1 if "cu_seqlens" in batch else len(batch["input_ids"])
+        ),
+        get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
+    )

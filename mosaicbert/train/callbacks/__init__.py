@@ -1,0 +1,1 @@
+"""Composer callbacks: metrics, progress bar, random seeds, loggers, checkpoints."""

@@ -1,0 +1,1 @@
+"""Checkpoints: file format, resume, export to Hugging Face folders."""

@@ -1,0 +1,69 @@
+"""Adapter to Composer: the only module that imports it.
+
+Composer is frozen upstream at 0.32.1. What this package takes from it is listed here, with the workarounds for faults
+that will not be fixed there; to replace Composer is to replace this module.
+"""
+
+import atexit
+from typing import Any
+
+from composer import (
+    Callback,
+    ComposerModel,
+    DataSpec,
+    Engine,
+    Event,
+    Logger,
+    State,
+    Time,
+    Timestamp,
+    TimeUnit,
+    Trainer,
+)
+from composer.core import get_precision_context
+from composer.core.types import TrainerMode
+from composer.loggers import LoggerDestination, TensorboardLogger
+from composer.loggers import WandBLogger as _WandBLogger
+from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+
+__all__ = [
+    "Callback",
+    "ComposerModel",
+    "DataSpec",
+    "Event",
+    "FSDP2Config",
+    "LanguageCrossEntropy",
+    "Logger",
+    "LoggerDestination",
+    "MaskedAccuracy",
+    "State",
+    "TensorboardLogger",
+    "Time",
+    "TimeUnit",
+    "Timestamp",
+    "Trainer",
+    "TrainerMode",
+    "WandBLogger",
+    "dist",
+    "get_precision_context",
+    "release_engine",
+]
+
+
+class WandBLogger(_WandBLogger):
+    """Composer's logger, without the call to `wandb.Run.get_url`, which newer versions of wandb no longer have."""
+
+    def init(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        if self._enabled:
+            import wandb  # an extra
+
+            run: Any = wandb.init(**self._init_kwargs)
+            self.run_dir, self.run_url = run.dir, run.url
+            atexit.register(self._set_is_in_atexit)
+
+
+def release_engine() -> None:
+    """Unregister Composer's exit handler, which keeps a reference to every model that was trained in this process."""
+    atexit.unregister(Engine._close)

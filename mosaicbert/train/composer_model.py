@@ -1,0 +1,91 @@
+"""What Composer sees: a ComposerModel that learns to predict masked tokens, and a DataSpec that counts them."""
+
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+from transformers import PreTrainedModel
+
+from mosaicbert.batch import Batch, Step
+from mosaicbert.model.modeling import MosaicBertForMaskedLM
+from mosaicbert.train.composer import ComposerModel, DataSpec, LanguageCrossEntropy, MaskedAccuracy
+
+
+class MaskedLmTrainee(ComposerModel):
+    """A model with a masked-language-modelling head, as Composer trains it: Batch in, loss out.
+
+    Args:
+        model: ours, or a padded one of Hugging Face.
+        cpu_autocast: dtype of matrix products on the CPU, where Composer itself offers only fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel, cpu_autocast: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.cpu_autocast = cpu_autocast
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses of the masked tokens, and how many of them were right.
+
+        Both are sums, not means: the step divides by the masked tokens of the global batch.
+        """
+        with self._precision(batch):
+            if isinstance(self.model, MosaicBertForMaskedLM):
+                return self.model.masked_lm_loss(batch)
+            logits = _predict_padded(self.model, batch)
+        loss = F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        return loss, (logits.argmax(dim=-1) == batch.labels).sum()
+
+    def loss(self, outputs: tuple[Tensor, Tensor], *_: Any, **__: Any) -> Tensor:
+        return outputs[0]
+
+    def eval_forward(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
+        """Logits (M, V)."""
+        if outputs is not None:
+            return outputs
+        with self._precision(batch):
+            if isinstance(self.model, MosaicBertForMaskedLM):
+                return self.model.predict(batch)
+            return _predict_padded(self.model, batch)
+
+    def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
+        return {} if is_train else {"loss": LanguageCrossEntropy(), "accuracy": MaskedAccuracy()}
+
+    def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
+        if batch.num_masked:
+            metric.update(outputs.float(), batch.labels)
+
+    def _precision(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
+        if batch.input_ids.is_cuda or self.cpu_autocast == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", self.cpu_autocast)
+
+
+def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
+    if not batch.num_sequences:  # nothing but filler, of which the first document has to do
+        batch = replace(batch, num_sequences=1, num_tokens=int(batch.cu_seqlens[1]))
+    padded = batch.padded(model.config.pad_token_id)
+    logits = model(padded["input_ids"], attention_mask=padded["attention_mask"]).logits  # (B, S, V)
+    at_tokens = logits[padded["attention_mask"].bool()]  # (num_tokens, V)
+    return at_tokens[batch.masked_indices]  # filler points at the first token, and has no label
+
+
+def data_spec(loader: DataLoader[Step], device: str) -> DataSpec:
+    """Tells Composer that an item is a step of micro-batches, and how many samples and tokens all ranks have in it.
+
+    Args:
+        loader: gives items on the CPU.
+        device: to move each micro-batch to; Composer itself moves only plain tensors, mappings and sequences.
+    """
+    return DataSpec(
+        loader,
+        microbatch_transforms=lambda batch: batch.to(device, non_blocking=True),
+        split_batch=lambda step, _size: step.micro_batches,
+        get_num_samples_in_batch=lambda step: step.global_samples,
+        get_num_tokens_in_batch=lambda step: step.global_tokens,
+    )

@@ -1,0 +1,171 @@
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaicbert.config import SourceConfig
+from mosaicbert.data.prepare import dedup
+from mosaicbert.data.prepare.dedup import find_repetitions
+from mosaicbert.data.prepare.partition import DocumentTable
+from mosaicbert.data.prepare.pipeline import prepare
+from tests.data.corpus import (
+    all_samples,
+    encode,
+    samples_of,
+    short_texts,
+    use_small_shards,
+    write_jsonl,
+    write_tokenizer,
+)
+from tests.recipes import tiny_recipe
+
+_LARGEST = 2**64 - 1
+
+
+def _find(tables):
+    """The repetitions of tables of hashes, once they are on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = []
+        for number, hashes in enumerate(tables):
+            path = Path(folder) / f"{number}.documents"
+            bits = np.array(hashes, dtype=np.uint64).reshape(-1, 2)
+            DocumentTable.write(path, bits, np.ones(len(bits), dtype=np.int32))
+            written.append(DocumentTable(path))
+        return [numbers.tolist() for numbers in find_repetitions(written)]
+
+
+def _find_plainly(tables):
+    seen, found = set(), []
+    for hashes in tables:
+        found.append([])
+        for number, bits in enumerate(hashes):
+            if bits in seen:
+                found[-1].append(number)
+            seen.add(bits)
+    return found
+
+
+_HASHES = st.tuples(
+    st.sampled_from([0, 1, 2**62, 2**63 - 1, 2**63, 2**63 + 1, _LARGEST]), st.sampled_from([0, 1, _LARGEST])
+)
+
+
+@given(tables=st.lists(st.lists(_HASHES, max_size=12), max_size=6), at_once=st.integers(1, 20))
+def test_repetitions_are_what_stood_before_in_the_same_or_an_earlier_table(tables, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup, "_DOCUMENTS_AT_ONCE", at_once)
+        found = _find(tables)
+    assert found == _find_plainly(tables)
+
+
+@given(seed=st.integers(0, 2**32), at_once=st.sampled_from([10, 100, 5000]))
+def test_repetitions_among_evenly_spread_hashes_are_found(seed, at_once):
+    draw = np.random.default_rng(seed)
+    known = [(int(high), int(low)) for high, low in draw.integers(0, _LARGEST, (300, 2), dtype=np.uint64)]
+    tables = [[known[number] for number in draw.integers(0, 300, size)] for size in (100, 0, 250, 1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup, "_DOCUMENTS_AT_ONCE", at_once)
+        found = _find(tables)
+    assert found == _find_plainly(tables)
+
+
+def test_only_a_portion_of_all_documents_is_compared_at_once(monkeypatch):
+    monkeypatch.setattr(dedup, "_DOCUMENTS_AT_ONCE", 100)
+    sizes = []
+    lexsort = np.lexsort
+    monkeypatch.setattr(np, "lexsort", lambda keys: (len(keys) == 2 and sizes.append(len(keys[0]))) or lexsort(keys))
+    draw = np.random.default_rng(3).integers(0, _LARGEST, (4, 1000, 2), dtype=np.uint64)
+    _find(draw)
+    assert sum(sizes) == 4000
+    assert max(sizes) < 200
+
+
+# --- In a store.
+
+
+def _recipe(folder, documents_by_source, **data):
+    sources = {}
+    for name, documents in documents_by_source.items():
+        sources[name] = SourceConfig(path=str(write_jsonl(folder / f"{name}.jsonl", documents)))
+    tokenizer = {"source": write_tokenizer(folder)}
+    return tiny_recipe(folder, "", data={"sources": sources} | data, tokenizer=tokenizer)
+
+
+@pytest.fixture(params=[10, 10**9], ids=["many-shards", "one-shard"])
+def shards(request, monkeypatch):
+    use_small_shards(monkeypatch, shard_tokens=request.param)
+    monkeypatch.setattr(dedup, "_DOCUMENTS_AT_ONCE", 15)
+
+
+@pytest.mark.usefixtures("shards")
+@pytest.mark.parametrize(
+    "order",
+    [
+        [*range(60), *range(60)],
+        [*range(60), 59, 58, 0, 1],
+        [0] * 30 + [*range(60)] + [0] * 30,
+        [number // 2 for number in range(120)],
+        [*range(20), *([5] * 80), *range(60)],
+    ],
+    ids=["all-again", "some-again", "one-text-at-both-ends", "each-twice", "shards-of-nothing-else"],
+)
+def test_a_store_with_repetitions_has_the_samples_of_one_without(tmp_path, order):
+    known = short_texts(60)
+    (tmp_path / "once").mkdir()
+    once = _recipe(tmp_path / "once", {"text": known})
+    again = _recipe(tmp_path, {"text": [known[number] for number in order]})
+    prepare(once)
+    assert prepare(again).dropped == {"text": {"duplicate": len(order) - 60}}
+    assert all_samples(again.store_folder) == all_samples(once.store_folder)
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_repetition_in_a_later_source_is_left_out_there(tmp_path):
+    first, second = short_texts(40), short_texts(40, first=30)
+    record = prepare(_recipe(tmp_path, {"first": first, "second": second}))
+    assert record.dropped == {"first": {}, "second": {"duplicate": 10}}
+    samples = [split.samples_by_source() for split in record.splits.values()]
+    assert sum(split["first"] for split in samples) == 40
+
+
+@pytest.mark.usefixtures("shards")
+def test_a_source_of_repetitions_alone_has_no_samples(tmp_path):
+    recipe = _recipe(tmp_path, {"first": short_texts(40), "second": short_texts(40)})
+    record = prepare(recipe)
+    assert record.dropped == {"first": {}, "second": {"duplicate": 40}}
+    assert {shard.source for split in record.splits.values() for shard in split.shards} == {"first"}
+
+
+@pytest.mark.usefixtures("shards")
+def test_all_pieces_of_a_repeated_document_are_left_out(tmp_path):
+    long = [" ".join(short_texts(20, first=20 * number)) for number in range(30)]
+    (tmp_path / "once").mkdir()
+    once = _recipe(tmp_path / "once", {"text": long}, sampling="chunk")
+    again = _recipe(tmp_path, {"text": [*long[:10], *long[5:], long[0]]}, sampling="chunk")
+    assert sum(split.samples for split in prepare(once).splits.values()) > 60
+    prepare(again)
+    assert all_samples(again.store_folder) == all_samples(once.store_folder)
+
+
+@pytest.mark.usefixtures("shards")
+def test_shards_are_numbered_without_gaps_and_nothing_else_is_left(tmp_path):
+    documents = [*short_texts(20), *([short_texts(1)[0]] * 80), *short_texts(40, first=20)]
+    recipe = _recipe(tmp_path, {"text": documents})
+    record = prepare(recipe)
+    for name, split in record.splits.items():
+        files = [f"data-{number:05d}.arrow" for number in range(len(split.shards))]
+        assert [shard.file for shard in split.shards] == files
+        found = sorted(path.name for path in (recipe.store_folder / name).iterdir())
+        assert found == [*files, "dataset_info.json", "state.json"]
+
+
+@pytest.mark.usefixtures("shards")
+def test_texts_that_become_the_same_tokens_are_no_repetitions(tmp_path):
+    documents = [*short_texts(40), *[text.upper() for text in short_texts(40)]]
+    recipe = _recipe(tmp_path, {"text": documents})
+    assert prepare(recipe).dropped == {"text": {}}
+    samples = sorted(samples_of(recipe.store_folder, "train") + samples_of(recipe.store_folder, "validation"))
+    assert samples == sorted([encode(text) for text in short_texts(40)] * 2)

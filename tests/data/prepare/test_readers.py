@@ -1,0 +1,520 @@
+import gzip
+import json
+import random
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaicbert.config import ConfigError, SourceConfig
+from mosaicbert.data.prepare import readers
+from mosaicbert.data.prepare.readers import BadDocument, Position, decode, read_blocks
+from mosaicbert.data.prepare.sources import list_parts
+from tests.data.corpus import jsonl, short_texts
+
+_TEXTS = ["The first text.", "The second one,\nwith ünïcödé.", "And a third."]
+
+
+def _part(path, column="text"):
+    (part,) = list_parts({"text": SourceConfig(path=str(path), text_column=column)})
+    return part
+
+
+def _read(path, column="text"):
+    """The documents of a file; those that cannot be read, as one would be told."""
+    blocks = list(read_blocks(_part(path, column), Position()))
+    return [doc if isinstance(doc, str) else str(doc) for block in blocks for doc in decode(block)]
+
+
+def _zstd(content):
+    return zstandard.ZstdCompressor().compress(content)
+
+
+_COMPRESSORS = pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", _zstd)])
+_ARROW_FORMATS = pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream], ids=["file", "stream"])
+
+
+def _write_arrow(path, new, *batches):
+    with new(str(path), batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return path
+
+
+def _batch(texts, column="text"):
+    return pa.record_batch({column: pa.array(texts, pa.string())})
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_every_line_of_a_json_file_is_a_document(tmp_path, name):
+    (tmp_path / name).write_bytes(jsonl(_TEXTS))
+    assert _read(tmp_path / name) == _TEXTS
+
+
+def test_the_last_line_of_a_json_file_needs_no_line_break(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(jsonl(_TEXTS).rstrip())
+    assert _read(tmp_path / "a.jsonl") == _TEXTS
+
+
+def test_json_lines_may_end_as_on_windows_begin_with_a_byte_order_mark_and_have_blank_ones_between(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl(_TEXTS).replace(b"\n", b"\r\n \r\n\r\n"))
+    assert _read(tmp_path / "a.jsonl") == _TEXTS
+
+
+@_COMPRESSORS
+def test_compressed_json_is_read(tmp_path, suffix, compress):
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(compress(jsonl(_TEXTS)))
+    assert _read(tmp_path / f"a.jsonl{suffix}") == _TEXTS
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 2**18])
+@_COMPRESSORS
+def test_compressed_members_one_behind_the_other_are_read_as_one_file(
+    tmp_path, monkeypatch, suffix, compress, chunk_bytes
+):
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
+    content = jsonl(_TEXTS)
+    cuts = [content[:10], content[10:50], b"", content[50:]]
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(b"".join(map(compress, cuts)))
+    assert _read(tmp_path / f"a.jsonl{suffix}") == _TEXTS
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 16, 2**18])
+def test_zeros_behind_a_gzip_member_are_padding(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(_TEXTS)) + bytes(100))
+    (block,) = read_blocks(_part(tmp_path / "a.jsonl.gz"), Position())
+    assert block.damage is None
+
+
+def test_skippable_frames_of_zstd_are_skipped(tmp_path):
+    frame = (0x184D2A50).to_bytes(4, "little") + (3).to_bytes(4, "little") + b"abc"
+    (tmp_path / "a.jsonl.zst").write_bytes(frame + _zstd(jsonl(_TEXTS[:1])) + frame + _zstd(jsonl(_TEXTS[1:])))
+    assert _read(tmp_path / "a.jsonl.zst") == _TEXTS
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"One\nstill one\n\nTwo",
+        b"\n\n\nOne\nstill one\n\n\n\nTwo\n",
+        b"One\r\nstill one\r\n\r\nTwo\r\n",
+        b"One\nstill one\n \t \nTwo\n",
+        b"One\nstill one\n\r\n\n\r\nTwo\n\r\n",
+    ],
+    ids=["plain", "many-blank-lines", "windows", "white-space", "mixed"],
+)
+def test_texts_of_a_txt_file_are_parted_by_blank_lines(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    assert _read(tmp_path / "a.txt") == ["One\nstill one", "Two"]
+
+
+@_COMPRESSORS
+def test_compressed_txt_is_read(tmp_path, suffix, compress):
+    (tmp_path / f"a.txt{suffix}").write_bytes(compress(b"One\n\nTwo"))
+    assert _read(tmp_path / f"a.txt{suffix}") == ["One", "Two"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_every_type_of_text_that_parquet_has_is_read(tmp_path, kind):
+    column = pa.array(_TEXTS * 3).cast(kind)
+    table = pa.table({"number": range(9), "body": column})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    assert _read(tmp_path / "a.parquet", "body") == _TEXTS * 3
+
+
+@_ARROW_FORMATS
+def test_both_formats_of_arrow_are_read(tmp_path, new):
+    path = _write_arrow(tmp_path / "a.arrow", new, _batch(_TEXTS), _batch([]), _batch(_TEXTS[:1]))
+    assert _read(path) == [*_TEXTS, _TEXTS[0]]
+
+
+@_ARROW_FORMATS
+def test_dictionaries_are_read_from_both_formats_of_arrow(tmp_path, new):
+    batch = pa.record_batch({"text": pa.array(_TEXTS * 2).dictionary_encode()})
+    assert _read(_write_arrow(tmp_path / "a.arrow", new, batch)) == _TEXTS * 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz", "a.jsonl.zst"])
+def test_an_empty_file_has_no_documents(tmp_path, name):
+    (tmp_path / name).touch()
+    assert _read(tmp_path / name) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"text": "caf\xe9"}', r"not UTF-8 \(invalid continuation byte at byte 14 of the line\)"),
+        (b'{"text": "half', r"not JSON \(Unterminated string"),
+        (b"[" * 100_000, r"not JSON \("),
+        (b'["text"]', "no JSON object but list; write one object per line"),
+        (b"3", "no JSON object but int"),
+        (b'{"body": "b", "a": 1}', r"no text in column 'text', only \['a', 'body'\]; set text_column of its source"),
+        (b'{"text": null}', "no text in column 'text'"),
+        (b'{"text": 3}', "no text in column 'text'"),
+        (b'{"text": ["a"]}', "no text in column 'text'"),
+    ],
+    ids=["encoding", "half", "deep", "list", "number", "other-column", "null", "number-for-text", "list-for-text"],
+)
+def test_a_line_that_cannot_be_read_is_named_by_its_number_and_the_others_are_read(tmp_path, line, expected):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(_TEXTS[:2]) + b"\n" + line + b"\n" + jsonl(_TEXTS[2:]))
+    first, second, bad, third = _read(path)
+    assert [first, second, third] == _TEXTS
+    assert bad.startswith(f"{path}, line 4: ")
+    assert re.search(expected, bad)
+    assert len(bad.splitlines()) == 1
+
+
+def test_bad_lines_are_numbered_through_all_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes((jsonl(short_texts(9)) + b"{\n") * 5)
+    assert [doc.split(":")[0] for doc in _read(path) if "line" in doc] == [
+        f"{path}, line {n}" for n in range(10, 51, 10)
+    ]
+
+
+def test_a_paragraph_that_is_no_utf8_is_named_by_its_first_line(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"One\n\n\nTwo\ncaf\xe9\n\nThree\n")
+    assert _read(path)[1].startswith(f"{path}, line 4: not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, "no text, the column is empty there"), (b"\xff", "not UTF-8 (invalid start byte at byte 1 of the text)")],
+    ids=["null", "encoding"],
+)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_row_that_cannot_be_read_is_named_by_its_number_and_the_others_are_read(tmp_path, name, value, expected):
+    raw = [*[text.encode() for text in _TEXTS[:2]], value, _TEXTS[2].encode()]
+    table = pa.table({"text": pa.array(raw, pa.binary())})
+    if name == "a.parquet":
+        pq.write_table(table, tmp_path / name, row_group_size=2)
+    else:
+        _write_arrow(tmp_path / name, pa.ipc.new_stream, *table.to_batches())
+    assert _read(tmp_path / name) == [*_TEXTS[:2], f"{tmp_path / name}, row 3: {expected}", _TEXTS[2]]
+
+
+def _write_columns(path, table, new):
+    pq.write_table(table, path) if new is None else _write_arrow(path, new, *table.to_batches())
+    return path
+
+
+_COLUMN_FORMATS = pytest.mark.parametrize(
+    ("name", "new"),
+    [("a.parquet", None), ("a.arrow", pa.ipc.new_file), ("a.arrow", pa.ipc.new_stream)],
+    ids=["parquet", "arrow-file", "arrow-stream"],
+)
+
+
+@_COLUMN_FORMATS
+def test_a_missing_column_is_refused_with_those_that_are_there(tmp_path, name, new):
+    path = _write_columns(tmp_path / name, pa.table({"a": ["x"], "b": ["y"]}), new)
+    with pytest.raises(ConfigError, match=r"no column 'text', only \['a', 'b'\]; set data\.sources\.text\.text_column"):
+        _read(path)
+
+
+@pytest.mark.parametrize("values", [[1], [1.5], [True], [["a"]]], ids=["int", "float", "bool", "list"])
+@_COLUMN_FORMATS
+def test_a_column_of_something_else_than_text_is_refused_with_its_type(tmp_path, name, new, values):
+    path = _write_columns(tmp_path / name, pa.table({"text": values}), new)
+    with pytest.raises(ConfigError, match=rf"{name}: column 'text' holds .*, not text; set data\.sources\.text\.text_"):
+        _read(path)
+
+
+@_COLUMN_FORMATS
+def test_a_column_of_nothing_but_nulls_is_rows_without_text(tmp_path, name, new):
+    path = _write_columns(tmp_path / name, pa.table({"text": pa.nulls(2)}), new)
+    assert [doc.split(": ")[1] for doc in _read(path)] == ["no text, the column is empty there"] * 2
+
+
+def _truncate(content):
+    return content[: len(content) * 2 // 3]
+
+
+def _flip(content):
+    half = len(content) * 2 // 3
+    return content[:half] + bytes([content[half] ^ 0x55]) + content[half + 1 :]
+
+
+def _random_texts(count):
+    """That cannot be compressed well, so that a file of them is several chunks long."""
+    draw = random.Random(5)
+    return [draw.randbytes(100).hex() for _ in range(count)]
+
+
+def _read_damaged(path, content, monkeypatch):
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", 2**12)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 2**14)
+    path.write_bytes(content)
+    blocks = list(read_blocks(_part(path), Position()))
+    return [text for block in blocks for text in decode(block)], blocks[-1].damage
+
+
+@_COMPRESSORS
+def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, monkeypatch, suffix, compress):
+    documents = _random_texts(1000)
+    read, damage = _read_damaged(tmp_path / f"a.jsonl{suffix}", _truncate(compress(jsonl(documents))), monkeypatch)
+    assert 500 < len(read) < 800
+    assert read == documents[: len(read)]
+    assert damage == f"ends too early, behind line {len(read)}; fetch it again"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor(write_checksum=True).compress)],
+    ids=[".gz", ".zst"],
+)
+def test_a_flipped_byte_in_a_compressed_file_is_noticed(tmp_path, monkeypatch, suffix, compress):
+    documents = _random_texts(1000)
+    read, damage = _read_damaged(tmp_path / f"a.jsonl{suffix}", _flip(compress(jsonl(documents))), monkeypatch)
+    assert read[:500] == documents[:500]
+    assert damage.startswith(f"damaged behind line {len(read)} (")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_file_that_is_not_compressed_as_its_name_says_is_damaged_from_its_first_line(tmp_path, suffix):
+    (tmp_path / f"a.jsonl{suffix}").write_bytes(jsonl(_TEXTS))
+    (block,) = read_blocks(_part(tmp_path / f"a.jsonl{suffix}"), Position())
+    assert block.damage.startswith("damaged behind line 0 (")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize("content", [b"", b"no such file format at all", b"ARROW1 and nothing more", b"PAR1"])
+def test_a_file_of_columns_that_is_none_is_damaged_from_its_first_row(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    (block,) = read_blocks(_part(tmp_path / name), Position())
+    assert block.damage.startswith("damaged behind row 0 (")
+
+
+def test_a_parquet_file_is_read_up_to_its_damaged_row_group(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": short_texts(40)}), path, row_group_size=20, compression="gzip")
+    group = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    content = bytearray(path.read_bytes())
+    start = group.dictionary_page_offset or group.data_page_offset
+    content[start : start + group.total_compressed_size] = b"\xff" * group.total_compressed_size
+    path.write_bytes(content)
+    *_, last = blocks = list(read_blocks(_part(path), Position()))
+    assert [text for block in blocks for text in decode(block)] == short_texts(20)
+    assert last.damage.startswith("damaged behind row 20 (")
+
+
+def test_a_truncated_stream_of_arrow_is_read_up_to_its_last_whole_batch(tmp_path):
+    path = _write_arrow(tmp_path / "a.arrow", pa.ipc.new_stream, _batch(short_texts(20)), _batch(short_texts(20, 20)))
+    path.write_bytes(path.read_bytes()[:-600])
+    *_, last = blocks = list(read_blocks(_part(path), Position()))
+    assert [text for block in blocks for text in decode(block)] == short_texts(20)
+    assert last.damage.startswith("damaged behind row 20 (")
+
+
+_LONG_ONES = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("places", _LONG_ONES.values(), ids=_LONG_ONES.keys())
+@pytest.mark.parametrize("block_bytes", [50, 3000], ids=["small-blocks", "large-blocks"])
+def test_a_document_too_long_for_the_memory_is_left_out_and_all_others_are_read(
+    tmp_path, monkeypatch, suffix, places, block_bytes
+):
+    monkeypatch.setattr(readers, "_LONGEST_DOCUMENT", 5000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
+    documents = [f"short text {number}" for number in range(7)]
+    for place in places:
+        documents[place] = "long " * 20_000
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(gzip.compress(jsonl(documents)) if suffix.endswith("gz") else jsonl(documents))
+    found = [doc for block in read_blocks(_part(path), Position()) for doc in decode(block)]
+    bad = {place for place, doc in enumerate(found) if not isinstance(doc, str)}
+    assert bad == set(places)
+    assert [doc for doc in found if isinstance(doc, str)] == [doc for doc in documents if len(doc) < 100]
+    assert all(found[place].kind == "too long" for place in bad)
+    assert all(found[place].place == f"{path}, line {place + 1}" for place in bad)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_a_file_without_line_breaks_is_one_document_that_is_too_long(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(readers, "_LONGEST_DOCUMENT", 5000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
+    (tmp_path / "a.txt").write_bytes(b"x" * 50_000)
+    (block,) = read_blocks(_part(tmp_path / "a.txt"), Position())
+    assert block.content is None
+    assert block.end.offset == 50_000
+    assert [doc.kind for doc in decode(block)] == ["too long"]
+
+
+# --- What is read does not depend on where reading begins, nor on the sizes of blocks and chunks.
+
+
+def _members(content, compress):
+    cut = len(content) // 3
+    return compress(content[:cut]) + compress(content[cut:])
+
+
+def _write_random(path, documents, group):
+    """A file of the kind that its name says."""
+    if path.suffix == ".parquet":
+        return pq.write_table(pa.table({"text": pa.array(documents, pa.string())}), path, row_group_size=group)
+    if path.suffix == ".arrow":
+        table = pa.table({"text": pa.array(documents, pa.string())})
+        return _write_arrow(path, pa.ipc.new_stream, *(table.to_batches(group) or [_batch([])]))
+    if ".txt" in path.name:
+        content = "\n\n".join(documents).encode()
+    else:
+        content = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in documents)
+    if path.suffix in (".gz", ".zst"):
+        content = _members(content, gzip.compress if path.suffix == ".gz" else _zstd)
+    return path.write_bytes(content)
+
+
+_NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.txt.gz", "a.parquet", "a.arrow"]
+_DOCUMENTS = st.lists(st.text(alphabet="aé \n\r\t中", max_size=40), max_size=30)
+
+
+def _contents(blocks):
+    return [(block.start, block.end, block.content, block.damage) for block in blocks]
+
+
+@pytest.mark.parametrize("name", _NAMES)
+@given(
+    documents=_DOCUMENTS,
+    chunk_bytes=st.integers(1, 50),
+    block_bytes=st.integers(3, 100),
+    rows=st.integers(1, 10),
+    truncated=st.booleans(),
+)
+def test_reading_from_the_end_of_any_block_gives_exactly_the_blocks_behind_it(
+    tmp_path_factory, name, documents, chunk_bytes, block_bytes, rows, truncated
+):
+    path = tmp_path_factory.mktemp("random") / name
+    _write_random(path, documents, group=7)
+    if truncated:
+        path.write_bytes(_truncate(path.read_bytes()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(readers, "BLOCK_BYTES", block_bytes)
+        patch.setattr(readers, "_ROWS_PER_BATCH", rows)
+        part = _part(path)
+        blocks = list(read_blocks(part, Position()))
+        for number, block in enumerate(blocks):
+            if block.damage is None:
+                assert _contents(read_blocks(part, block.end)) == _contents(blocks[number + 1 :])
+
+
+@pytest.mark.parametrize("name", _NAMES)
+@given(
+    documents=_DOCUMENTS,
+    chunk_bytes=st.integers(1, 50),
+    block_bytes=st.integers(3, 100),
+    rows=st.integers(1, 10),
+)
+def test_documents_do_not_depend_on_the_sizes_of_blocks_and_chunks(
+    tmp_path_factory, name, documents, chunk_bytes, block_bytes, rows
+):
+    path = tmp_path_factory.mktemp("random") / name
+    _write_random(path, documents, group=7)
+    whole = _read(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(readers, "BLOCK_BYTES", block_bytes)
+        patch.setattr(readers, "_ROWS_PER_BATCH", rows)
+        assert _read(path) == whole
+    if ".txt" not in name:
+        assert whole == documents
+
+
+_LINES = st.lists(st.sampled_from(["a", "bcd", "", "\r", " ", "a\r"]), min_size=30, max_size=60).map("\n".join)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+@given(content=_LINES, chunk_bytes=st.integers(1, 9), block_bytes=st.integers(3, 30))
+def test_blocks_are_cut_by_their_content_alone(tmp_path_factory, name, content, chunk_bytes, block_bytes):
+    path = tmp_path_factory.mktemp("random") / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "BLOCK_BYTES", block_bytes)
+        whole = _contents(read_blocks(_part(path), Position()))
+        patch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
+        assert _contents(read_blocks(_part(path), Position())) == whole
+
+
+def _paragraphs(content):
+    """The definition: runs of lines that are not blank, with the number of the first."""
+    found, run = [], []
+    for number, line in enumerate([*content.split(b"\n"), b""], 1):
+        if line.strip():
+            run.append((number, line.rstrip(b"\r")))
+        elif run:
+            found.append((run[0][0], b"\n".join(line for _, line in run)))
+            run = []
+    return found
+
+
+@given(content=st.text(alphabet="a\xff \n\n\n\r", max_size=120).map(lambda text: text.encode("latin-1")))
+def test_texts_and_line_numbers_of_a_txt_file_are_those_of_the_definition(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("random") / "a.txt"
+    path.write_bytes(content)
+    expected = [
+        text.decode() if b"\xff" not in text else f"{path}, line {number}" for number, text in _paragraphs(content)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_CHUNK_BYTES", 5)
+        patch.setattr(readers, "BLOCK_BYTES", 8)
+        assert [doc.split(":")[0] for doc in _read(path)] == expected
+
+
+def test_blocks_are_about_as_large_as_they_should_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(short_texts(500)))
+    *blocks, last = read_blocks(_part(path), Position())
+    longest = max(map(len, jsonl(short_texts(500)).splitlines())) + 1
+    assert all(1000 <= len(block.content) < 1000 + longest for block in blocks)
+    assert len(last.content) < 1000 + longest
+
+
+def test_a_batch_of_long_rows_becomes_several_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x" * 500] * 50}), path)
+    assert max(len(b"".join(block.content)) for block in read_blocks(_part(path), Position())) <= 1500
+
+
+def test_only_the_row_groups_that_are_left_are_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": short_texts(40)}), path, row_group_size=10)
+    content = bytearray(path.read_bytes())
+    first = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    start = first.dictionary_page_offset or first.data_page_offset
+    content[start : start + first.total_compressed_size] = b"\xff" * first.total_compressed_size
+    path.write_bytes(content)
+    blocks = read_blocks(_part(path), Position(rows=10))
+    assert [text for block in blocks for text in decode(block)] == short_texts(30, 10)
+
+
+def test_the_fraction_that_was_read_grows_to_all_of_the_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", 500)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(short_texts(300)))
+    fractions = [block.fraction for block in read_blocks(_part(path), Position())]
+    assert fractions == sorted(fractions)
+    assert fractions[0] < 0.2
+    assert fractions[-1] == 1.0
+
+
+def test_a_bad_document_says_where_and_what():
+    assert (
+        str(BadDocument("a.jsonl, line 3", "no text", ", only a picture")) == "a.jsonl, line 3: no text, only a picture"
+    )

@@ -1,0 +1,97 @@
+import pytest
+
+from mosaicbert.config import ConfigError, SourceConfig
+from mosaicbert.data.prepare.sources import list_parts
+from tests.data.corpus import write_jsonl
+
+
+def _list(path, **keys):
+    return list_parts({"text": SourceConfig(path=str(path), **keys)})
+
+
+def _write(path, content=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def test_a_folder_is_its_files_and_those_of_its_subfolders_in_the_order_of_their_names(tmp_path):
+    for name in ("b/1.jsonl", "a.jsonl", "b/0.jsonl", "c.jsonl.gz", "README.md", ".hidden"):
+        _write(tmp_path / name)
+    names = [part.path.removeprefix(f"{tmp_path}/") for part in _list(tmp_path)]
+    assert names == ["a.jsonl", "b/0.jsonl", "b/1.jsonl", "c.jsonl.gz"]
+
+
+def test_a_glob_is_the_files_it_matches_in_the_order_of_their_names(tmp_path):
+    for name in ("part-1.jsonl", "part-0.jsonl", "other.jsonl"):
+        _write(tmp_path / name)
+    assert [part.path for part in _list(tmp_path / "part-*.jsonl")] == [
+        str(tmp_path / "part-0.jsonl"),
+        str(tmp_path / "part-1.jsonl"),
+    ]
+
+
+def test_sources_stand_in_the_order_of_the_recipe(tmp_path):
+    _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.jsonl")
+    sources = {name: SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in ("b", "a")}
+    assert [part.source for part in list_parts(sources)] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "compression"),
+    [
+        ("a.jsonl", ".jsonl", ""),
+        ("a.json", ".jsonl", ""),
+        ("a.json.gz", ".jsonl", ".gz"),
+        ("a.jsonl.zst", ".jsonl", ".zst"),
+        ("a.txt", ".txt", ""),
+        ("a.txt.gz", ".txt", ".gz"),
+        ("a.parquet", ".parquet", ""),
+        ("a.arrow", ".arrow", ""),
+    ],
+)
+def test_a_files_name_says_how_it_is_read(tmp_path, name, kind, compression):
+    (part,) = _list(_write(tmp_path / name))
+    assert (part.kind, part.compression) == (kind, compression)
+
+
+def test_a_part_knows_its_size(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["some text"])
+    assert _list(path)[0].size == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda folder: folder / "missing.jsonl", "no such file"),
+        (lambda folder: folder / "missing-*.jsonl", "no such file"),
+        (lambda folder: folder / "missing", "no such file"),
+        (lambda folder: folder, r"the folder holds no \.jsonl, \.json, \.txt, \.parquet, \.arrow file"),
+        (lambda folder: _write(folder / "notes.md").parent, r"the folder holds no \.jsonl"),
+        (lambda folder: _write(folder / "x.csv"), r"x\.csv is of no known kind; its name must end in \.jsonl"),
+        (lambda folder: _write(folder / "x.parquet.gz"), "is of no known kind"),
+    ],
+    ids=["file", "glob", "folder", "empty-folder", "folder-without-texts", "unknown-kind", "compressed-parquet"],
+)
+def test_a_path_without_text_is_refused_in_one_line_that_names_it(tmp_path, make, expected):
+    path = make(tmp_path)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        _list(path)
+    assert "data.sources.text.path" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_two_kinds_is_refused_with_a_glob_to_use_instead(tmp_path):
+    _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"holds \.jsonl and \.parquet files; .*/\*\.jsonl"):
+        _list(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["subset", "validation_split"])
+@pytest.mark.parametrize("path", ["a.jsonl", "installed-documentation"])
+def test_only_hub_datasets_have_subsets_and_splits(tmp_path, monkeypatch, path, key):
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=rf"set data\.sources\.text\.{key}=null"):
+        _list(path, **{key: "validation"})

@@ -1,0 +1,116 @@
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mosaicbert.data import store_stats
+from mosaicbert.data.prepare.pipeline import prepare
+from mosaicbert.data.store import TokenStore, sha256_of
+from mosaicbert.data.store_stats import inspect_store
+from tests.data.corpus import texts, write_jsonl
+from tests.recipes import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A store in several shards, with samples that begin alike."""
+    folder = tmp_path_factory.mktemp("inspection")
+    documents = texts()
+    longer = [f"{text} And now for something else." for text in documents[:20] if len(text) > 1000]
+    recipe = tiny_recipe(folder, write_jsonl(folder / "docs.jsonl", [*documents, *longer]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mosaicbert.data.prepare.partition.SHARD_TOKENS", 3000)
+        patch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", 5000)
+        prepare(recipe)
+    return recipe
+
+
+@pytest.fixture
+def copy(recipe, tmp_path):
+    shutil.copytree(recipe.store_folder, tmp_path / "store")
+    return replace(recipe, data=replace(recipe.data, store=str(tmp_path / "store")))
+
+
+def _samples(recipe, split):
+    store = TokenStore(recipe.store_folder, split)
+    return [tuple(ids.tolist()) for ids in store.read(np.arange(store.num_samples))]
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_lengths_frequencies_and_repetitions_are_those_of_the_samples(recipe, split):
+    found = inspect_store(recipe).splits[split]
+    samples = _samples(recipe, split)
+    assert found.lengths.tolist() == np.bincount([len(ids) for ids in samples], minlength=31).tolist()
+    assert found.frequencies.tolist() == np.bincount(np.concatenate(samples), minlength=512).tolist()
+    assert found.repeated == pytest.approx(1 - len(set(samples)) / len(samples))
+    shares = found.frequencies[found.frequencies > 0] / found.frequencies.sum()
+    assert found.unigram_entropy == pytest.approx(-sum(share * math.log(share) for share in shares))
+
+
+def test_held_out_samples_that_are_in_training_are_counted(recipe):
+    training, held_out = set(_samples(recipe, "train")), _samples(recipe, "validation")
+    assert inspect_store(recipe).held_out_in_training == pytest.approx(
+        sum(ids in training for ids in held_out) / len(held_out)
+    )
+
+
+def test_repetitions_in_a_large_store_are_estimated_from_a_part_of_it(recipe, monkeypatch):
+    exact = inspect_store(recipe).splits["train"].repeated
+    monkeypatch.setattr(store_stats, "_SAMPLES_COMPARED", 200)
+    assert 0 < inspect_store(recipe).splits["train"].repeated < 3 * exact
+
+
+def test_a_good_store_has_no_problems(recipe):
+    assert inspect_store(recipe).problems == []
+
+
+def test_every_damaged_shard_is_named(copy):
+    shards = sorted((copy.store_folder / "train").glob("data-*.arrow"))[:2]
+    for shard in shards:
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    problems = inspect_store(copy).problems
+    assert len(problems) == 2
+    assert all(str(shard) in problem for shard, problem in zip(shards, problems, strict=True))
+    assert all("SHA-256" in problem for problem in problems)
+
+
+def test_a_missing_shard_is_named(copy):
+    shard = copy.store_folder / "train" / "data-00001.arrow"
+    shard.unlink()
+    assert inspect_store(copy).problems == [f"{shard}: missing"]
+
+
+def test_an_id_beyond_the_tokenizer_is_named_even_if_the_checksum_is_right(copy):
+    _exchange(copy, lambda ids: np.where(np.arange(len(ids)) == 5, 600, ids))
+    (problem,) = inspect_store(copy).problems
+    assert "holds the id 600, the tokenizer ends at 511" in problem
+
+
+def test_counts_that_differ_from_the_record_are_named(copy):
+    path = copy.store_folder / "store.json"
+    content = json.loads(path.read_text())
+    content["splits"]["train"]["shards"][0]["samples"] += 1
+    path.write_text(json.dumps(content))
+    (problem,) = inspect_store(copy).problems
+    assert "not what store.json says" in problem
+
+
+def _exchange(recipe, change):
+    """Changes the tokens of the first shard and its recorded checksum."""
+    shard = recipe.store_folder / "train" / "data-00000.arrow"
+    (batch,) = pa.ipc.open_stream(shard.read_bytes())
+    column = batch.column(0)
+    ids = change(column.values.to_numpy()).astype(np.uint16)
+    changed = pa.ListArray.from_arrays(column.offsets, pa.array(ids))
+    with pa.OSFile(str(shard), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+        stream.write_batch(pa.record_batch([changed], schema=batch.schema))
+    path = recipe.store_folder / "store.json"
+    content = json.loads(path.read_text())
+    content["splits"]["train"]["shards"][0]["sha256"] = sha256_of(shard)
+    path.write_text(json.dumps(content))

@@ -1,0 +1,289 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM
+
+from mosaicbert import MosaicBertForMaskedLM
+from mosaicbert.config import ConfigError
+from mosaicbert.config.load import load_recipe
+from mosaicbert.data.store import StoreRecord, open_tokenizer
+from mosaicbert.export.fill_mask import fill_masks
+from mosaicbert.export.hf_folder import export_folder, publish
+from mosaicbert.export.parity import ParityError, _link_requirements, check_parity
+from mosaicbert.export.published import load_model, save_published
+from mosaicbert.model.factory import build_model
+from mosaicbert.report.metrics import read_metrics
+from mosaicbert.train.checkpoint.format import checkpoint_path, list_checkpoints, read_checkpoint, read_state, step_of
+from mosaicbert.train.results import export_latest, export_step, summarise
+from mosaicbert.train.run_folder import RunFolder
+from tests.recipes import tiny_recipe
+
+
+@pytest.fixture
+def trained(finished):
+    recipe, run, _ = finished
+    return load_model(recipe, read_checkpoint(list_checkpoints(run.checkpoints)[-1]).model)
+
+
+def test_a_folder_holds_what_hugging_face_users_expect(finished):
+    _, run, _ = finished
+    names = {path.name for path in run.hugging_face.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
+    assert not list(run.path.rglob("*.partial")) + list(run.path.rglob("*.replaced"))
+
+
+def test_every_checkpoint_has_a_folder_and_the_newest_is_shown(finished):
+    _, run, _ = finished
+    steps = [step_of(path) for path in list_checkpoints(run.checkpoints)]
+    assert steps == [3, 6]
+    for step in steps:
+        assert _trained_on(run.export_of(step)).endswith(f", {step} steps) |")
+    assert _trained_on(run.hugging_face) == _trained_on(run.export_of(6))
+
+
+def _trained_on(folder):
+    return next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| tokens trained"))
+
+
+def test_the_folders_of_two_checkpoints_hold_their_weights(finished):
+    recipe, run, _ = finished
+    for path in list_checkpoints(run.checkpoints):
+        model = load_model(recipe, read_checkpoint(path).model)
+        exported = MosaicBertForMaskedLM.from_pretrained(run.export_of(step_of(path))).state_dict()
+        for name, weight in model.state_dict().items():
+            assert torch.equal(weight, exported[name]), name
+
+
+def test_the_card_gives_the_recipe_and_the_losses(finished):
+    recipe, run, _ = finished
+    card = (run.hugging_face / "README.md").read_text()
+    result = json.loads(run.result.read_text())
+    assert f"{result['eval_loss']:.4f} nats" in card
+    assert f"{result['train_loss']:.4f} nats" in card
+    assert f"duration: {recipe.train.duration}" in card
+
+
+def test_a_folder_holds_the_recipe_that_it_was_trained_by(finished):
+    recipe, run, _ = finished
+    assert load_recipe(run.hugging_face / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize("mode", ["package", "remote_code"])
+def test_a_folder_gives_the_trained_models_logits_in_a_process_of_its_own(finished, trained, mode):
+    _, run, _ = finished
+    check_parity(trained, run.hugging_face, (mode,))
+
+
+def test_remote_code_is_loaded_where_neither_this_package_nor_its_trainer_can_be_imported(finished, tmp_path):
+    _, run, _ = finished
+    _link_requirements(tmp_path / "site", ("torch", "transformers"))
+    code = (
+        f"import sys; sys.path.append({str(tmp_path / 'site')!r})\n"
+        "import importlib.util\n"
+        "names = ('mosaicbert', 'composer', 'datasets', 'omegaconf')\n"
+        "assert not any(importlib.util.find_spec(name) for name in names)\n"
+        "from transformers import AutoModel, AutoModelForSequenceClassification\n"
+        f"folder = {str(run.hugging_face)!r}\n"
+        "encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)\n"
+        "Classifier = AutoModelForSequenceClassification\n"
+        "classifier = Classifier.from_pretrained(folder, trust_remote_code=True, num_labels=4)\n"
+        "print(type(encoder).__name__, classifier.classifier.out_features)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    answer = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert answer.stdout.strip() == "MosaicBertModel 4", answer.stderr
+
+
+@pytest.mark.parametrize("damage", ["changed", "nan"])
+def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path, damage):
+    _, run, _ = finished
+    copy = tmp_path / "hf"
+    shutil.copytree(run.hugging_face / "latest", copy)
+    weights = load_file(copy / "model.safetensors")
+    bias = weights["decoder.bias"]
+    weights["decoder.bias"] = bias + 1e-3 if damage == "changed" else torch.full_like(bias, float("nan"))
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ParityError, match="logits differ"):
+        check_parity(trained, copy, ("package",))
+
+
+def test_an_export_that_fails_the_gate_leaves_the_older_one_in_place(finished, trained, tmp_path):
+    recipe, run, _ = finished
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "older").touch()
+    tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
+    result = json.loads(run.result.read_text())
+    trained.decoder.bias.data[0] = float("nan")
+    with pytest.raises(ParityError):
+        export_folder(trained, tokenizer, recipe, result, folder)
+    assert [path.name for path in folder.iterdir()] == ["older"]
+
+
+def test_the_tokenizer_of_a_folder_is_the_stores(finished):
+    recipe, run, _ = finished
+    theirs = AutoTokenizer.from_pretrained(run.hugging_face)
+    ours = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
+    assert theirs("Return the object.")["input_ids"] == ours.encode("Return the object.").ids
+    assert theirs.mask_token_id == ours.token_to_id("[MASK]")
+    assert theirs.model_max_length == recipe.data.max_seq_len
+
+
+def test_the_fill_mask_pipeline_answers(finished):
+    recipe, run, _ = finished
+    ((sentence, guesses),) = fill_masks(run.hugging_face, recipe.eval.fill_mask)
+    assert sentence == recipe.eval.fill_mask[0]
+    shares = [share for _, share in guesses]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) < 1
+
+
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A copy of the run without its result; each of its two checkpoints is exported."""
+    recipe, run, _ = finished
+    shutil.copytree(run.path, tmp_path / "tiny", symlinks=True)
+    (tmp_path / "tiny" / "result.json").unlink()
+    return tiny_recipe(tmp_path, recipe.data.sources["text"].path), RunFolder(tmp_path / "tiny")
+
+
+def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(unfinished):
+    recipe, run = unfinished
+    shutil.rmtree(run.hugging_face)
+    shutil.rmtree(checkpoint_path(run.checkpoints, 6))
+    exported = export_latest(recipe)
+    assert exported.path == run.path
+    assert "3 steps" in (exported.hugging_face / "README.md").read_text()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_exported(unfinished, capsys):
+    recipe, run = unfinished
+    weights = checkpoint_path(run.checkpoints, 6) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    shutil.rmtree(run.export_of(6))
+    export_latest(recipe)
+    assert str(weights) in capsys.readouterr().out
+    assert "3 steps" in (run.hugging_face / "README.md").read_text()
+    assert not run.export_of(6).exists()
+
+
+def test_a_run_without_a_whole_checkpoint_cannot_be_exported(unfinished):
+    recipe, run = unfinished
+    shutil.rmtree(run.hugging_face)
+    for path in list_checkpoints(run.checkpoints):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no checkpoint to export; train one") as raised:
+        export_latest(recipe)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_that_has_not_begun_cannot_be_exported_and_nothing_is_written(tmp_path, source):
+    with pytest.raises(ConfigError, match="no checkpoint to export; train one"):
+        export_latest(tiny_recipe(tmp_path / "runs", source))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_older_checkpoint_is_exported_without_hiding_the_newest(unfinished):
+    _, run = unfinished
+    shutil.rmtree(run.export_of(3))
+    before = (run.hugging_face / "model.safetensors").read_bytes()
+    assert export_step(run.path, 3) == run.export_of(3)
+    assert (run.hugging_face / "model.safetensors").read_bytes() == before
+    assert (run.export_of(3) / "model.safetensors").read_bytes() != before
+
+
+def test_a_checkpoint_is_exported_once(finished):
+    _, run, _ = finished
+    before = run.export_of(6).stat()
+    export_step(run.path, 6)
+    assert run.export_of(6).stat() == before
+
+
+def _folder(path, **files):
+    path.mkdir(parents=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return path
+
+
+def test_publishing_shows_the_files_of_a_folder_and_then_those_of_the_next(tmp_path):
+    first = _folder(tmp_path / "step-1", weights="1", card="one", gone="old")
+    second = _folder(tmp_path / "step-2", weights="2", card="two", fresh="new")
+    for newest, wanted in (
+        (first, {"weights": "1", "card": "one", "gone": "old"}),
+        (second, {"weights": "2", "card": "two", "fresh": "new"}),
+        (second, {"weights": "2", "card": "two", "fresh": "new"}),
+        (first, {"weights": "1", "card": "one", "gone": "old"}),
+    ):
+        publish(tmp_path, newest)
+        assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == wanted
+    assert {path.name for path in first.iterdir()} == {"weights", "card", "gone"}
+
+
+def test_what_is_published_stays_so_where_the_folder_above_is_moved(tmp_path):
+    publish(tmp_path / "hf", _folder(tmp_path / "hf" / "step-1", card="one"))
+    (tmp_path / "hf").rename(tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "card").read_text() == "one"
+
+
+def test_files_that_nobody_published_stay_where_they_are(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    publish(tmp_path, _folder(tmp_path / "step-1", card="one"))
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_weights_of_another_shape_are_refused(finished, trained):
+    recipe, _, _ = finished
+    narrower = replace(recipe, model=replace(recipe.model, hidden_size=16))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        load_model(narrower, trained.state_dict())
+
+
+def test_weights_survive_the_published_layout_and_back(trained, tmp_path):
+    save_published(trained, tmp_path / "published")
+    names = torch.load(tmp_path / "published" / "pytorch_model.bin", weights_only=True)
+    assert "bert.encoder.layer.1.mlp.gated_layers.weight" in names
+    back = MosaicBertForMaskedLM.from_pretrained(tmp_path / "published")
+    for (name, ours), theirs in zip(trained.state_dict().items(), back.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_summary_before_the_first_evaluation_has_none(finished):
+    recipe, run, _ = finished
+    state = read_state(checkpoint_path(run.checkpoints, 3))
+    state["position"]["steps"] = 1
+    summary = summarise(read_metrics(run.metrics), state, StoreRecord.read(recipe.store_folder))
+    assert (summary.steps, summary.eval_loss, summary.eval_accuracy) == (1, None, None)
+
+
+def test_a_summary_of_a_checkpoint_says_what_was_measured_up_to_it(finished):
+    recipe, run, _ = finished
+    metrics = read_metrics(run.metrics)
+    state = read_state(checkpoint_path(run.checkpoints, 3))
+    summary = summarise(metrics, state, StoreRecord.read(recipe.store_folder))
+    (training,) = (line for line in metrics if line["step"] == 3 and "loss" in line)
+    (evaluation,) = (line for line in metrics if line["step"] == 3 and "eval_loss" in line)
+    assert (summary.steps, summary.samples, summary.tokens) == (3, 48, training["tokens"])
+    assert (summary.train_loss, summary.eval_loss) == (training["loss"], evaluation["eval_loss"])
+
+
+def test_the_baseline_exports_as_hugging_faces_own_bert(finished, tmp_path):
+    recipe, run, _ = finished
+    shape = replace(recipe.model, architecture="bert", attention_probs_dropout_prob=0.1)
+    baseline = replace(recipe, model=shape)
+    tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
+    result = json.loads(run.result.read_text())
+    export_folder(build_model(shape).eval(), tokenizer, baseline, result, tmp_path / "hf")
+    assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "hf"), BertForMaskedLM)
+    assert not list((tmp_path / "hf").glob("*.py"))

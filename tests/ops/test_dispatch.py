@@ -1,0 +1,207 @@
+import importlib
+
+import pytest
+import torch
+
+from mosaicbert.ops import dispatch
+from mosaicbert.ops.dispatch import FusionChoice, choose_fusion, draw_seed, runs_fused
+from mosaicbert.ops.geglu import geglu, geglu_reference
+from mosaicbert.ops.layer_norm import dropout_add_layer_norm, dropout_add_layer_norm_reference
+
+pytest.importorskip("triton")
+
+EPS = 1e-12
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Whatever the device, public functions take the kernels: on a CPU, in Triton's interpreter."""
+    monkeypatch.setattr(dispatch, "choose_fusion", lambda _: FusionChoice("triton", ""))
+
+
+def no_module(name):
+    def import_module(_):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    return import_module
+
+
+def raising(error):
+    def import_module(_):
+        raise error
+
+    return import_module
+
+
+def with_gradients(function, inputs):
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = function(*inputs)
+    return out, *torch.autograd.grad(out.float().square().sum(), inputs)
+
+
+def random_sum(device, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((9, 40), (9, 40), (40,), (40,))
+    hidden, residual, *affine = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+    return hidden.to(dtype), residual.to(dtype), *affine
+
+
+def add_layer_norm(*tensors, dropout_p=0.0):
+    return dropout_add_layer_norm(*tensors, EPS, dropout_p)
+
+
+REFERENCES = {
+    geglu: geglu_reference,
+    add_layer_norm: lambda *tensors: dropout_add_layer_norm_reference(*tensors, EPS),
+}
+
+
+def inputs_of(operation, device):
+    return random_sum(device)[:1] if operation is geglu else random_sum(device)
+
+
+@pytest.mark.parametrize(
+    "choice, line",
+    [
+        (FusionChoice("triton", ""), "fused operations: triton"),
+        (FusionChoice("none", "triton is not installed"), "fused operations: none (triton is not installed)"),
+    ],
+    ids=["triton", "none"],
+)
+def test_a_choice_is_one_line(choice, line):
+    assert str(choice) == line
+
+
+def test_the_processor_runs_the_definitions():
+    assert str(choose_fusion("cpu")) == "fused operations: none (the processor runs the definitions)"
+
+
+@pytest.mark.parametrize("device_type", ["meta", "mps"])
+def test_what_is_no_gpu_of_tritons_runs_the_definitions(device_type):
+    assert choose_fusion(device_type) == FusionChoice("none", "for GPUs")
+
+
+def test_without_a_gpu_cuda_runs_the_definitions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_fusion.__wrapped__("cuda") == FusionChoice("none", "for GPUs")
+
+
+@pytest.mark.gpu
+def test_a_gpu_runs_the_kernels():
+    assert choose_fusion("cuda") == FusionChoice("triton", "")
+
+
+def test_the_probe_finds_nothing_wrong_with_the_kernels(device):
+    assert dispatch._probe(device) is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_probe_works_wherever_the_first_call_happens(mode, device):
+    with mode():
+        assert dispatch._probe(device) is None
+
+
+@pytest.mark.parametrize(
+    "import_module, reason",
+    [
+        (no_module("triton"), "triton is not installed"),
+        (raising(RuntimeError("Failed to find C compiler.\nSet CC.")), "Failed to find C compiler."),
+        (raising(KeyError()), "KeyError"),
+    ],
+    ids=["no-triton", "no-compiler", "wordless"],
+)
+def test_what_keeps_the_kernels_from_running_is_the_reason(import_module, reason, monkeypatch, device):
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    assert dispatch._probe(device) == reason
+
+
+def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch, device):
+    kernels = importlib.import_module("mosaicbert.ops.geglu_kernels")
+    monkeypatch.setattr(kernels, "geglu", lambda gate_up, *_: 1.1 * geglu_reference(gate_up))
+    assert dispatch._probe(device) == "a kernel's result differs from the definition's"
+
+
+def test_a_driver_that_fails_leaves_the_definitions(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib, "import_module", raising(OSError("libcuda.so: cannot open")))
+    assert choose_fusion.__wrapped__("cuda") == FusionChoice("none", "libcuda.so: cannot open")
+
+
+@pytest.mark.usefixtures("fused")
+def test_numbers_that_the_kernels_would_shorten_take_the_definition(device):
+    assert runs_fused(torch.zeros(1, device=device))
+    assert not runs_fused(torch.zeros(1, device=device, dtype=torch.float64))
+
+
+def test_a_seed_follows_from_pytorchs_generator(device):
+    torch.manual_seed(3)
+    first, second = draw_seed(torch.device(device)), draw_seed(torch.device(device))
+    torch.manual_seed(3)
+    assert draw_seed(torch.device(device)) == first != second
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("operation", [geglu, add_layer_norm], ids=["geglu", "sum"])
+def test_the_public_function_computes_its_definition(operation, device):
+    inputs = inputs_of(operation, device)
+    with torch.no_grad():
+        expected = REFERENCES[operation](*inputs)
+    torch.testing.assert_close(with_gradients(operation, inputs)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("operation", [geglu, add_layer_norm], ids=["geglu", "sum"])
+def test_dropout_follows_pytorchs_generator(operation, device):
+    inputs = inputs_of(operation, device)
+    torch.manual_seed(5)
+    first, second = operation(*inputs, dropout_p=0.5), operation(*inputs, dropout_p=0.5)
+    torch.manual_seed(5)
+    assert torch.equal(operation(*inputs, dropout_p=0.5), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_under_autocast_a_fused_sum_is_in_the_autocasts_dtype_and_gradients_in_their_own(dtype, device):
+    inputs = [tensor.detach().requires_grad_() for tensor in random_sum(device, dtype)]
+    with torch.autocast(device, torch.bfloat16):
+        out = dropout_add_layer_norm(*inputs, EPS, 0.1)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert [tensor.grad.dtype for tensor in inputs] == [dtype, dtype, torch.float32, torch.float32]
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_without_gradients_a_fused_sum_is_the_same(mode, device):
+    inputs = [tensor.requires_grad_() for tensor in random_sum(device)]
+    with mode():
+        out = dropout_add_layer_norm(*inputs, EPS)
+    assert torch.equal(out, dropout_add_layer_norm(*inputs, EPS))
+
+
+@pytest.mark.usefixtures("fused")
+def test_recomputed_activations_have_the_same_dropout(device):
+    inputs = random_sum(device)
+
+    def block(hidden, *others):
+        return dropout_add_layer_norm(geglu(torch.cat([hidden, hidden], 1), 0.5), *others, EPS, 0.5)
+
+    def recomputed(*tensors):
+        return torch.utils.checkpoint.checkpoint(block, *tensors, use_reentrant=False)
+
+    results = []
+    for function in (block, recomputed):
+        torch.manual_seed(5)
+        results.append(with_gradients(function, inputs))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.usefixtures("fused")
+def test_torch_compile_fuses_by_itself(device):
+    compiled = torch.compile(lambda gate_up: geglu(gate_up, 0.1), fullgraph=True, backend="eager")
+    gate_up = random_sum(device)[0]
+    torch.manual_seed(5)
+    ours = compiled(gate_up)
+    torch.manual_seed(5)
+    assert torch.equal(ours, geglu_reference(gate_up, 0.1))

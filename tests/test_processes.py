@@ -1,0 +1,102 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mosaicbert.config import ConfigError
+from mosaicbert.processes import count_cores, map_in_order
+from tests.data.corpus import wait_until_gone
+
+_offset = 0
+
+
+def _start(offset):
+    global _offset
+    _offset = offset
+
+
+def _shift(number):
+    return number + _offset
+
+
+def _process(_):
+    return os.getpid()
+
+
+def _end_at_three(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def _refuse_three(number):
+    if number == 3:
+        raise ConfigError("three is refused")
+    return number
+
+
+def _wait_long(seconds):
+    time.sleep(seconds)
+
+
+def test_results_come_in_the_order_of_the_items_from_processes_that_were_initialised():
+    assert list(map_in_order(_shift, iter(range(50)), _start, (1000,))) == list(range(1000, 1050))
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_single_item_needs_no_process(count):
+    assert list(map_in_order(_process, range(count))) == [os.getpid()] * count
+
+
+def test_only_a_few_items_are_read_ahead():
+    items = iter(range(1000))
+    results = map_in_order(_shift, items)
+    for _ in range(3):
+        next(results)
+    results.close()
+    assert next(items) <= 3 * count_cores() + 3
+
+
+def test_an_error_in_a_process_is_raised_here():
+    with pytest.raises(ConfigError, match="three is refused"):
+        list(map_in_order(_refuse_three, range(6)))
+
+
+def test_a_process_ended_by_the_system_is_one_line_that_says_how_to_go_on():
+    with pytest.raises(ConfigError, match="run again to continue") as caught:
+        list(map_in_order(_end_at_three, range(6)))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_process_is_left_once_the_results_are_abandoned():
+    results = map_in_order(_process, range(100))
+    worker = psutil.Process(next(results))
+    results.close()
+    assert wait_until_gone([worker])
+
+
+def test_no_process_outlives_a_killed_parent_even_in_the_middle_of_its_work():
+    code = "from tests.test_processes import *; from tests.test_processes import _wait_long\n"
+    code += "list(map_in_order(_wait_long, [600] * 4))"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
+    workers = _wait_for_children(parent.pid)
+    parent.kill()
+    parent.wait()
+    assert wait_until_gone(workers)
+
+
+def _wait_for_children(pid):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children = psutil.Process(pid).children(recursive=True)
+        # The tracker of the system's resources, and workers, which sleep once they are past their imports.
+        busy = [child for child in children if child.cpu_times().user > 0.1 and child.status() == "sleeping"]
+        if len(busy) >= count_cores():
+            return children
+        time.sleep(0.02)
+    raise AssertionError("the processes did not start")

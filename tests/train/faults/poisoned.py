@@ -1,0 +1,28 @@
+"""A run whose rank 1 computes NaN in its third step; for torchrun."""
+
+import os
+import sys
+
+from mosaicbert.train.callbacks.metrics import SeededSteps
+from mosaicbert.train.composer_model import MaskedLmTrainee
+from tests.train.session import main
+
+
+def _poison_third_step():
+    step = [0]
+    honest_start, honest_loss = SeededSteps.batch_start, MaskedLmTrainee.loss
+
+    def batch_start(self, state, logger):
+        step[0] = state.timestamp.batch.value + 1
+        honest_start(self, state, logger)
+
+    def loss(self, outputs, batch, *others):
+        value = honest_loss(self, outputs, batch, *others)
+        return value * float("nan") if step[0] == 3 and os.environ["RANK"] == "1" else value
+
+    SeededSteps.batch_start, MaskedLmTrainee.loss = batch_start, loss
+
+
+if __name__ == "__main__":
+    _poison_third_step()
+    main(sys.argv[1:])

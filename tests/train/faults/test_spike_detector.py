@@ -1,0 +1,177 @@
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaicbert.config import FaultConfig
+from mosaicbert.train.faults.spike_detector import Guard, RollBack
+
+_FIRST_BATCH = 1000  # so that no step's number is a batch's
+
+
+def _guard(**config):
+    return Guard(FaultConfig(**config))
+
+
+def _feed(guard, values, *, first_step=1):
+    """What the guard says to each (loss, norm), up to the first RollBack."""
+    answers = []
+    for step, (loss, norm) in enumerate(values, start=first_step):
+        try:
+            answers.append(guard.judge(step, _FIRST_BATCH + step, loss, norm))
+        except RollBack as cause:
+            answers.append((cause.step, cause.batches, cause.reason))
+            break
+    return answers
+
+
+def _are_fine(answers):
+    return answers == [True] * len(answers)
+
+
+def _steady(steps, *, level=3.0, noise=0.02, seed=0):
+    draw = random.Random(seed)
+    return [(level * (1 + noise * draw.gauss(0, 1)), math.exp(0.3 * draw.gauss(0, 1))) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.001, 0.05], ids=["constant", "quiet", "noisy"])
+@pytest.mark.parametrize("level", [0.3, 2.0, 10.8])
+def test_a_steady_loss_is_never_a_spike(level, noise):
+    assert _are_fine(_feed(_guard(), _steady(3000, level=level, noise=noise, seed=1)))
+
+
+@pytest.mark.parametrize("level", [0.3, 2.0, 10.8])
+def test_a_loss_that_doubles_sends_the_run_back_without_its_batch(level):
+    guard = _guard()
+    _feed(guard, _steady(250, level=level))
+    with pytest.raises(RollBack, match=f"loss {2 * level:.3f} after a median of ") as caught:
+        guard.judge(251, 1251, 2 * level, 1.0)
+    assert (caught.value.step, caught.value.batches) == (251, [1251])
+
+
+@given(deviations=st.floats(1.0, 50.0), excess=st.floats(0.9, 1.1).filter(lambda excess: abs(excess - 1.0) > 1e-6))
+def test_a_spike_lies_so_many_robust_deviations_above_the_median(deviations, excess):
+    guard = _guard(spike_deviations=deviations, window_steps=8)
+    for step in range(8):
+        guard.judge(step, step, 4.0 + (-1) ** step, 1.0)  # median 4, median absolute deviation 1
+    loss = 4.0 + excess * deviations * 1.4826
+    if excess < 1.0:
+        assert guard.judge(9, 9, loss, 1.0)
+    else:
+        with pytest.raises(RollBack):
+            guard.judge(9, 9, loss, 1.0)
+
+
+def test_a_loss_that_was_constant_may_rise_by_a_tenth():
+    constant = [(3.0, 1.0)] * 200
+    assert _are_fine(_feed(_guard(), [*constant, (3.29, 1.0)]))
+    assert _feed(_guard(), [*constant, (3.31, 1.0)])[-1][:2] == (201, [1201])
+
+
+def test_a_loss_that_falls_suddenly_is_no_spike():
+    assert _are_fine(_feed(_guard(), [*_steady(200), (0.01, 1.0)]))
+
+
+def test_the_batches_since_the_checkpoint_whose_gradient_stood_out_are_left_out_too():
+    values = _steady(206)
+    values[201] = (values[201][0], 100.0)
+    values[203] = (values[203][0], 100.0)
+    values[205] = (9.0, 1.0)
+    *before, last = _feed(_guard(), values)
+    assert _are_fine(before)
+    assert last[:2] == (206, [1202, 1204, 1206])
+
+
+def test_a_batch_from_before_the_checkpoint_is_not_left_out():
+    guard = _guard()
+    _feed(guard, [*_steady(200), (3.0, 100.0)])
+    guard.clear_suspects()
+    assert _feed(guard, [(3.0, 1.0), (9.0, 1.0)], first_step=202)[-1][:2] == (203, [1203])
+
+
+def test_a_gradient_that_stands_out_alone_is_no_spike():
+    assert _are_fine(_feed(_guard(), [*_steady(200), (3.0, 1e6)]))
+
+
+@pytest.mark.parametrize("window", [8, 9, 100])
+def test_nothing_is_judged_before_half_a_window(window):
+    half = window // 2
+    early, late = ([*_steady(steps), (1e6, 1e6)] for steps in (half - 1, half))
+    assert _are_fine(_feed(_guard(window_steps=window), early))
+    assert _feed(_guard(window_steps=window), late)[-1][:2] == (half + 1, [1001 + half])
+
+
+def test_only_the_last_window_is_remembered():
+    values = [*_steady(100, level=30.0), *_steady(100, level=2.0)]
+    assert _feed(_guard(), [*values, (10.0, 1.0)])[-1][:2] == (201, [1201])
+
+
+@pytest.mark.parametrize("steps", [20, 100, 2000], ids=["steep", "window", "slow"])
+def test_the_fall_of_the_loss_at_the_beginning_is_no_spike(steps):
+    draw = random.Random(2)
+    falling = [
+        (6.0 + 4.8 * math.exp(-step / steps) + 0.1 * draw.gauss(0, 1), 1 + 9 * math.exp(-step / steps))
+        for step in range(3 * steps + 200)
+    ]
+    assert _are_fine(_feed(_guard(), falling))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["loss", "norm"])
+def test_a_step_that_is_not_finite_updates_nothing_and_is_forgotten(where, bad):
+    guard, other = _guard(), _guard()
+    values = _steady(60)
+    _feed(guard, values[:30])
+    pair = (bad, 1.0) if where == "loss" else (3.0, bad)
+    assert guard.judge(31, 1031, *pair) is False
+    _feed(guard, values[30:])
+    _feed(other, values)
+    assert guard.num_skipped == 1
+    assert guard.state_dict() == other.state_dict() | {"num_skipped": 1}
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+def test_too_many_steps_in_a_row_that_are_not_finite_send_the_run_back_without_their_batches(limit):
+    answers = _feed(_guard(max_skipped_steps=limit), [(math.nan, 1.0)] * (limit + 5))
+    assert answers[:-1] == [False] * limit
+    assert answers[-1][:2] == (limit + 1, list(range(1001, 1002 + limit)))
+
+
+def test_a_finite_step_ends_the_row():
+    row = [(math.nan, 1.0)] * 10
+    guard = _guard(max_skipped_steps=10)
+    answers = _feed(guard, [*row, (3.0, 1.0), *row])
+    assert answers == [False] * 10 + [True] + [False] * 10
+    assert guard.num_skipped == 20
+
+
+_values = st.tuples(
+    st.sampled_from([1.9, 2.0, 2.0, 2.1, 5.0, math.nan, math.inf]), st.sampled_from([0.9, 1.0, 1.1, 40.0, math.nan])
+)
+
+
+@given(values=st.lists(_values, max_size=60), cut=st.integers(0, 60), used=st.booleans())
+def test_a_guard_that_is_written_and_read_judges_as_before(values, cut, used):
+    config = {"window_steps": 8, "max_skipped_steps": 2}
+    whole, read = _guard(**config), _guard(**config)
+    if used:
+        _feed(read, _steady(8))
+    first = _feed(whole, values[:cut])
+    if first and isinstance(first[-1], tuple):
+        return
+    whole.clear_suspects()
+    read.load_state_dict(json.loads(json.dumps(whole.state_dict(), allow_nan=False)))
+    assert _feed(read, values[cut:]) == _feed(whole, values[cut:])
+    assert read.state_dict() == whole.state_dict()
+
+
+def test_the_state_is_a_copy():
+    guard = _guard()
+    _feed(guard, _steady(5))
+    before = guard.state_dict()
+    copy = json.loads(json.dumps(before))
+    _feed(guard, [(math.nan, 1.0), (3.0, 1.0)])
+    assert before == copy
