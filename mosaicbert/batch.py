@@ -1,4 +1,4 @@
-"""Batch and Step: the contract between data and model. Everything is unpadded; cu_seqlens tells documents apart."""
+"""MicroBatch and StepBatch, the contract between data and model: unpadded documents that cu_seqlens separates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IGNORED = -100  # the label of a position where nothing is to be predicted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class MicroBatch:
     """One micro-batch: documents, some tokens of which are masked and to be predicted, filled up to static shapes.
 
     Behind the real documents may stand filler: documents of filler tokens, then empty ones; behind the real masked
@@ -42,7 +42,7 @@ class Batch:
         """The static sizes: T tokens, B documents, M masked tokens, filler included."""
         return self.input_ids.shape[0], self.cu_seqlens.shape[0] - 1, self.labels.shape[0]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
         """The same batch on `device`."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
@@ -66,13 +66,13 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StepBatch:
     """What one rank does in a training step: K micro-batches of one shape, kept together so that they travel as one.
 
     Every rank has as many if there are sequences enough for all.
 
     Attributes:
-        input_ids: (K, T) int64; row k of this and the others is what `Batch` says of its own.
+        input_ids: (K, T) int64; row k of this and the others has the meaning of that field of `MicroBatch`.
         cu_seqlens: (K, B + 1) int32.
         max_seqlen: tokens of the longest document, at least.
         masked_indices: (K, M) int64.
@@ -101,16 +101,16 @@ class Step:
     mask_rate: float
     batch: int = 0
 
-    def pin_memory(self) -> Step:
+    def pin_memory(self) -> StepBatch:
         """The same step in memory that a GPU copies from without waiting; what a DataLoader asks for."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     @property
-    def micro_batches(self) -> list[Batch]:
+    def micro_batches(self) -> list[MicroBatch]:
         """The micro-batches, as views."""
         return [
-            Batch(
+            MicroBatch(
                 input_ids=self.input_ids[number],
                 cu_seqlens=self.cu_seqlens[number],
                 max_seqlen=self.max_seqlen,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mosaicbert.config import DataConfig, ModelConfig, Recipe
-from mosaicbert.train_plan import Plan
+from mosaicbert.train_plan import TrainPlan
 
 BERT_MAX_POSITIONS = 512
 _LOSS_CHUNK_BYTES = 256 * 2**20  # see ops.cross_entropy
@@ -90,7 +90,7 @@ def estimate(recipe: Recipe) -> Estimate:
     flops_per_token = training_flops(
         recipe.model, tokens=1, squared_lengths=length, masked=_mean_mask_rate(recipe.data)
     )
-    plan = Plan(recipe, tokens_per_sample=length)
+    plan = TrainPlan(recipe, tokens_per_sample=length)
     samples = None if plan.num_steps is None else plan.first_sample(plan.num_steps)
     tokens = None if samples is None else samples * length
     return Estimate(

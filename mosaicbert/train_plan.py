@@ -10,7 +10,7 @@ _WARMUP_SIZES = 8  # a growing batch has so many sizes on its way: every new siz
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
+class TrainPosition:
     """How far a run has come.
 
     Attributes:
@@ -30,13 +30,13 @@ class Position:
         return {"steps": self.steps, "samples": self.samples, "tokens": self.tokens, "seconds": self.seconds}[unit]
 
 
-def has_passed(interval: Duration, before: Position, after: Position) -> bool:
+def has_passed(interval: Duration, before: TrainPosition, after: TrainPosition) -> bool:
     """Whether a multiple of `interval` lies between two positions."""
     amount, unit = interval.amount, interval.unit
     return math.floor(after.count(unit) / amount) > math.floor(before.count(unit) / amount)
 
 
-class Plan:
+class TrainPlan:
     """The course of a run.
 
     Batches are numbered from 0. The batch of a step has the step's number, unless batches before it have been skipped.
@@ -76,7 +76,7 @@ class Plan:
         share = min(1.0, step / max(1, self.num_steps - 1))
         return first * (1.0 - share) + last * share
 
-    def share_done(self, position: Position) -> float:
+    def share_done(self, position: TrainPosition) -> float:
         """How much of the run's duration has passed: 1.0 from its end on, in the unit that it is given in."""
         total = self.length.amount
         if self.length.unit == "samples":  # whole batches
@@ -84,7 +84,7 @@ class Plan:
             total = self.first_sample(self.num_steps)
         return min(1.0, position.count(self.length.unit) / total)
 
-    def is_done(self, position: Position) -> bool:
+    def is_done(self, position: TrainPosition) -> bool:
         """Whether the run's duration has passed."""
         return self.share_done(position) >= 1.0
 

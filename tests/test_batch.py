@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from mosaicbert.batch import Batch, Step
+from mosaicbert.batch import MicroBatch, StepBatch
 
 _TENSORS = ("input_ids", "cu_seqlens", "masked_indices", "labels")
 
 
 def make_batch(device="cpu"):
-    return Batch(
+    return MicroBatch(
         input_ids=torch.tensor([11, 12, 13, 21, 31, 32], device=device),
         cu_seqlens=torch.tensor([0, 3, 4, 6], dtype=torch.int32, device=device),
         max_seqlen=3,
@@ -23,7 +23,7 @@ def make_batch(device="cpu"):
 
 def make_filled_batch(device="cpu"):
     """The same documents, with two of filler, two empty ones and two masked positions that are none."""
-    return Batch(
+    return MicroBatch(
         input_ids=torch.tensor([11, 12, 13, 21, 31, 32, 8, 8, 8, 8, 8], device=device),
         cu_seqlens=torch.tensor([0, 3, 4, 6, 10, 11, 11, 11], dtype=torch.int32, device=device),
         max_seqlen=4,
@@ -68,7 +68,7 @@ def test_padding_a_batch_changes_nothing_in_it():
 
 
 def test_a_batch_without_masks_is_padded_without_labels():
-    batch = Batch(
+    batch = MicroBatch(
         input_ids=torch.tensor([1, 2, 0]),
         cu_seqlens=torch.tensor([0, 2, 3], dtype=torch.int32),
         max_seqlen=2,
@@ -103,7 +103,7 @@ def test_to_another_kind_of_device_moves_every_tensor():
 
 
 def make_step():
-    return Step(
+    return StepBatch(
         input_ids=torch.arange(12).reshape(2, 6),
         cu_seqlens=torch.tensor([[0, 4, 6], [0, 6, 6]], dtype=torch.int32),
         max_seqlen=6,
@@ -161,5 +161,5 @@ def test_the_micro_batches_of_a_pinned_step_are_pinned_too_and_travel_as_they_ar
 @pytest.mark.gpu
 def test_pinning_keeps_every_number():
     step, pinned = make_step(), make_step().pin_memory()
-    numbers = {field.name for field in dataclasses.fields(Step)} - set(_TENSORS)
+    numbers = {field.name for field in dataclasses.fields(StepBatch)} - set(_TENSORS)
     assert {name: getattr(pinned, name) for name in numbers} == {name: getattr(step, name) for name in numbers}

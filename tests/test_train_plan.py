@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mosaicbert.config import DataConfig, Duration, Recipe, SourceConfig, TokenizerConfig, TrainConfig
-from mosaicbert.train_plan import Plan, Position, has_passed
+from mosaicbert.train_plan import TrainPlan, TrainPosition, has_passed
 
 _RECIPE = Recipe(
     run_name="test",
@@ -23,7 +23,7 @@ def _plan(duration, tokens_per_sample=100.0, batch=10, initial=None, warmup=None
     train = TrainConfig(
         duration=duration, global_batch_samples=batch, initial_batch_samples=initial, batch_warmup_tokens=warmup
     )
-    return Plan(replace(_RECIPE, data=replace(_RECIPE.data, **data), train=train), tokens_per_sample)
+    return TrainPlan(replace(_RECIPE, data=replace(_RECIPE.data, **data), train=train), tokens_per_sample)
 
 
 def _sizes(plan, batches):
@@ -145,11 +145,11 @@ def test_a_run_of_some_tokens_is_expected_to_end_with_the_batch_that_brings_the_
 
 def _walk(plan, seconds_per_step=0.7, tokens_per_sample=99):
     """The positions of a run from its start until it is done."""
-    position = Position()
+    position = TrainPosition()
     yield position
     while not plan.is_done(position):
         samples = plan.first_sample(position.steps + 1)
-        position = Position(
+        position = TrainPosition(
             steps=position.steps + 1,
             samples=samples,
             tokens=samples * tokens_per_sample,
@@ -174,7 +174,7 @@ def test_the_share_done_rises_from_0_to_exactly_1_at_the_end(duration, batch):
 
 @pytest.mark.parametrize("unit", ["samples", "tokens", "s"])
 def test_the_share_done_is_that_of_the_unit_of_the_duration(unit):
-    position = Position(steps=1, samples=30, tokens=600, seconds=9000.0)
+    position = TrainPosition(steps=1, samples=30, tokens=600, seconds=9000.0)
     plan = _plan(f"12000 {unit}")
     assert plan.share_done(position) == {"samples": 30, "tokens": 600, "s": 9000}[unit] / 12_000
 
@@ -190,13 +190,13 @@ def test_the_share_done_is_that_of_the_unit_of_the_duration(unit):
 )
 def test_a_run_is_done_when_its_duration_has_passed_and_not_before(duration, last, over):
     plan = _plan(duration)
-    assert not plan.is_done(Position(**last))
-    assert plan.is_done(Position(**over))
+    assert not plan.is_done(TrainPosition(**last))
+    assert plan.is_done(TrainPosition(**over))
 
 
 def test_behind_its_end_a_run_stays_done():
     for duration in ("7 steps", "70 samples", "7000 tokens", "7s"):
-        plan, beyond = _plan(duration), Position(steps=8, samples=80, tokens=8000, seconds=8.0)
+        plan, beyond = _plan(duration), TrainPosition(steps=8, samples=80, tokens=8000, seconds=8.0)
         assert plan.is_done(beyond)
         assert plan.share_done(beyond) == 1.0
 
@@ -232,7 +232,7 @@ def test_the_mask_rate_stays_where_no_final_one_is_given(duration):
 
 
 def _positions(field, counts):
-    return [Position(**{field: count}) for count in counts]
+    return [TrainPosition(**{field: count}) for count in counts]
 
 
 @given(
@@ -271,9 +271,9 @@ def test_an_interval_in_steps_fires_at_its_multiples(interval, multiples):
 
 
 def _fires(interval, step):
-    return has_passed(Duration(interval, "steps"), Position(steps=step - 1), Position(steps=step))
+    return has_passed(Duration(interval, "steps"), TrainPosition(steps=step - 1), TrainPosition(steps=step))
 
 
 def test_a_position_counts_in_each_unit():
-    position = Position(steps=1, samples=2, tokens=3, seconds=4.5)
+    position = TrainPosition(steps=1, samples=2, tokens=3, seconds=4.5)
     assert [position.count(unit) for unit in ("steps", "samples", "tokens", "seconds")] == [1, 2, 3, 4.5]

@@ -1,1 +1,1 @@
-"""Text to batches: source -> tokenizer -> token store -> sample order -> masks -> Batch."""
+"""Text to batches: source -> tokenizer -> token store -> sample order -> masks -> MicroBatch."""

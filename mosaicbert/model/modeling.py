@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 from transformers.modeling_utils import PreTrainedModel
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import MicroBatch
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.init import init_module
 from mosaicbert.model.layers import Embeddings, Layer, MlmHead, Pooler
@@ -181,12 +181,12 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.decoder = new_embeddings
 
-    def predict(self, batch: Batch) -> Tensor:
+    def predict(self, batch: MicroBatch) -> Tensor:
         """Logits (M, V) at the masked tokens of `batch`, and only there: evaluation."""
         states = self.model.encode(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, keep=batch.masked_indices)
         return self.decoder(self.head(states[-1]))
 
-    def masked_lm_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def masked_lm_loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """What a step of pretraining learns from `batch`, without ever holding all of its logits.
 
         Returns:

@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from transformers import PreTrainedModel
 
-from mosaicbert.batch import Batch, Step
+from mosaicbert.batch import MicroBatch, StepBatch
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
 from mosaicbert.train.composer import ComposerModel, DataSpec, LanguageCrossEntropy, MaskedAccuracy
 
 
 class MaskedLmTrainee(ComposerModel):
-    """A model with a masked-language-modelling head, as Composer trains it: Batch in, loss out.
+    """A model with a masked-language-modelling head, as Composer trains it: MicroBatch in, loss out.
 
     Args:
         model: ours, or a padded one of Hugging Face.
@@ -29,7 +29,7 @@ class MaskedLmTrainee(ComposerModel):
         self.model = model
         self.cpu_autocast = cpu_autocast
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """The losses of the masked tokens, and how many of them were right.
 
         Both are sums, not means: the step divides by the masked tokens of the global batch.
@@ -44,7 +44,7 @@ class MaskedLmTrainee(ComposerModel):
     def loss(self, outputs: tuple[Tensor, Tensor], *_: Any, **__: Any) -> Tensor:
         return outputs[0]
 
-    def eval_forward(self, batch: Batch, outputs: Tensor | None = None) -> Tensor:
+    def eval_forward(self, batch: MicroBatch, outputs: Tensor | None = None) -> Tensor:
         """Logits (M, V)."""
         if outputs is not None:
             return outputs
@@ -56,17 +56,17 @@ class MaskedLmTrainee(ComposerModel):
     def get_metrics(self, is_train: bool = False) -> dict[str, Metric]:
         return {} if is_train else {"loss": LanguageCrossEntropy(), "accuracy": MaskedAccuracy()}
 
-    def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> None:
+    def update_metric(self, batch: MicroBatch, outputs: Tensor, metric: Metric) -> None:
         if batch.num_masked:
             metric.update(outputs.float(), batch.labels)
 
-    def _precision(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
+    def _precision(self, batch: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         if batch.input_ids.is_cuda or self.cpu_autocast == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast("cpu", self.cpu_autocast)
 
 
-def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
+def _predict_padded(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
     if not batch.num_sequences:  # nothing but filler, of which the first document has to do
         batch = replace(batch, num_sequences=1, num_tokens=int(batch.cu_seqlens[1]))
     padded = batch.padded(model.config.pad_token_id)
@@ -75,7 +75,7 @@ def _predict_padded(model: PreTrainedModel, batch: Batch) -> Tensor:
     return at_tokens[batch.masked_indices]  # filler points at the first token, and has no label
 
 
-def data_spec(loader: DataLoader[Step], device: str) -> DataSpec:
+def data_spec(loader: DataLoader[StepBatch], device: str) -> DataSpec:
     """Tells Composer that an item is a step of micro-batches, and how many samples and tokens all ranks have in it.
 
     Args:

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 
 from mosaicbert.config import Duration, Recipe, TrainingFault, parse_duration
-from mosaicbert.data.loading.collator import TrainSteps
-from mosaicbert.data.loading.loader import build_eval_loader, build_loader, plan_run
+from mosaicbert.data.loading.collator import TrainDataset
+from mosaicbert.data.loading.loader import build_eval_loader, build_train_loader, plan_run
 from mosaicbert.data.prepare.pipeline import check_store, prepare
 from mosaicbert.data.prepare.sources import TRAIN
 from mosaicbert.data.store import StoreRecord, write_file
@@ -200,8 +200,8 @@ def build_trainer(sitting: Sitting, say: Say) -> StepTrainer:
         [eval_interval, parse_duration("checkpoint.interval", recipe.checkpoint.interval)],
     )
     clock = sitting.clock
-    train_loader = build_loader(recipe, rank, world_size, first_step=restart.step, skipped=restart.skipped)
-    steps = cast(TrainSteps, train_loader.dataset)
+    train_loader = build_train_loader(recipe, rank, world_size, first_step=restart.step, skipped=restart.skipped)
+    steps = cast(TrainDataset, train_loader.dataset)
     callbacks = [
         SeededSteps(recipe.seed),
         Monitor(recipe, run.metrics, course, clock, len(faults.rollbacks()), sitting.peak, sitting.console),

@@ -10,7 +10,7 @@ from typing import Any
 from mosaicbert.config import Duration, OptimizerConfig
 from mosaicbert.train.faults.spike_detector import Guard
 from mosaicbert.train.lr_schedule import learning_rate_share
-from mosaicbert.train_plan import Plan, Position, has_passed
+from mosaicbert.train_plan import TrainPlan, TrainPosition, has_passed
 
 _STEPS_TIMED = 10
 
@@ -66,7 +66,7 @@ class Course:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TrainPlan,
         guard: Guard,
         optimizer: OptimizerConfig,
         log_interval_steps: int,
@@ -77,7 +77,7 @@ class Course:
         self.optimizer = optimizer
         self.log_interval_steps = log_interval_steps
         self.intervals = intervals
-        self.position = self.before = Position()
+        self.position = self.before = TrainPosition()
         self.training_seconds = 0.0
         self.report: StepReport | None = None
         self.step_seconds = 0.0
@@ -86,10 +86,10 @@ class Course:
         self._num_unsettled = 0
         self.is_due = self.stop = False
 
-    def after(self, samples: int, tokens: int) -> Position:
+    def after(self, samples: int, tokens: int) -> TrainPosition:
         """Where the run will stand after a step of so many samples and tokens that takes as long as the last one."""
         now = self.position
-        return Position(
+        return TrainPosition(
             steps=now.steps + 1,
             samples=now.samples + samples,
             tokens=now.tokens + tokens,
@@ -170,7 +170,7 @@ class Course:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave."""
-        self.position = self.before = Position(**state["position"])
+        self.position = self.before = TrainPosition(**state["position"])
         self.training_seconds = state["training_seconds"]
         self.step_seconds = state["step_seconds"]
         self.guard.load_state_dict(state["guard"])

@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mosaicbert.batch import Batch, Step
-from mosaicbert.data.loading.collator import TrainSteps
+from mosaicbert.batch import MicroBatch, StepBatch
+from mosaicbert.data.loading.collator import TrainDataset
 from mosaicbert.train.composer import Event, Time, TimeUnit, Trainer, TrainerMode, dist, get_precision_context
 from mosaicbert.train.composer_model import MaskedLmTrainee
 from mosaicbert.train.distributed import delay_exchange, gradient_norm, gradient_scale
@@ -24,7 +24,7 @@ class StepTrainer(Trainer):
     """Composer's Trainer with this package's step: one loss over the global batch, and nobody waits for the device.
 
     Three methods of Composer 0.32's loop are replaced. They ask the other ranks for counts that every rank knows
-    (`Step.global_masked` and its like), wait for the device each time they do, and copy every micro-batch. Here a step
+    (such as `StepBatch.global_masked`), wait for the device each time they do, and copy every micro-batch. Here a step
     asks once, the device itself withholds an update that is not finite, and the host reads the numbers of a step when
     it has given the device the next one to do; or at once, if something is due after it (`Course.is_due`).
 
@@ -46,7 +46,7 @@ class StepTrainer(Trainer):
         clock: Clock,
         stop: StopRequest,
         trainee: MaskedLmTrainee,
-        steps: TrainSteps,
+        steps: TrainDataset,
         skipped: SkippedSteps,
         keeps_gradients: bool,
         **arguments: Any,
@@ -63,7 +63,7 @@ class StepTrainer(Trainer):
         super().__init__(model=trainee, **arguments)
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:  # noqa: ARG002
-        step: Step = self.state.batch
+        step: StepBatch = self.state.batch
         course, optimizer = self.course, self.state.optimizers[0]
         share = course.learning_rate_share(step.global_samples, step.global_tokens)
         for group in optimizer.param_groups:
@@ -124,7 +124,7 @@ class StepTrainer(Trainer):
             for weight in self.state.model.parameters():
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
 
-    def _accumulate_gradients(self, step: Step) -> tuple[Tensor, Tensor]:
+    def _accumulate_gradients(self, step: StepBatch) -> tuple[Tensor, Tensor]:
         """Runs all micro-batches; gradients are those of the mean over the global batch's masked tokens.
 
         Returns:
@@ -138,7 +138,7 @@ class StepTrainer(Trainer):
             batch = micro_batch.to(self._place, non_blocking=True)
             with delay_exchange(model, is_last=number == len(micro_batches) - 1):
                 with get_precision_context(self.state.precision, self.state.precision_config):
-                    outputs = cast(Callable[[Batch], tuple[Tensor, Tensor]], model)(batch)
+                    outputs = cast(Callable[[MicroBatch], tuple[Tensor, Tensor]], model)(batch)
                 loss = self.trainee.loss(outputs, batch)
                 (loss * scale).backward()
             loss_sum += loss.detach()
@@ -166,7 +166,7 @@ class StepTrainer(Trainer):
             yield from super()._iter_dataloader(trainer_mode)
             return
         # Every rank makes the same steps, so none need ask whether another has come to its end.
-        steps = iter(cast(Iterable[Step], self.state.dataloader))
+        steps = iter(cast(Iterable[StepBatch], self.state.dataloader))
         while True:
             self.engine.run_event(Event.BEFORE_DATALOADER)
             try:
@@ -219,7 +219,7 @@ class _Unsettled:
     numbers: _Reading
 
 
-def _is_unusable(numbers: Tensor, step: Step) -> Tensor:
+def _is_unusable(numbers: Tensor, step: StepBatch) -> Tensor:
     """Whether a step may not change the weights, as the guard will judge: () fp32, 1 or 0, on the device.
 
     Args:

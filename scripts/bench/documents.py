@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import MicroBatch
 
 MADE_UP = "made up, log-normal"
 
@@ -41,14 +41,14 @@ def cut(seqlens: list[int], num_tokens: int) -> list[int]:
     return [*seqlens[:-1], num_tokens - sum(seqlens[:-1])]
 
 
-def random_batch(seqlens: list[int], vocab_size: int = 8192, mask_rate: float = 0.15) -> Batch:
+def random_batch(seqlens: list[int], vocab_size: int = 8192, mask_rate: float = 0.15) -> MicroBatch:
     """Random tokens, masked at random, in documents sorted as the loader deals them out."""
     seqlens = sorted(seqlens, reverse=True)
     draw = torch.Generator().manual_seed(0)
     input_ids = torch.randint(5, vocab_size, (sum(seqlens),), generator=draw)
     masked = (torch.rand(sum(seqlens), generator=draw) < mask_rate).nonzero(as_tuple=True)[0]
     cu_seqlens = torch.tensor([0, *seqlens]).cumsum(0).int()
-    return Batch(
+    return MicroBatch(
         input_ids=input_ids,
         cu_seqlens=cu_seqlens,
         max_seqlen=max(seqlens),

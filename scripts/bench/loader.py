@@ -15,10 +15,10 @@ import harness
 import numpy as np
 import torch
 
-from mosaicbert.batch import Step
+from mosaicbert.batch import StepBatch
 from mosaicbert.config import DataConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.store import ShardRecord, SplitRecord, StoreRecord, sha256_of, write_shard
 from mosaicbert.data.tokenizer import train_tokenizer
 
@@ -76,8 +76,8 @@ def measure(recipe: Recipe, what: str) -> None:
 def measure_resuming(recipe: Recipe) -> None:
     """Times everything from opening the store to the first batch, at the beginning and far behind it."""
 
-    def first_step(step: int) -> Step:
-        return next(iter(build_loader(recipe, 0, 1, first_step=step)))
+    def first_step(step: int) -> StepBatch:
+        return next(iter(build_train_loader(recipe, 0, 1, first_step=step)))
 
     far = HUGE // recipe.train.global_batch_samples * 9 // 10
     harness.record(
@@ -89,9 +89,9 @@ def measure_resuming(recipe: Recipe) -> None:
     )
 
 
-def steps_of(recipe: Recipe, world_size: int) -> Iterator[Step]:
+def steps_of(recipe: Recipe, world_size: int) -> Iterator[StepBatch]:
     started = time.perf_counter()
-    steps = iter(build_loader(recipe, 0, world_size))
+    steps = iter(build_train_loader(recipe, 0, world_size))
     next(steps)
     print(f"  first step after {time.perf_counter() - started:.2f} s")
     return steps

@@ -18,7 +18,7 @@ from harness import measure, write_lines
 from torch.profiler import ProfilerActivity, profile
 from training_step import GPU_MASK_RATE, NUM_GPU_TOKENS, size_of, training_step
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ModelConfig
 from mosaicbert.estimate import count_parameters, training_flops
 from mosaicbert.model.factory import build_model
@@ -93,7 +93,7 @@ def busy_milliseconds(kernels: list[tuple[str, float]]) -> dict[str, float]:
     return dict(busy)
 
 
-def floors_of(config: ModelConfig, batch: Batch, flops_rate: float, bytes_rate: float) -> Mapping[str, float]:
+def floors_of(config: ModelConfig, batch: MicroBatch, flops_rate: float, bytes_rate: float) -> Mapping[str, float]:
     """Milliseconds that each category must take, by FLOP/s and bytes/s."""
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     tokens, masked = batch.num_tokens, batch.num_masked

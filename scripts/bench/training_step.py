@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 from transformers import __version__ as transformers_version
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ModelConfig
 from mosaicbert.config.load import load_recipe
 from mosaicbert.estimate import ACCELERATORS, training_flops
@@ -93,7 +93,7 @@ def shape(architecture: str, intermediate_size: int) -> ModelConfig:
 
 
 def training_step(
-    model: Any, batch: Batch, dtype: torch.dtype, optimizer: torch.optim.Optimizer | None = None
+    model: Any, batch: MicroBatch, dtype: torch.dtype, optimizer: torch.optim.Optimizer | None = None
 ) -> Callable[[], object]:
     """Forward and backward pass, and the optimizer's step if there is one."""
     device = batch.input_ids.device.type
@@ -126,7 +126,7 @@ class Case:
 
     size: str
     lengths: str
-    batch: Batch
+    batch: MicroBatch
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Version:
     """
 
     build: Callable[[str], Any]
-    flops: Callable[[str, Batch], float]
+    flops: Callable[[str, MicroBatch], float]
     compile: Callable[[Any], None] | None = None
 
 
@@ -228,12 +228,12 @@ def compile_layers(model: Any) -> None:
         module.compile(dynamic=False)
 
 
-def flops_of(model: ModelConfig, batch: Batch) -> float:
+def flops_of(model: ModelConfig, batch: MicroBatch) -> float:
     squared = float(batch.cu_seqlens.diff().double().square().sum())
     return training_flops(model, tokens=batch.num_tokens, squared_lengths=squared, masked=batch.num_masked)
 
 
-def modernbert_flops(config: ModernBertConfig, batch: Batch) -> float:
+def modernbert_flops(config: ModernBertConfig, batch: MicroBatch) -> float:
     """As `training_flops` counts, with the window of most layers: a pair of tokens outside of it costs nothing."""
     width, reach = config.hidden_size, config.local_attention // 2
     seqlens = batch.cu_seqlens.diff().double()
@@ -286,7 +286,7 @@ def run(version: Version, case: Case, device: str, seconds: float) -> dict[str, 
         batch = random_batch(seqlens, size_of(case.size).vocab_size, GPU_MASK_RATE)
 
 
-def time_step(version: Version, size: str, batch: Batch) -> dict[str, Any]:
+def time_step(version: Version, size: str, batch: MicroBatch) -> dict[str, Any]:
     device = batch.input_ids.device.type
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     torch.manual_seed(0)
@@ -347,7 +347,7 @@ def release(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def shape_of(batch: Batch) -> dict[str, int]:
+def shape_of(batch: MicroBatch) -> dict[str, int]:
     return {
         "tokens": batch.num_tokens,
         "documents": batch.num_sequences,

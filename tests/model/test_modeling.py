@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ConfigError
-from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import (
@@ -62,7 +62,7 @@ def unpadded(inputs):
 def as_batch(inputs):
     flat = unpadded(inputs)
     masked = (flat["labels"] != -100).nonzero(as_tuple=True)[0]
-    return Batch(
+    return MicroBatch(
         input_ids=flat["input_ids"],
         cu_seqlens=flat["cu_seqlens"],
         max_seqlen=max(SEQLENS),
@@ -91,7 +91,7 @@ def documents_of(batch):
     """Each document as a batch of its own."""
     for first, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
         mine = (batch.masked_indices >= first) & (batch.masked_indices < end)
-        yield Batch(
+        yield MicroBatch(
             input_ids=batch.input_ids[first:end],
             cu_seqlens=torch.tensor([0, end - first], dtype=torch.int32, device=batch.input_ids.device),
             max_seqlen=end - first,
@@ -357,7 +357,7 @@ def prepared(source, tmp_path_factory):
 def global_loss_and_gradients(model, recipe, world_size, micro_batch_tokens):
     """Of the first step, as all ranks together compute it: the sum of their micro-batches' shares."""
     cut = replace(recipe, train=replace(recipe.train, micro_batch_tokens=micro_batch_tokens))
-    steps = [next(iter(build_loader(cut, rank, world_size))) for rank in range(world_size)]
+    steps = [next(iter(build_train_loader(cut, rank, world_size))) for rank in range(world_size)]
     shares = [summed_loss(model, batch) / step.global_masked for step in steps for batch in step.micro_batches]
     return {"loss": sum(shares).detach()} | gradients(model, sum(shares))
 

@@ -10,10 +10,10 @@ import psutil
 import pytest
 import torch
 
-from mosaicbert.batch import Batch
+from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ConfigError, ModelConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.prepare.pipeline import check_store, prepare
 from mosaicbert.model.factory import build_model
 from mosaicbert.report.metrics import read_metrics
@@ -52,7 +52,7 @@ def test_every_step_logs_loss_rate_and_speed(finished):
 def test_every_step_logs_how_full_it_was_how_much_was_masked_and_how_long_it_waited(finished):
     recipe, run, _ = finished
     lines = [line for line in read_metrics(run.metrics) if "loss" in line]
-    steps = build_loader(recipe, 0, 1)
+    steps = build_train_loader(recipe, 0, 1)
     assert [line["masked"] for line in lines] == [
         sum(int((batch.labels != -100).sum()) for batch in step.micro_batches) for step in steps
     ]
@@ -66,7 +66,7 @@ def test_every_step_logs_how_full_it_was_how_much_was_masked_and_how_long_it_wai
 def test_tokens_and_samples_are_counted_without_filler(finished):
     recipe, run, _ = finished
     lines = [line for line in read_metrics(run.metrics) if "loss" in line]
-    steps = [step.micro_batches for step in build_loader(recipe, 0, 1)]
+    steps = [step.micro_batches for step in build_train_loader(recipe, 0, 1)]
     tokens = np.cumsum([sum(int(batch.cu_seqlens[batch.num_sequences]) for batch in step) for step in steps])
     assert [line["tokens"] for line in lines] == tokens.tolist()
     assert [line["samples"] for line in lines] == [16 * step for step in range(1, len(steps) + 1)]
@@ -128,7 +128,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(source, tmp_path):
 
 
 def test_micro_batches_are_moved_to_the_device():
-    batch = Batch(
+    batch = MicroBatch(
         input_ids=torch.zeros(3, dtype=torch.int64),
         cu_seqlens=torch.tensor([0, 3], dtype=torch.int32),
         max_seqlen=3,
@@ -182,7 +182,7 @@ def test_filler_changes_neither_loss_nor_gradients(architecture, finished):
     trainee = _trainee(architecture)
     filled, plain = next(
         (batch, plain)
-        for step in build_loader(recipe, 0, 1)
+        for step in build_train_loader(recipe, 0, 1)
         for batch in step.micro_batches
         for plain in [_without_filler(batch)]
         if all(more > less for more, less in zip(batch.shape, plain.shape, strict=True))
@@ -198,7 +198,7 @@ def test_filler_changes_neither_loss_nor_gradients(architecture, finished):
 def test_the_loss_is_the_sum_over_the_real_masked_tokens_and_those_right_are_counted(architecture, finished):
     recipe, _, _ = finished
     trainee = _trainee(architecture)
-    batch = next(iter(build_loader(recipe, 0, 1))).micro_batches[-1]
+    batch = next(iter(build_train_loader(recipe, 0, 1))).micro_batches[-1]
     logits, labels = trainee.eval_forward(_without_filler(batch)).detach(), batch.labels[: batch.num_masked]
     wanted = -logits.log_softmax(-1)[torch.arange(batch.num_masked), labels].sum()
     loss, num_right = trainee(batch)
@@ -216,7 +216,7 @@ def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
 
     def compute(ranks, tokens):
         cut = replace(recipe, train=replace(recipe.train, micro_batch_tokens=tokens))
-        steps = [next(iter(build_loader(cut, rank, ranks))) for rank in range(ranks)]
+        steps = [next(iter(build_train_loader(cut, rank, ranks))) for rank in range(ranks)]
         shares = [
             lambda batch=batch, masked=step.global_masked: trainee.loss(trainee(batch), batch) / masked
             for step in steps
@@ -233,7 +233,7 @@ def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
 def test_a_micro_batch_without_a_masked_token_has_a_loss_of_zero(architecture, finished):
     recipe, _, _ = finished
     trainee = _trainee(architecture)
-    batch = next(iter(build_loader(recipe, 0, 1))).micro_batches[0]
+    batch = next(iter(build_train_loader(recipe, 0, 1))).micro_batches[0]
     empty = replace(
         batch,
         masked_indices=torch.zeros_like(batch.masked_indices),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mosaicbert.config import FaultConfig, OptimizerConfig, parse_duration
 from mosaicbert.train.faults.spike_detector import Guard
 from mosaicbert.train.progress import Clock, Course, StepReport
-from mosaicbert.train_plan import Plan, Position, has_passed
+from mosaicbert.train_plan import TrainPlan, TrainPosition, has_passed
 from tests.recipes import tiny_recipe
 
 _SAMPLES, _TOKENS = 16, 400
@@ -23,7 +23,7 @@ def _course(duration, *, log_interval_steps=1000, interval="1000000 steps", **op
     recipe = tiny_recipe(
         Path("runs"), Path("text.jsonl"), train={"duration": duration, "global_batch_samples": _SAMPLES}
     )
-    plan = Plan(recipe, tokens_per_sample=_TOKENS / _SAMPLES)
+    plan = TrainPlan(recipe, tokens_per_sample=_TOKENS / _SAMPLES)
     optimizer = OptimizerConfig(**(_FALLING | optimizer))
     return Course(plan, Guard(FaultConfig()), optimizer, log_interval_steps, [parse_duration("interval", interval)])
 
@@ -190,15 +190,15 @@ def test_the_position_is_kept_that_was_last_looked_at():
     sitting = _Sitting(course)
     sitting.step()
     sitting.step(tokens=5, lasts=0.5)
-    assert course.before == Position(steps=1, samples=16, tokens=400, seconds=1.0)
-    assert course.position == Position(steps=2, samples=32, tokens=405, seconds=1.5)
+    assert course.before == TrainPosition(steps=1, samples=16, tokens=400, seconds=1.0)
+    assert course.position == TrainPosition(steps=2, samples=32, tokens=405, seconds=1.5)
     sitting.step(lasts=3.0)
     assert not course.is_settled
-    assert course.position == Position(steps=3, samples=48, tokens=805, seconds=1.5 + 0.5)  # as the step before it
+    assert course.position == TrainPosition(steps=3, samples=48, tokens=805, seconds=1.5 + 0.5)  # as the step before it
     sitting.step(lasts=3.0)
     assert course.is_settled
-    assert course.before == Position(steps=2, samples=32, tokens=405, seconds=1.5)
-    assert course.position == Position(steps=4, samples=64, tokens=1205, seconds=7.5)
+    assert course.before == TrainPosition(steps=2, samples=32, tokens=405, seconds=1.5)
+    assert course.position == TrainPosition(steps=4, samples=64, tokens=1205, seconds=7.5)
     assert course.training_seconds == 7.5
 
 
@@ -230,7 +230,7 @@ def test_no_interval_is_missed_or_served_twice(unit, amount, seed, is_ahead):
     course = _course("100 steps", log_interval_steps=23, interval=f"{amount} {unit}" if unit != "s" else f"{amount}s")
     (interval,) = course.intervals
     sitting = _Sitting(course, is_ahead=is_ahead)
-    served, looked = [], [Position()]
+    served, looked = [], [TrainPosition()]
     while not course.is_done:
         sitting.step(tokens=draw.randrange(100, 700), lasts=draw.uniform(0.5, 2.0))
         if course.is_settled:

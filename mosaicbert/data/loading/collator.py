@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mosaicbert.batch import IGNORED, Step
+from mosaicbert.batch import IGNORED, StepBatch
 from mosaicbert.data.loading.counter_rng import Words
 from mosaicbert.data.loading.masking import Vocabulary, choose_masked, replace_masked, token_counters
 from mosaicbert.data.loading.sample_order import Group, mixed_order, order
 from mosaicbert.data.store import TokenStore
 
-SPECIAL_TOKENS = 2  # [CLS] and [SEP], which every sequence gets
+NUM_SPECIAL_TOKENS = 2  # [CLS] and [SEP], which every sequence gets
 _EVAL_SAMPLES_PER_STEP = 1024
 EVAL_SEED = 0  # runs with different seeds are measured by the same masks
 _MASKED_DEVIATIONS = 3  # of the number of masked tokens, for which there is room; if more are masked, the shape grows
@@ -24,7 +24,7 @@ _SHAPES_PER_BUDGET = 128  # micro-batches are filled up to a multiple of so smal
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchMaker:
+class MlmCollator:
     """Makes the micro-batches of one rank out of the samples of a step: a pure function of its arguments.
 
     Attributes:
@@ -47,7 +47,7 @@ class BatchMaker:
     rank: int
     world_size: int
 
-    def make(self, epochs: NDArray[np.int64], samples: NDArray[np.int64], mask_rate: float) -> Step:
+    def make(self, epochs: NDArray[np.int64], samples: NDArray[np.int64], mask_rate: float) -> StepBatch:
         """What this rank does of a step.
 
         Args:
@@ -56,7 +56,7 @@ class BatchMaker:
             mask_rate: share of the ordinary tokens that is masked.
         """
         documents = self.store.read(samples)
-        seqlens = np.array([len(document) for document in documents], dtype=np.int64) + SPECIAL_TOKENS
+        seqlens = np.array([len(document) for document in documents], dtype=np.int64) + NUM_SPECIAL_TOKENS
         # Every rank looks at all micro-batches of the step: so all know their common shape, and the tokens masked in
         # all of them, without asking each other.
         parts = divide(seqlens, self.world_size, self.micro_batch_tokens)
@@ -83,7 +83,7 @@ class BatchMaker:
     ) -> "_Draft":
         text = np.concatenate([np.zeros(0, dtype=np.int64), *documents])
         # [CLS] stands at position 0 of each sequence and is never masked, nor is [SEP].
-        counters = token_counters(self.seed, epochs, samples, seqlens - SPECIAL_TOKENS, first_position=1)
+        counters = token_counters(self.seed, epochs, samples, seqlens - NUM_SPECIAL_TOKENS, first_position=1)
         chosen = choose_masked(text, counters, mask_rate, self.vocabulary)
         return _Draft(text, seqlens, chosen, counters[chosen])
 
@@ -102,7 +102,7 @@ class BatchMaker:
 
     def _put_together(
         self, drafts: Sequence["_Draft"], shape: tuple[int, int, int], of_all: Sequence["_Draft"], mask_rate: float
-    ) -> Step:
+    ) -> StepBatch:
         tokens, sequences, masked = shape
         input_ids = np.full((len(drafts), tokens), self.vocabulary.pad_id, dtype=np.int64)
         cu_seqlens = np.full((len(drafts), sequences + 1), tokens, dtype=np.int32)
@@ -126,7 +126,7 @@ class BatchMaker:
             labels[row, :num_masked] = ids[indices]
             ids[indices] = replace_masked(labels[row, :num_masked], draft.counters, self.vocabulary)
         global_tokens, global_samples, global_masked = map(sum, zip(*(draft.counts for draft in of_all), strict=True))
-        return Step(
+        return StepBatch(
             input_ids=torch.from_numpy(input_ids),
             cu_seqlens=torch.from_numpy(cu_seqlens),
             max_seqlen=self.max_seq_len,
@@ -161,7 +161,7 @@ class _Draft:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Tokens, documents, masked tokens."""
-        return len(self.text) + SPECIAL_TOKENS * len(self.seqlens), len(self.seqlens), len(self.chosen)
+        return len(self.text) + NUM_SPECIAL_TOKENS * len(self.seqlens), len(self.seqlens), len(self.chosen)
 
 
 def divide(seqlens: NDArray[np.int64], world_size: int, budget: int) -> list[NDArray[np.int64]]:
@@ -203,7 +203,7 @@ def deal(seqlens: NDArray[np.int64], num_hands: int) -> list[NDArray[np.int64]]:
     return np.split(by_owner, np.cumsum(np.bincount(owners))[:-1])
 
 
-class TrainSteps(torch.utils.data.IterableDataset[Step]):
+class TrainDataset(torch.utils.data.IterableDataset[StepBatch]):
     """The steps of a training run, as one rank does them. It can begin at any step; nothing before it is read.
 
     Args:
@@ -218,7 +218,7 @@ class TrainSteps(torch.utils.data.IterableDataset[Step]):
 
     def __init__(
         self,
-        maker: BatchMaker,
+        maker: MlmCollator,
         *,
         groups: Sequence[Group],
         first_sample: Callable[[int], int],
@@ -235,12 +235,12 @@ class TrainSteps(torch.utils.data.IterableDataset[Step]):
         self.first_step = first_step
         self.skipped = sorted(skipped)
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> StepBatch:
         batch = self.batch_of(step)
         epochs, samples = self.samples_of(batch)
         return replace(self.maker.make(epochs, samples, self.mask_rate(step)), batch=batch)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepBatch]:
         for step in _steps_of_worker(self.first_step, self.num_steps):
             yield self[step]
 
@@ -261,7 +261,7 @@ class TrainSteps(torch.utils.data.IterableDataset[Step]):
         return mixed_order(positions, self.groups, self.maker.seed)
 
 
-class EvalSteps(torch.utils.data.IterableDataset[Step]):
+class EvalDataset(torch.utils.data.IterableDataset[StepBatch]):
     """Samples from all over a split, always the same with the same masks, about a thousand at a time for all ranks.
 
     Args:
@@ -273,7 +273,7 @@ class EvalSteps(torch.utils.data.IterableDataset[Step]):
         ValueError: the split has fewer samples than there are ranks.
     """
 
-    def __init__(self, maker: BatchMaker, *, max_samples: int, mask_rate: float) -> None:
+    def __init__(self, maker: MlmCollator, *, max_samples: int, mask_rate: float) -> None:
         self.maker = maker
         self.num_samples = min(max_samples, maker.store.num_samples)
         self.mask_rate = mask_rate
@@ -283,7 +283,7 @@ class EvalSteps(torch.utils.data.IterableDataset[Step]):
     def __len__(self) -> int:
         return max(1, self.num_samples // max(_EVAL_SAMPLES_PER_STEP, self.maker.world_size))
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[StepBatch]:
         # Portions of nearly equal size: every rank finds a sequence in each, and so all make the same number of steps.
         portions = np.array_split(np.arange(self.num_samples), len(self))
         for step in _steps_of_worker(0, len(self)):

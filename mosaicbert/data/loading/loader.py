@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mosaicbert.batch import Step
+from mosaicbert.batch import StepBatch
 from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.loading.collator import EVAL_SEED, SPECIAL_TOKENS, BatchMaker, EvalSteps, TrainSteps
+from mosaicbert.data.loading.collator import EVAL_SEED, NUM_SPECIAL_TOKENS, EvalDataset, MlmCollator, TrainDataset
 from mosaicbert.data.loading.sample_order import Group
 from mosaicbert.data.prepare.pipeline import open_store
 from mosaicbert.data.prepare.sources import TRAIN, VALIDATION
 from mosaicbert.data.store import StoreRecord, open_tokenizer
 from mosaicbert.data.tokenizer import vocabulary_of
 from mosaicbert.processes import end_with_parent
-from mosaicbert.train_plan import Plan
+from mosaicbert.train_plan import TrainPlan
 
 
-def build_loader(
+def build_train_loader(
     recipe: Recipe, rank: int, world_size: int, *, first_step: int = 0, skipped: Collection[int] = ()
-) -> DataLoader[Step]:
+) -> DataLoader[StepBatch]:
     """The training steps of one rank, to the end of the run, or without end if its duration is a time or in tokens.
 
     Args:
@@ -30,12 +30,12 @@ def build_loader(
         rank: of this process among world_size.
         world_size: processes that share a step.
         first_step: to begin at; nothing before it is read.
-        skipped: numbers of the batches that are left out, see `TrainSteps`.
+        skipped: numbers of the batches that are left out, see `TrainDataset`.
     """
     plan = plan_run(recipe)
     rates = recipe.data.mask_rate, recipe.data.final_mask_rate or 0.0
     maker = _build_maker(recipe, TRAIN, recipe.seed, max(rates), rank, world_size)
-    steps = TrainSteps(
+    steps = TrainDataset(
         maker,
         groups=sample_groups(recipe, maker.store.samples_by_source),
         first_sample=plan.first_sample,
@@ -62,7 +62,7 @@ def _start_worker(_number: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def plan_run(recipe: Recipe) -> Plan:
+def plan_run(recipe: Recipe) -> TrainPlan:
     """The course of a run over its token store."""
     split = StoreRecord.read(recipe.store_folder).splits[TRAIN]
     tokens: dict[str, int] = {}
@@ -72,17 +72,17 @@ def plan_run(recipe: Recipe) -> Plan:
     per_group = list(tokens.values()) if len(groups) > 1 else [split.tokens]
     means = [tokens / group.num_samples for tokens, group in zip(per_group, groups, strict=True)]
     mean = np.average(means, weights=[group.weight for group in groups])
-    return Plan(recipe, tokens_per_sample=float(mean) + SPECIAL_TOKENS)
+    return TrainPlan(recipe, tokens_per_sample=float(mean) + NUM_SPECIAL_TOKENS)
 
 
-def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[Step]:
+def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[StepBatch]:
     """The held-out samples of one rank, in portions.
 
     Raises:
         ValueError: there are fewer held-out samples than ranks.
     """
     maker = _build_maker(recipe, VALIDATION, EVAL_SEED, recipe.eval.mask_rate, rank, world_size)
-    steps = EvalSteps(maker, max_samples=recipe.eval.max_samples, mask_rate=recipe.eval.mask_rate)
+    steps = EvalDataset(maker, max_samples=recipe.eval.max_samples, mask_rate=recipe.eval.mask_rate)
     return DataLoader(steps, batch_size=None)
 
 
@@ -111,9 +111,9 @@ def sample_groups(recipe: Recipe, samples_by_source: dict[str, int]) -> list[Gro
 
 def _build_maker(
     recipe: Recipe, split: str, seed: int, largest_mask_rate: float, rank: int, world_size: int
-) -> BatchMaker:
+) -> MlmCollator:
     tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
-    return BatchMaker(
+    return MlmCollator(
         store=open_store(recipe, split),
         vocabulary=vocabulary_of(tokenizer),
         seed=seed,

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from mosaicbert.batch import Step
+from mosaicbert.batch import StepBatch
 from mosaicbert.config import Recipe
 from mosaicbert.estimate import training_flops
 from mosaicbert.report.metrics import read_metrics
@@ -107,7 +107,7 @@ class Monitor(Callback):
             self._data_wait += time.perf_counter() - self._asked_at
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        step: Step = state.batch
+        step: StepBatch = state.batch
         report = self.course.report
         assert report is not None  # the first step of a sitting is settled at once
         if not self._is_first:
@@ -178,7 +178,7 @@ class Monitor(Callback):
         if not marks[0].tokens:
             marks.popleft()  # the first step of a sitting compiles, and fills caches
 
-    def _measure(self, step: Step, report: StepReport, shape: "_Shape") -> dict[str, Any]:
+    def _measure(self, step: StepBatch, report: StepReport, shape: "_Shape") -> dict[str, Any]:
         course = self.course
         waited, self._data_wait = self._data_wait, 0.0
         return {
@@ -276,7 +276,7 @@ class _Shape:
     rectangle: int
 
     @classmethod
-    def of(cls, step: Step) -> "_Shape":
+    def of(cls, step: StepBatch) -> "_Shape":
         squares = rectangle = 0
         for ends, number in zip(step.cu_seqlens, step.num_sequences, strict=True):
             seqlens = ends[: number + 1].diff().long()

@@ -78,7 +78,7 @@ class SkippedSteps:
 
     Args:
         faults: of the run.
-        samples_of: a batch: the epochs and the numbers of its samples, see `TrainSteps`.
+        samples_of: a batch: the epochs and the numbers of its samples, see `TrainDataset`.
     """
 
     def __init__(self, faults: FaultLog, samples_of: SamplesOf) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mosaicbert.data.loading.collator import BatchMaker, EvalSteps, TrainSteps, deal, divide
+from mosaicbert.data.loading.collator import EvalDataset, MlmCollator, TrainDataset, deal, divide
 from mosaicbert.data.loading.masking import Vocabulary, token_counters
 from mosaicbert.data.loading.sample_order import Group, order
 
@@ -50,7 +50,7 @@ def _lognormal(mean, longest, number=50_000):
 
 
 def _maker(store, rank=0, world_size=1, max_seq_len=128, micro_batch_tokens=1024, seed=17):
-    return BatchMaker(
+    return MlmCollator(
         store=store,
         vocabulary=_VOCABULARY,
         seed=seed,
@@ -70,7 +70,7 @@ def _make_all(store, samples, world_size, mask_rate=0.3, **fields):
 
 def _train_steps(maker, samples_per_step, num_steps, mask_rate=0.3, **fields):
     groups = [Group(first_sample=0, num_samples=maker.store.num_samples, weight=1.0)]
-    return TrainSteps(
+    return TrainDataset(
         maker,
         groups=groups,
         first_sample=lambda batch: batch * samples_per_step,
@@ -466,7 +466,7 @@ def test_a_step_knows_the_rate_that_it_was_masked_at():
 
 def test_a_part_of_a_split_is_evaluated_on_samples_from_all_over_it():
     store = SimulatedStore(100_000, np.array([9]))
-    list(EvalSteps(_maker(store), max_samples=2000, mask_rate=0.15))
+    list(EvalDataset(_maker(store), max_samples=2000, mask_rate=0.15))
     read = np.concatenate(store.asked)
     assert len(read) == len(set(read.tolist())) == 2000
     assert stats.chisquare(np.histogram(read, bins=20, range=(0, 100_000))[0]).pvalue > 1e-3
@@ -475,18 +475,18 @@ def test_a_part_of_a_split_is_evaluated_on_samples_from_all_over_it():
 @pytest.mark.parametrize("num_samples, asked", [(5000, 5000), (5000, 9000), (1023, 1023), (1, 1)])
 def test_a_whole_split_is_evaluated_once(num_samples, asked):
     store = SimulatedStore(num_samples, np.array([9]))
-    made = list(EvalSteps(_maker(store), max_samples=asked, mask_rate=0.15))
+    made = list(EvalDataset(_maker(store), max_samples=asked, mask_rate=0.15))
     assert len(made) == max(1, num_samples // 1024)
     assert sorted(np.concatenate(store.asked).tolist()) == list(range(num_samples))
 
 
 def test_every_rank_evaluates_as_many_steps_and_none_without_a_micro_batch():
     store = SimulatedStore(5000, _lognormal(3.5, 128))
-    made = [list(EvalSteps(_maker(store, rank, 7), max_samples=2100, mask_rate=0.15)) for rank in range(7)]
+    made = [list(EvalDataset(_maker(store, rank, 7), max_samples=2100, mask_rate=0.15)) for rank in range(7)]
     assert [len(steps) for steps in made] == [2] * 7
     assert min(len(step.micro_batches) for steps in made for step in steps) > 0
 
 
 def test_fewer_held_out_samples_than_processes_are_refused():
     with pytest.raises(ValueError, match="3 held-out samples cannot be shared by 4 processes"):
-        EvalSteps(_maker(SimulatedStore(3, np.array([9])), world_size=4), max_samples=100, mask_rate=0.15)
+        EvalDataset(_maker(SimulatedStore(3, np.array([9])), world_size=4), max_samples=100, mask_rate=0.15)

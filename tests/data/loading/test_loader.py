@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from mosaicbert.config import SourceConfig
-from mosaicbert.data.loading.loader import build_eval_loader, build_loader, plan_run, sample_groups
+from mosaicbert.data.loading.loader import build_eval_loader, build_train_loader, plan_run, sample_groups
 from mosaicbert.data.loading.sample_order import WINDOW, Group, mixed_order
 from mosaicbert.data.prepare.pipeline import open_store, prepare
 from mosaicbert.data.prepare.sources import TRAIN, VALIDATION
@@ -73,7 +73,7 @@ def _documents(batches):
     return sorted(found)
 
 
-def _global_batches(recipe, world_size=1, build=build_loader, **fields):
+def _global_batches(recipe, world_size=1, build=build_train_loader, **fields):
     """Each step's documents, of all ranks together."""
     loaders = [build(recipe, rank, world_size, **fields) for rank in range(world_size)]
     return [_documents(batch for step in steps for batch in step.micro_batches) for steps in zip(*loaders, strict=True)]
@@ -88,7 +88,7 @@ def _originals(documents):
 
 
 def _resumed(recipe, step, num_workers=0):
-    return build_loader(_changed(recipe, "data", num_workers=num_workers), 0, 1, first_step=step)
+    return build_train_loader(_changed(recipe, "data", num_workers=num_workers), 0, 1, first_step=step)
 
 
 def _growing(recipe, **train):
@@ -159,7 +159,7 @@ def test_skipped_batches_are_left_out_by_all_ranks(recipe):
 @pytest.mark.parametrize("duration", ["1s", "20 tokens"])
 def test_a_run_that_ends_by_time_or_tokens_has_batches_without_end(plain, duration, num_workers):
     endless = _changed(_changed(plain, "train", duration=duration), "data", num_workers=num_workers)
-    loader = build_loader(endless, 0, 1, first_step=4, skipped={6})
+    loader = build_train_loader(endless, 0, 1, first_step=4, skipped={6})
     found = list(itertools.islice(loader, 3 * _STEPS))
     assert [step.batch for step in found] == [4, 5, *range(7, 5 + 3 * _STEPS)]
     within = [_documents(step.micro_batches) for step in found if step.batch < _STEPS]
@@ -171,7 +171,7 @@ def test_a_run_that_ends_by_time_or_tokens_has_batches_without_end(plain, durati
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_batches_grow_as_planned_for_any_number_of_ranks(recipe, world_size):
     growing = _growing(recipe)
-    loaders = [build_loader(growing, rank, world_size) for rank in range(world_size)]
+    loaders = [build_train_loader(growing, rank, world_size) for rank in range(world_size)]
     counted = []
     for steps in zip(*loaders, strict=True):
         (samples,) = {step.global_samples for step in steps}
@@ -206,7 +206,7 @@ def test_nothing_is_left_after_the_last_step(plain):
 
 
 def test_a_loader_gives_the_same_batches_again(recipe):
-    loader = build_loader(recipe, 0, 1)
+    loader = build_train_loader(recipe, 0, 1)
     first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
     assert first == second
 
@@ -217,14 +217,14 @@ def test_another_seed_gives_other_batches(plain):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_every_rank_knows_the_masked_tokens_of_all_ranks(recipe, world_size):
-    for steps in zip(*(build_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
+    for steps in zip(*(build_train_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
         total = sum(int((batch.labels != -100).sum()) for step in steps for batch in step.micro_batches)
         assert {step.global_masked for step in steps} == {total}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_all_micro_batches_of_a_step_have_the_same_shape_on_all_ranks(recipe, world_size):
-    for steps in zip(*(build_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
+    for steps in zip(*(build_train_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
         assert len({batch.shape for step in steps for batch in step.micro_batches}) == 1
 
 
@@ -238,7 +238,7 @@ def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
 
 def test_the_mask_rate_of_a_step_is_that_of_the_recipe(chunked):
     wide = _changed(chunked, "train", global_batch_samples=2000, duration="8000 samples")
-    steps = list(build_loader(wide, 0, 1))
+    steps = list(build_train_loader(wide, 0, 1))
     assert [step.mask_rate for step in steps] == pytest.approx([0.05, 0.05 + 0.55 / 3, 0.60 - 0.55 / 3, 0.60])
     for number, step in enumerate(steps):
         ordinary = sum(token >= 5 for document in _originals(_documents(step.micro_batches)) for token in document)
@@ -248,7 +248,7 @@ def test_the_mask_rate_of_a_step_is_that_of_the_recipe(chunked):
 
 
 def test_a_resumed_run_continues_the_schedule_of_mask_rates(chunked):
-    whole = [step.global_masked for step in build_loader(chunked, 0, 1)]
+    whole = [step.global_masked for step in build_train_loader(chunked, 0, 1)]
     assert [step.global_masked for step in _resumed(chunked, 7)] == whole[7:]
     assert sum(whole[7:]) > 2 * sum(whole[:5])
 
@@ -330,7 +330,7 @@ def test_tokens_of_sources_of_unequal_lengths_are_those_that_a_run_meets(tmp_pat
 
 def test_a_run_of_some_tokens_trains_about_as_many_in_the_steps_that_are_expected(recipe):
     asked = _changed(recipe, "train", duration="100_000 tokens")
-    steps = itertools.islice(build_loader(asked, 0, 1), plan_run(asked).num_steps)
+    steps = itertools.islice(build_train_loader(asked, 0, 1), plan_run(asked).num_steps)
     assert sum(step.global_tokens for step in steps) == pytest.approx(100_000, rel=0.02)
 
 

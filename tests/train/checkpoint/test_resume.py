@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.filesystem import lock
 from mosaicbert.train.callbacks.checkpointer import require_room
 from mosaicbert.train.checkpoint.format import list_checkpoints, step_of
@@ -157,7 +157,7 @@ def _assert_same_batches(ours, theirs):
 def test_a_resumed_run_reads_nothing_that_it_has_trained_already(source, tmp_path):
     recipe = _recipe(tmp_path, source)
     train_here(recipe, stop_after=10)
-    loader = build_loader(recipe, 0, 1, first_step=10)
+    loader = build_train_loader(recipe, 0, 1, first_step=10)
     assert next(iter(loader)).batch == 10
 
 

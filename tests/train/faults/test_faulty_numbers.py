@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mosaicbert.config import TrainingFault
-from mosaicbert.data.loading.loader import build_loader
+from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.train.checkpoint.format import checkpoint_path, list_checkpoints, read_checkpoint, step_of
 from mosaicbert.train.composer_model import MaskedLmTrainee
@@ -43,7 +43,7 @@ def harm(monkeypatch):
 
     def harm(recipe, batches, factor, times=math.inf):
         prepare(recipe)
-        dataset = build_loader(recipe, 0, 1).dataset
+        dataset = build_train_loader(recipe, 0, 1).dataset
         marked = [micro.input_ids for batch in batches for micro in dataset[batch].micro_batches]
         honest = MaskedLmTrainee.loss
         left = [times * len(marked)]
