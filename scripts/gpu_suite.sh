@@ -77,7 +77,7 @@ note() {
 }
 
 keys=(
-    "runs_folder=$work/runs" "data.num_slices=1" "data.held_out_fraction=0.02"
+    "runs_folder=$work/runs" "data.num_partitions=1" "data.validation_fraction=0.02"
     "data.sources.c4.path=$text" "data.sources.c4.subset=null" "data.sources.c4.validation_split=null"
     "train.duration=60s" "train.global_batch_samples=1024" "train.compile=true"
     "checkpoint.interval=100000 steps" "checkpoint.keep_last=1" "checkpoint.keep_every=null"

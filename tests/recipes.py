@@ -32,7 +32,7 @@ def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
         "data": {
             "sources": {"text": SourceConfig(path=str(source))},
             "max_seq_len": 32,
-            "held_out_fraction": 0.2,
+            "validation_fraction": 0.2,
             "num_workers": 0,
         },
         "tokenizer": {"source": "train"},

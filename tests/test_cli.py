@@ -141,7 +141,7 @@ def test_pareto_compares_two_runs_wherever_the_overrides_stand(behind, tmp_path,
     for name, value in (("a", 60.0), ("b", 50.0)):
         seeds = [line(task, value + seed % 3, seed=seed) for task in ("rte", "cola") for seed in range(3)]
         write_scores(tmp_path / name, seeds)
-    overrides, compared = ["pareto.tasks=[rte]", "pareto.chain=true"], ["--compare", "a", "b"]
+    overrides, compared = ["pareto.tasks=[rte]", "pareto.init_from_mnli=true"], ["--compare", "a", "b"]
     words = [*compared, *overrides] if behind else [*overrides, *compared]
     with pytest.raises(SystemExit) as ended:
         main(["pareto", str(_RECIPES / "pareto" / "pareto-cpu.yaml"), *words])

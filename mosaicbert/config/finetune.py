@@ -15,7 +15,7 @@ class TaskDataConfig:
     """Labelled texts."""
 
     train: str  # a .jsonl, .csv or .parquet; a dataset on the Hub; or "installed-packages", see docs/finetune.md
-    validation: str | None = None  # another file, or a split of the Hub's dataset; None: held_out_fraction of train
+    validation: str | None = None  # another file, or a split of the Hub's dataset; None: validation_fraction of train
     predict: str | None = None  # a file whose texts get predictions; needs no labels
     subset: str | None = None  # the configuration of a Hub dataset
     train_split: str = "train"  # of a Hub dataset
@@ -23,14 +23,14 @@ class TaskDataConfig:
     text_columns: list[str] = field(default_factory=lambda: ["text"])  # one, or two that make pairs
     label_column: str = "label"
     kind: Literal["single_label", "multi_label", "regression"] = "single_label"
-    held_out_fraction: float = 0.1  # by a hash of the texts, so that equal ones stay together
+    validation_fraction: float = 0.1  # by a hash of the texts, so that equal ones stay together
 
     def __post_init__(self) -> None:
         if len(self.text_columns) not in (1, 2):
             raise ConfigError(f"data.text_columns={self.text_columns}; name one column, or two that make pairs.")
-        if not 0.0 < self.held_out_fraction < 1.0:
+        if not 0.0 < self.validation_fraction < 1.0:
             raise ConfigError(
-                f"data.held_out_fraction={self.held_out_fraction} is no fraction; give a number between 0 and 1."
+                f"data.validation_fraction={self.validation_fraction} is no fraction; give a number between 0 and 1."
             )
 
 

@@ -174,7 +174,7 @@ class GlueConfig:
     revision: str = MAIN  # branch, tag or commit of data on the Hub
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
     partial_data: bool = False  # also take tasks whose data is only a part of the official
-    chain: bool = True  # RTE, MRPC and STS-B begin with the model fine-tuned on MNLI
+    init_from_mnli: bool = True  # RTE, MRPC and STS-B begin with the model fine-tuned on MNLI
     shuffle: bool = True  # the training data, anew in each epoch; the paper's code reads them as they stand
     max_seq_len: int = 256
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # of matrix products; STS-B is trained in fp32
@@ -211,7 +211,7 @@ class GlueConfig:
 
     def starts_from_mnli(self, task: str) -> bool:
         """Whether a task begins with the model fine-tuned on MNLI."""
-        return self.chain and TASKS[task].from_mnli
+        return self.init_from_mnli and TASKS[task].from_mnli
 
 
 @dataclass(frozen=True, kw_only=True)

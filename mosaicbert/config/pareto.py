@@ -35,7 +35,7 @@ class ParetoConfig:
 
     series: dict[str, SeriesConfig]  # by the names that the legend gives
     tasks: list[str] = field(default_factory=list[str])  # that are averaged; empty: those that every point has
-    chain: bool | None = None  # which scores of RTE, MRPC and STS-B: from MNLI or not; None: those that every point has
+    init_from_mnli: bool | None = None  # RTE, MRPC and STS-B fine-tuned from MNLI or not; None: what all points have
     reference: bool = True  # also show the paper's published points
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from mosaicbert.config.model import ModelConfig
 _LARGEST_SEED = 2**31 - 1  # Composer adds the rank, and the sum must be below 2^32
 _LARGEST_WEIGHT_RATIO = 10_000
 _SOURCE_NAME = re.compile(r"[\w-]+")
+NUM_SPECIAL_TOKENS = 2  # [CLS] and [SEP], which every sequence gets
 VOCABULARY_MULTIPLE = 64  # matrix products of this width fill the tensor cores' tiles
 
 
@@ -24,7 +25,7 @@ class SourceConfig:
     revision: str = "main"  # branch, tag or commit of a Hub dataset; what it stands for is noted in the store
     subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
     text_column: str = "text"
-    validation_split: str | None = None  # a split of a Hub dataset; None: held_out_fraction of the texts, by hash
+    validation_split: str | None = None  # a split of a Hub dataset; None: validation_fraction of the texts, by hash
     weight: float | None = None  # share of the training samples, relative to the other sources'; None: by size
 
 
@@ -33,14 +34,14 @@ class DataConfig:
     """Where the text comes from and how it becomes samples."""
 
     sources: dict[str, SourceConfig]  # by names of your choice, read in this order
-    held_out_fraction: float = 0.01
+    validation_fraction: float = 0.01
     min_characters: int = 1  # shorter texts are left out
-    skip_bad_documents: bool = False  # leave out and count what cannot be read; False: stop at the first
+    skip_invalid_documents: bool = False  # leave out and count what cannot be read; False: stop at the first
     sampling: Literal["truncate", "chunk"] = "truncate"  # a text's first max_seq_len tokens, or all of it in pieces
     max_seq_len: int = 128  # tokens of a sample, [CLS] and [SEP] included
     store: str | None = None  # folder of the token store, to share it among runs; None: inside the run's folder
-    num_slices: int = 1  # portions of the sources' files that machines can prepare independently
-    slice: int | None = None  # the portion that `prepare` makes, from 0; None: all, and the store out of them
+    num_partitions: int = 1  # parts of the list of input files, which machines can prepare independently
+    partition: int | None = None  # number from 0 of the one that `prepare` makes; None: all, merged into the store
     mask_rate: float = 0.30
     final_mask_rate: float | None = None  # reached linearly at the last step; None: mask_rate all along
     num_workers: int = 2  # loader processes per rank; 0 loads in the training process
@@ -76,15 +77,20 @@ class DataConfig:
         _require_fraction("data.mask_rate", self.mask_rate)
         if self.final_mask_rate is not None:
             _require_fraction("data.final_mask_rate", self.final_mask_rate)
-        _require_fraction("data.held_out_fraction", self.held_out_fraction)
+        _require_fraction("data.validation_fraction", self.validation_fraction)
         _require_at_least("data.num_workers", self.num_workers, 0)
         _require_at_least("data.min_characters", self.min_characters, 1)
-        _require_at_least("data.num_slices", self.num_slices, 1)
-        if self.slice is not None and not 0 <= self.slice < self.num_slices:
+        _require_at_least("data.num_partitions", self.num_partitions, 1)
+        if self.partition is not None and not 0 <= self.partition < self.num_partitions:
             raise ConfigError(
-                f"data.slice={self.slice} is none of data.num_slices={self.num_slices}; "
-                f"give a number from 0 to {self.num_slices - 1}."
+                f"data.partition={self.partition} is none of data.num_partitions={self.num_partitions}; "
+                f"give a number from 0 to {self.num_partitions - 1}."
             )
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens of the longest sample without [CLS] and [SEP]."""
+        return self.max_seq_len - NUM_SPECIAL_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

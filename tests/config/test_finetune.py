@@ -11,7 +11,7 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
     [
         (TaskDataConfig, {"train": "a.csv", "text_columns": []}, "name one column, or two"),
         (TaskDataConfig, {"train": "a.csv", "text_columns": ["a", "b", "c"]}, "name one column, or two"),
-        (TaskDataConfig, {"train": "a.csv", "held_out_fraction": 1.0}, r"held_out_fraction=1\.0 is no fraction"),
+        (TaskDataConfig, {"train": "a.csv", "validation_fraction": 1.0}, r"validation_fraction=1\.0 is no fraction"),
         (FinetuneConfig, {"epochs": 0}, r"train\.epochs=0; give a number above zero"),
         (FinetuneConfig, {"peak_lr": float("nan")}, r"train\.peak_lr=nan"),
         (FinetuneConfig, {"weight_decay": 1.0}, "is no decay"),

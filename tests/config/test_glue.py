@@ -41,7 +41,7 @@ def test_a_task_may_go_without_weight_decay():
 
 def test_the_chain_is_a_switch():
     assert [task for task in TASKS if GlueConfig(model="m").starts_from_mnli(task)] == ["mrpc", "stsb", "rte"]
-    assert not any(GlueConfig(model="m", chain=False).starts_from_mnli(task) for task in TASKS)
+    assert not any(GlueConfig(model="m", init_from_mnli=False).starts_from_mnli(task) for task in TASKS)
 
 
 @pytest.mark.parametrize(

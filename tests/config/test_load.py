@@ -119,7 +119,7 @@ def recipes(draw):
         data=DataConfig(
             sources=draw(sources()),
             store=draw(st.none() | texts),
-            skip_bad_documents=draw(st.booleans()),
+            skip_invalid_documents=draw(st.booleans()),
             max_seq_len=length,
             mask_rate=draw(shares),
         ),
@@ -244,7 +244,7 @@ def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, nam
         ("train.precision=fp8", ["override", "train.precision='fp8'", "bf16"]),
         ("train.duration=null", ["override", "train.duration=None"]),
         ("train.micro_batch_tokens=100", ["train.micro_batch_tokens=100", "data.max_seq_len=128"]),
-        ("data.skip_bad_documents=perhaps", ["override", "data.skip_bad_documents='perhaps'", "bool"]),
+        ("data.skip_invalid_documents=perhaps", ["override", "data.skip_invalid_documents='perhaps'", "bool"]),
         ("data.source=x", ["override", "unknown key 'data.source'", "'data.sources'"]),
         ("data.sources=x", ["override", "data.sources='x'", "data.sources.NAME.path"]),
         ("data.sources.text=x", ["override", "data.sources.text='x'", "data.sources.text.path"]),

@@ -91,13 +91,13 @@ def test_a_cost_that_is_only_reckoned_otherwise_is_the_same_training(tmp_path):
     assert find_outdated([checkpoint]) == []
 
 
-@pytest.mark.parametrize("chain, expected", [(True, 70.0), (False, 60.0)])
-def test_the_recipe_chooses_between_scores_begun_with_mnli_and_not(tmp_path, chain, expected):
+@pytest.mark.parametrize("init_from_mnli, expected", [(True, 70.0), (False, 60.0)])
+def test_the_recipe_chooses_between_scores_begun_with_mnli_and_not(tmp_path, init_from_mnli, expected):
     lines = [line("cola", 50.0), line("rte", 70.0), line("rte", 60.0, start="pretraining", protocol="alone")]
     (checkpoint,) = _read(tmp_path, lines)
-    with pytest.raises(ConfigError, match=r"rte was scored in several ways.*set pareto.chain"):
+    with pytest.raises(ConfigError, match=r"rte was scored in several ways.*set pareto.init_from_mnli"):
         select_tasks([checkpoint], [], None)
-    selection = select_tasks([checkpoint], [], chain)
+    selection = select_tasks([checkpoint], [], init_from_mnli)
     point = make_point("a", SeriesConfig(runs=["x"]), checkpoint, selection)
     assert point.scores == {"cola": {19: 50.0}, "rte": {19: expected}}
 

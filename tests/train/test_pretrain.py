@@ -305,8 +305,8 @@ def test_every_recipe_runs_three_steps_with_a_small_model(path, tmp_path):
                 for name in names
                 for key in (f"path={tmp_path / name}.jsonl", "subset=null", "validation_split=null", "text_column=text")
             ),
-            "data.num_slices=1",
-            "data.held_out_fraction=0.2",
+            "data.num_partitions=1",
+            "data.validation_fraction=0.2",
             f"data.store={tmp_path / 'store'}",
             "data.num_workers=0",
             "tokenizer.source=train",

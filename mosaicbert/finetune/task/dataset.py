@@ -49,7 +49,7 @@ def read_own_data(config: TaskDataConfig) -> OwnData:
     labels = LabelSet.of(config.kind, cells, place)
     train = Examples(texts=texts, labels=labels.encode(cells, place))
     if config.validation is None:
-        held_out = [_is_held_out(row, config.held_out_fraction) for row in zip(*texts, strict=True)]
+        held_out = [_is_held_out(row, config.validation_fraction) for row in zip(*texts, strict=True)]
         validation = _take(train, held_out)
         train = _take(train, [not one for one in held_out])
     else:
@@ -57,7 +57,7 @@ def read_own_data(config: TaskDataConfig) -> OwnData:
         validation = Examples(texts=texts, labels=labels.encode(cells, place))
     for name, part in (("train", train), ("validation", validation)):
         if not len(part):
-            raise ConfigError(f"{place}: {name} has no examples; give more, or another data.held_out_fraction.")
+            raise ConfigError(f"{place}: {name} has no examples; give more, or another data.validation_fraction.")
     predict = None
     if config.predict is not None:
         table = read_file(Path(config.predict), config.text_columns)

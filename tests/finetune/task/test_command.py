@@ -165,7 +165,7 @@ def test_several_labels_and_pairs_of_texts(finished, tmp_path):
 
 def test_numbers_are_predicted_in_fp32_whatever_the_recipe_says_of_classes(finished, tmp_path):
     rows = _rows(40, label=lambda index: 4.0 * (index % 2))
-    data = TaskDataConfig(train=_write(tmp_path / "train.csv", rows), kind="regression", held_out_fraction=0.3)
+    data = TaskDataConfig(train=_write(tmp_path / "train.csv", rows), kind="regression", validation_fraction=0.3)
     recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=20, precision="bf16")
     recipe.run_folder.mkdir()
     save_recipe(replace(recipe, seed=1), recipe.run_folder / "recipe.yaml")  # of a run that failed and was mended
@@ -231,11 +231,11 @@ def test_about_the_fraction_is_held_out():
         ({"train": "missing.csv"}, "cannot be read"),
         ({"label_column": "score"}, "has no column 'score'; it has text, label"),
         ({"text_columns": ["words"]}, "has no column 'words'"),
-        ({"predict": "empty.csv", "held_out_fraction": 0.5}, "data.predict=empty.csv: has no texts"),
+        ({"predict": "empty.csv", "validation_fraction": 0.5}, "data.predict=empty.csv: has no texts"),
         ({"validation": "valid.json"}, "is neither .jsonl, .csv, .parquet, nor a split"),
         ({"validation": "validation"}, "is neither .jsonl, .csv, .parquet, nor a split"),
-        ({"held_out_fraction": 1e-9}, "validation has no examples"),
-        ({"kind": "regression", "held_out_fraction": 0.5}, "which is no number"),
+        ({"validation_fraction": 1e-9}, "validation has no examples"),
+        ({"kind": "regression", "validation_fraction": 0.5}, "which is no number"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused_before_anything_is_written(
@@ -274,5 +274,5 @@ def test_packages_are_balanced_and_do_not_name_themselves():
     assert all(packages.count(package) == 50 for package in set(packages))
     named = [package.lower() in text.lower() for text, package in zip(examples.texts[0], packages, strict=True)]
     assert not any(named)
-    data = read_own_data(TaskDataConfig(train="installed-packages", held_out_fraction=0.2))
+    data = read_own_data(TaskDataConfig(train="installed-packages", validation_fraction=0.2))
     assert 0.1 < len(data.validation) / len(data.train) < 0.4

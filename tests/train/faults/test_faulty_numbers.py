@@ -219,7 +219,7 @@ def test_a_step_without_a_masked_token_changes_nothing_and_the_run_goes_on(tmp_p
     recipe = _recipe(
         tmp_path,
         source,
-        data={"mask_rate": 0.02, "held_out_fraction": 0.2},
+        data={"mask_rate": 0.02, "validation_fraction": 0.2},
         train={"duration": "12 steps", "global_batch_samples": 1},
         faults={"max_skipped_steps": 100},
     )
