@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def assert_as_accurate(name: str, ours: Tensor, eager: Tensor, truth: Tensor) -> None:
+def assert_as_accurate(name: str, actual: Tensor, reference: Tensor, expected: Tensor) -> None:
     """Fails if `ours` is further from the truth than twice the error of the plain version in the same dtype.
 
     Args:
@@ -13,11 +13,15 @@ def assert_as_accurate(name: str, ours: Tensor, eager: Tensor, truth: Tensor) ->
         eager: the plain PyTorch version's result, of ours' dtype and shape.
         truth: the definition's result in fp64.
     """
-    assert truth.dtype == torch.float64, f"{name}: the truth is {truth.dtype}, not fp64"
-    assert ours.dtype == eager.dtype, f"{name}: ours is {ours.dtype}, eager {eager.dtype}"
-    assert ours.shape == eager.shape == truth.shape, f"{name}: {ours.shape}, {eager.shape}, {truth.shape}"
-    assert ours.isfinite().all(), f"{name}: ours is not finite"
-    error = float((ours.double() - truth).abs().max())
-    allowed = 2 * float((eager.double() - truth).abs().max())
-    rounding_unit = torch.finfo(ours.dtype).eps * float(truth.abs().max())
-    assert error <= max(allowed, rounding_unit), f"{name}: error {error:.3g}, allowed {max(allowed, rounding_unit):.3g}"
+    assert expected.dtype == torch.float64, f"{name}: the truth is {expected.dtype}, not fp64"
+    assert actual.dtype == reference.dtype, f"{name}: ours is {actual.dtype}, eager {reference.dtype}"
+    assert actual.shape == reference.shape == expected.shape, (
+        f"{name}: {actual.shape}, {reference.shape}, {expected.shape}"
+    )
+    assert actual.isfinite().all(), f"{name}: ours is not finite"
+    error = float((actual.double() - expected).abs().max())
+    max_reference_error = 2 * float((reference.double() - expected).abs().max())
+    rounding_unit = torch.finfo(actual.dtype).eps * float(expected.abs().max())
+    assert error <= max(max_reference_error, rounding_unit), (
+        f"{name}: error {error:.3g}, allowed {max(max_reference_error, rounding_unit):.3g}"
+    )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import pipeline
 
-_GUESSES = 4
+_NUM_PREDICTIONS = 4
 
 
 def fill_masks(folder: Path, sentences: list[str]) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -13,5 +13,8 @@ def fill_masks(folder: Path, sentences: list[str]) -> list[tuple[str, list[tuple
     Returns:
         Each sentence with the best guesses for its [MASK] and their probabilities.
     """
-    fill = pipeline("fill-mask", model=str(folder), device="cpu", top_k=_GUESSES)
-    return [(sentence, [(guess["token_str"], guess["score"]) for guess in fill(sentence)]) for sentence in sentences]
+    fill_mask = pipeline("fill-mask", model=str(folder), device="cpu", top_k=_NUM_PREDICTIONS)
+    return [
+        (sentence, [(prediction["token_str"], prediction["score"]) for prediction in fill_mask(sentence)])
+        for sentence in sentences
+    ]

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mosaicbert.config import Recipe
 from mosaicbert.config.load import save_recipe
-from mosaicbert.export.model_card import write_card
+from mosaicbert.export.model_card import format_model_card
 from mosaicbert.export.parity import check_parity
 from mosaicbert.export.remote_code import AUTO_MAP, write_remote_code
+from mosaicbert.filesystem import atomic_path, partial_path, replace_folder
 
 
 def export_folder(
@@ -29,12 +30,12 @@ def export_folder(
     Raises:
         ParityError: the export does not give the model's logits; `folder` is left as it was.
     """
-    partial = folder.with_name(folder.name + ".partial")
+    partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_recipe(recipe, partial / "recipe.yaml")
     wrap_tokenizer(tokenizer, recipe.data.max_seq_len).save_pretrained(partial)
-    (partial / "README.md").write_text(write_card(recipe, result, (partial / "recipe.yaml").read_text()))
+    (partial / "README.md").write_text(format_model_card(recipe, result, (partial / "recipe.yaml").read_text()))
     modes = ("package",)
     if recipe.model.architecture == "mosaicbert":
         model.config.auto_map = AUTO_MAP
@@ -42,12 +43,7 @@ def export_folder(
         modes = ("package", "remote_code")
     model.save_pretrained(partial)
     check_parity(model, partial, modes)
-    replaced = folder.with_name(folder.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    replace_folder(partial, folder)
 
 
 def publish(parent: Path, newest: Path) -> None:
@@ -64,10 +60,9 @@ def publish(parent: Path, newest: Path) -> None:
 
 
 def _link(link: Path, target: str) -> None:
-    partial = link.with_name(link.name + ".partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(target)
-    partial.replace(link)
+    with atomic_path(link) as partial:
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(target)
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, max_seq_len: int) -> PreTrainedTokenizerFast:

@@ -51,16 +51,18 @@ def check_parity(model: PreTrainedModel, folder: Path, modes: tuple[str, ...]) -
     Raises:
         ParityError: loading fails, or logits differ by more than TOLERANCE.
     """
-    inputs = _inputs(model.config.vocab_size)
+    inputs = _make_probe_inputs(model.config.vocab_size)
     with torch.no_grad():
         expected: Tensor = model.float()(**inputs).logits
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch, "inputs.safetensors")
-        save_file(inputs, given)
+        inputs_path = Path(scratch, "inputs.safetensors")
+        save_file(inputs, inputs_path)
         for mode in modes:
-            answer = Path(scratch, f"{mode}.safetensors")
-            _run_probe(folder, given, answer, mode, Path(scratch))
-            difference = (load_file(answer)["logits"] - expected)[inputs["attention_mask"].bool()].abs().max().item()
+            outputs_path = Path(scratch, f"{mode}.safetensors")
+            _run_probe(folder, inputs_path, outputs_path, mode, Path(scratch))
+            difference = (
+                (load_file(outputs_path)["logits"] - expected)[inputs["attention_mask"].bool()].abs().max().item()
+            )
             if not difference <= TOLERANCE:  # NaN is no parity either
                 raise ParityError(
                     f"{folder}: logits differ by {difference:.3g} from those of the trained model when loaded "
@@ -68,7 +70,7 @@ def check_parity(model: PreTrainedModel, folder: Path, modes: tuple[str, ...]) -
                 )
 
 
-def _inputs(vocab_size: int) -> dict[str, Tensor]:
+def _make_probe_inputs(vocab_size: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(0, vocab_size, (3, 24), generator=generator)
     attention_mask = torch.ones_like(input_ids)
@@ -103,28 +105,32 @@ def _run_probe(folder: Path, inputs: Path, outputs: Path, mode: str, scratch: Pa
         mode,
         str(site),
     ]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if finished.returncode:
-        last = finished.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise ParityError(f"{folder}: cannot be loaded by {mode}: {last[0]}; nothing was written.")
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        last_line = completed.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise ParityError(f"{folder}: cannot be loaded by {mode}: {last_line[0]}; nothing was written.")
 
 
 def _link_requirements(site: Path, packages: tuple[str, ...]) -> None:
     """Fills `site` with links to packages and all they require: an environment that holds nothing else."""
     site.mkdir()
-    needed: set[str] = set()
-    waiting = list(packages)
-    while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in needed:
+    required: set[str] = set()
+    pending = list(packages)
+    while pending:
+        name = canonicalize_name(pending.pop())
+        if name in required:
             continue
-        needed.add(name)
+        required.add(name)
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue  # a requirement of another platform
         requirements = [Requirement(text) for text in distribution.requires or []]
-        waiting += [need.name for need in requirements if need.marker is None or need.marker.evaluate({"extra": ""})]
+        pending += [
+            requirement.name
+            for requirement in requirements
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        ]
         for entry in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
             link = site / entry
             if not link.exists():

@@ -7,7 +7,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-_ENTRIES = ("model.configuration", "model.modeling")  # what AUTO_MAP names
+_ENTRY_MODULES = ("model.configuration", "model.modeling")  # what AUTO_MAP names
 _IMPORT = re.compile(r"^from mosaicbert\.([\w.]+) import", flags=re.MULTILINE)
 
 # What Hugging Face's Auto classes look for in config.json: class of theirs -> module and class of ours.
@@ -21,33 +21,37 @@ AUTO_MAP = {
 
 def write_remote_code(folder: Path) -> None:
     """Copies the modules that the model needs into `folder`, with their imports made relative."""
-    for entry in _ENTRIES:
-        modules = _needed_by(entry)
-        names = [_file_name(module) for module in modules]
+    for entry in _ENTRY_MODULES:
+        modules = _imported_modules(entry)
+        names = [_flat_name(module) for module in modules]
         assert len(set(names)) == len(names), f"two modules of one name: {names}"
         for module, name in zip(modules, names, strict=True):
-            source = _IMPORT.sub(lambda match: f"from .{_file_name(match[1])} import", _source(module))
-            if module in _ENTRIES:
+            source = _IMPORT.sub(lambda match: f"from .{_flat_name(match[1])} import", _source(module))
+            if module in _ENTRY_MODULES:
                 # transformers 5.0 copies no other files than those that an entry itself imports.
-                closure = [_file_name(needed) for needed in _needed_by(module) if needed != module]
-                source += "\n" + "".join(f"from .{needed} import __doc__ as _{needed}_doc\n" for needed in closure)
+                dependencies = [
+                    _flat_name(dependency) for dependency in _imported_modules(module) if dependency != module
+                ]
+                source += "\n" + "".join(
+                    f"from .{dependency} import __doc__ as _{dependency}_doc\n" for dependency in dependencies
+                )
             (folder / f"{name}.py").write_text(source, encoding="utf-8")
 
 
-def _needed_by(entry: str) -> list[str]:
+def _imported_modules(entry: str) -> list[str]:
     """A module and all that it imports, directly or not."""
-    found, waiting = list[str](), [entry]
-    while waiting:
-        module = waiting.pop()
-        if module not in found:
-            found.append(module)
-            waiting += _IMPORT.findall(_source(module))
-    return found
+    modules, pending = list[str](), [entry]
+    while pending:
+        module = pending.pop()
+        if module not in modules:
+            modules.append(module)
+            pending += _IMPORT.findall(_source(module))
+    return modules
 
 
 def _source(module: str) -> str:
     return (resources.files("mosaicbert") / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
 
 
-def _file_name(module: str) -> str:
+def _flat_name(module: str) -> str:
     return module.rsplit(".", 1)[-1]

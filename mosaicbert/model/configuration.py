@@ -33,16 +33,16 @@ class MosaicBertConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads a config.json, and that of a published MosaicBERT as well, which calls itself a `bert`."""
-        written, rest = super().get_config_dict(*args, **kwargs)
-        if written.get("model_type") == "bert" and "alibi_starting_size" in written:
-            kept = {*_DEFAULTS, "classifier_dropout", "id2label", "label2id", "problem_type"}
-            written = {name: value for name, value in written.items() if name in kept}
-            written["model_type"] = cls.model_type
-        return written, rest
+        config_dict, unused_kwargs = super().get_config_dict(*args, **kwargs)
+        if config_dict.get("model_type") == "bert" and "alibi_starting_size" in config_dict:
+            supported = {*_DEFAULTS, "classifier_dropout", "id2label", "label2id", "problem_type"}
+            config_dict = {name: value for name, value in config_dict.items() if name in supported}
+            config_dict["model_type"] = cls.model_type
+        return config_dict, unused_kwargs
 
 
 _DEFAULTS: dict[str, Any] = {
-    entry.name: entry.default
-    for entry in dataclasses.fields(ModelConfig)
-    if entry.name not in ("architecture", "attention_probs_dropout_prob")
+    field.name: field.default
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in ("architecture", "attention_probs_dropout_prob")
 }

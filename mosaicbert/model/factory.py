@@ -10,7 +10,7 @@ from mosaicbert.config import ModelConfig
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
 from mosaicbert.ops.attention import choose_attention
-from mosaicbert.ops.dispatch import choose_fusion
+from mosaicbert.ops.dispatch import choose_kernels
 
 
 def build_model(model: ModelConfig) -> PreTrainedModel:
@@ -33,6 +33,6 @@ def describe_attention(model: ModelConfig, device_type: str, dtype: torch.dtype,
     return str(choose_attention(implementation, device_type, dtype, model.head_dim))
 
 
-def describe_fusion(device_type: str) -> str:
+def describe_kernels(device_type: str) -> str:
     """What computes the memory-bound operations on a device, and why, in one line."""
-    return str(choose_fusion(device_type))
+    return str(choose_kernels(device_type))

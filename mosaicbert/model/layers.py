@@ -54,11 +54,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
         self.slopes = alibi_slopes(config.num_attention_heads)
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None) -> Tensor:
         qkv = self.qkv(hidden).unflatten(-1, (3, len(self.slopes), -1))  # (T, 3, H, D)
         context = attention(qkv, cu_seqlens, max_seqlen, self.slopes, self.config._attn_implementation or "auto")
         context = context.flatten(1)  # (T, C)
-        return self.out(context if keep is None else context[keep])
+        return self.out(context if output_indices is None else context[output_indices])
 
 
 class GatedMlp(nn.Module):
@@ -85,9 +85,11 @@ class Layer(nn.Module):
         self.mlp = GatedMlp(config)
         self.mlp_norm = ResidualNorm(config, dropout=0.0)  # the feed-forward has its own, inside
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None) -> Tensor:
-        attended = self.attention(hidden, cu_seqlens, max_seqlen, keep)
-        residual = hidden if keep is None else hidden[keep]
+    def forward(
+        self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None = None
+    ) -> Tensor:
+        attended = self.attention(hidden, cu_seqlens, max_seqlen, output_indices)
+        residual = hidden if output_indices is None else hidden[output_indices]
         hidden = self.attention_norm(attended, residual)
         return self.mlp_norm(self.mlp(hidden), hidden)
 

@@ -13,7 +13,7 @@ from mosaicbert.batch import MicroBatch
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.init import init_module
 from mosaicbert.model.layers import Embeddings, Layer, MlmHead, Pooler
-from mosaicbert.model.padding import Unpadding, find_tokens, pad, unpad
+from mosaicbert.model.padding import Unpadding, compute_unpadding, repad, unpad
 from mosaicbert.model.published import published_key_mapping
 from mosaicbert.ops.attention import ATTENTION_IMPLEMENTATIONS
 from mosaicbert.ops.cross_entropy import linear_cross_entropy
@@ -31,8 +31,8 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # the loss is a mean over its batch; Hugging Face's Trainer then averages over batches
 
     # A fine-tuning class begins with a new head, and leaves the head of pretraining behind: regular expressions.
-    _new_weights: ClassVar[str] = r"(?!)"
-    _unused_weights: ClassVar[str] = r"^(head|decoder|pooler|classifier)\."
+    _ignored_missing_weights: ClassVar[str] = r"(?!)"
+    _ignored_unexpected_weights: ClassVar[str] = r"^(head|decoder|pooler|classifier)\."
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -41,21 +41,25 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint lacks a weight of the encoder, or holds one that is unknown.
         """
-        wants_report = kwargs.pop("output_loading_info", False)
+        return_loading_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("key_mapping", published_key_mapping())
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, report = loaded
+        model, loading_info = loaded
         model._weight_conversions = None  # save_pretrained would undo the renaming
         model.tie_weights()  # transformers 5.0 leaves weights apart that a checkpoint names twice, as published ones do
-        missing = sorted(key for key in report["missing_keys"] if not re.search(cls._new_weights, key))
-        unexpected = sorted(key for key in report["unexpected_keys"] if not re.search(cls._unused_weights, key))
+        missing = sorted(
+            key for key in loading_info["missing_keys"] if not re.search(cls._ignored_missing_weights, key)
+        )
+        unexpected = sorted(
+            key for key in loading_info["unexpected_keys"] if not re.search(cls._ignored_unexpected_weights, key)
+        )
         if missing or unexpected:
             raise ValueError(
                 f"{args[0] if args else kwargs}: not a checkpoint of {cls.__name__}: "
-                f"{_list_names('missing', missing)}{_list_names('unexpected', unexpected)}"
+                f"{_format_names('missing', missing)}{_format_names('unexpected', unexpected)}"
                 "load it with the class it was saved from."
             )
-        return (model, report) if wants_report else model
+        return (model, loading_info) if return_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         init_module(module, std=self.config.initializer_range)
@@ -97,7 +101,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         cu_seqlens: Tensor,
         max_seqlen: int,
         token_type_ids: Tensor | None = None,
-        keep: Tensor | None = None,
+        output_indices: Tensor | None = None,
     ) -> list[Tensor]:
         """Runs the encoder on unpadded tokens.
 
@@ -112,16 +116,16 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         Returns:
             The embeddings and the output of each layer, (T, C) each; the last is (K, C) if `keep` is given.
         """
-        return self.encode_embedded(self.embeddings(input_ids, token_type_ids), cu_seqlens, max_seqlen, keep)
+        return self.encode_embedded(self.embeddings(input_ids, token_type_ids), cu_seqlens, max_seqlen, output_indices)
 
     def encode_embedded(
-        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, keep: Tensor | None = None
+        self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None = None
     ) -> list[Tensor]:
         """The layers of `encode`, on its embeddings (T, C)."""
         states = [embedded]
         for number, layer in enumerate(self.layers, start=1):
-            kept = keep if number == len(self.layers) else None
-            states.append(layer(states[-1], cu_seqlens, max_seqlen, kept))
+            layer_output_indices = output_indices if number == len(self.layers) else None
+            states.append(layer(states[-1], cu_seqlens, max_seqlen, layer_output_indices))
         return states
 
     def forward(
@@ -151,22 +155,25 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         Raises:
             ValueError: shapes do not fit together, or a row of attention_mask holds no token.
         """
-        door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
+        adapter = _PaddingAdapter(input_ids, attention_mask, cu_seqlens, max_seqlen)
         states = self.encode(
-            door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids, "token_type_ids")
+            adapter.unpad(input_ids),
+            adapter.cu_seqlens,
+            adapter.max_seqlen,
+            adapter.unpad(token_type_ids, "token_type_ids"),
         )
         output = BaseModelOutput(
-            last_hidden_state=door.dress(states[-1]),
-            hidden_states=door.dress_states(self.config, states, output_hidden_states),
+            last_hidden_state=adapter.repad(states[-1]),
+            hidden_states=adapter.repad_states(self.config, states, output_hidden_states),
         )
-        return _return(self.config, output, return_dict)
+        return _format_output(self.config, output, return_dict)
 
 
 class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
     """The encoder with the head that predicts masked tokens; the decoder's weight is the word embeddings'."""
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012
-    _unused_weights = r"^(pooler|classifier)\."
+    _ignored_unexpected_weights = r"^(pooler|classifier)\."
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__(config)
@@ -183,7 +190,9 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
 
     def predict(self, batch: MicroBatch) -> Tensor:
         """Logits (M, V) at the masked tokens of `batch`, and only there: evaluation."""
-        states = self.model.encode(batch.input_ids, batch.cu_seqlens, batch.max_seqlen, keep=batch.masked_indices)
+        states = self.model.encode(
+            batch.input_ids, batch.cu_seqlens, batch.max_seqlen, output_indices=batch.masked_indices
+        )
         return self.decoder(self.head(states[-1]))
 
     def masked_lm_loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -225,33 +234,37 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         Raises:
             ValueError: as in `MosaicBertModel.forward`.
         """
-        door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
-        targets = door.strip(labels, "labels")
-        keep = None
-        if targets is not None and self.training:
+        adapter = _PaddingAdapter(input_ids, attention_mask, cu_seqlens, max_seqlen)
+        token_labels = adapter.unpad(labels, "labels")
+        output_indices = None
+        if token_labels is not None and self.training:
             if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
                 raise ValueError(
                     "output_hidden_states needs model.eval(): in training the last layer keeps labelled tokens."
                 )
-            keep = (targets != -100).nonzero(as_tuple=True)[0]
-            targets = targets[keep]
+            output_indices = (token_labels != -100).nonzero(as_tuple=True)[0]
+            token_labels = token_labels[output_indices]
         states = self.model.encode(
-            door.strip(input_ids), door.cu_seqlens, door.max_seqlen, door.strip(token_type_ids, "token_type_ids"), keep
+            adapter.unpad(input_ids),
+            adapter.cu_seqlens,
+            adapter.max_seqlen,
+            adapter.unpad(token_type_ids, "token_type_ids"),
+            output_indices,
         )
         logits = self.decoder(self.head(states[-1]))
         output = MaskedLMOutput(
-            loss=None if targets is None else F.cross_entropy(logits.float(), targets),
-            logits=logits if keep is not None else door.dress(logits),
-            hidden_states=door.dress_states(self.config, states, output_hidden_states),
+            loss=None if token_labels is None else F.cross_entropy(logits.float(), token_labels),
+            logits=logits if output_indices is not None else adapter.repad(logits),
+            hidden_states=adapter.repad_states(self.config, states, output_hidden_states),
         )
-        return _return(self.config, output, return_dict)
+        return _format_output(self.config, output, return_dict)
 
 
 class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
     """The encoder with a tanh pooler on [CLS] and a linear classifier."""
 
-    _new_weights = r"^(pooler|classifier)\."
-    _unused_weights = r"^(head|decoder)\."
+    _ignored_missing_weights = r"^(pooler|classifier)\."
+    _ignored_unexpected_weights = r"^(head|decoder)\."
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__(config)
@@ -286,28 +299,30 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
         Raises:
             ValueError: as in `MosaicBertModel.forward`.
         """
-        door = _Door(input_ids, attention_mask, cu_seqlens, max_seqlen)
-        first = door.cu_seqlens[:-1].long()
+        adapter = _PaddingAdapter(input_ids, attention_mask, cu_seqlens, max_seqlen)
+        first_indices = adapter.cu_seqlens[:-1].long()
         # Only [CLS] is read, unless the caller wants to see every token.
-        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states = self.model.encode(
-            door.strip(input_ids),
-            door.cu_seqlens,
-            door.max_seqlen,
-            door.strip(token_type_ids, "token_type_ids"),
-            keep=None if wants_states else first,
+        return_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
-        first_tokens = states[-1][first] if wants_states else states[-1]
+        states = self.model.encode(
+            adapter.unpad(input_ids),
+            adapter.cu_seqlens,
+            adapter.max_seqlen,
+            adapter.unpad(token_type_ids, "token_type_ids"),
+            output_indices=None if return_hidden_states else first_indices,
+        )
+        first_tokens = states[-1][first_indices] if return_hidden_states else states[-1]
         logits = self.classifier(self.dropout(self.pooler(first_tokens)))
         output = SequenceClassifierOutput(
             loss=None if labels is None else _classification_loss(self.config, logits, labels),
             logits=logits,
-            hidden_states=door.dress_states(self.config, states, output_hidden_states),
+            hidden_states=adapter.repad_states(self.config, states, output_hidden_states),
         )
-        return _return(self.config, output, return_dict)
+        return _format_output(self.config, output, return_dict)
 
 
-class _Door:
+class _PaddingAdapter:
     """Lets padded and unpadded callers in: strips padding on the way in, puts it back on the way out."""
 
     def __init__(
@@ -332,46 +347,46 @@ class _Door:
                 f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
                 "the two must be equal."
             )
-        self.unpadding = find_tokens(attention_mask)
+        self.unpadding = compute_unpadding(attention_mask)
         self.cu_seqlens, self.max_seqlen = self.unpadding.cu_seqlens, self.unpadding.max_seqlen
 
-    def strip(self, padded: Any, name: str = "input_ids") -> Any:
+    def unpad(self, padded: Any, name: str = "input_ids") -> Any:
         if padded is not None and padded.shape != self.shape:
             raise ValueError(
                 f"{name} has shape {tuple(padded.shape)}, input_ids {tuple(self.shape)}; the two must be equal."
             )
         return padded if padded is None or self.unpadding is None else unpad(padded, self.unpadding)
 
-    def dress(self, tokens: Tensor) -> Tensor:
-        return tokens if self.unpadding is None else pad(tokens, self.unpadding)
+    def repad(self, tokens: Tensor) -> Tensor:
+        return tokens if self.unpadding is None else repad(tokens, self.unpadding)
 
-    def dress_states(
-        self, config: MosaicBertConfig, states: list[Tensor], wanted: bool | None
+    def repad_states(
+        self, config: MosaicBertConfig, states: list[Tensor], output_hidden_states: bool | None
     ) -> tuple[Tensor, ...] | None:
-        wanted = config.output_hidden_states if wanted is None else wanted
-        return tuple(self.dress(state) for state in states) if wanted else None
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return tuple(self.repad(state) for state in states) if output_hidden_states else None
 
 
 def _classification_loss(config: MosaicBertConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    problem = config.problem_type
-    if problem is None:
+    problem_type = config.problem_type
+    if problem_type is None:
         is_class = labels.dtype in (torch.int64, torch.int32)
-        problem = "single_label_classification" if is_class else "multi_label_classification"
-        problem = "regression" if config.num_labels == 1 else problem
-    if problem == "regression":
+        problem_type = "single_label_classification" if is_class else "multi_label_classification"
+        problem_type = "regression" if config.num_labels == 1 else problem_type
+    if problem_type == "regression":
         return F.mse_loss(logits.float().view(-1), labels.float().view(-1))
-    if problem == "single_label_classification":
+    if problem_type == "single_label_classification":
         return F.cross_entropy(logits.float(), labels.view(-1).long())
     return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
 
 
-def _return(config: MosaicBertConfig, output: Any, return_dict: bool | None) -> Any:
+def _format_output(config: MosaicBertConfig, output: Any, return_dict: bool | None) -> Any:
     return_dict = config.return_dict if return_dict is None else return_dict
     return output if return_dict else output.to_tuple()
 
 
-def _list_names(what: str, names: list[str]) -> str:
+def _format_names(kind: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} weights {what} ({', '.join(names[:3])}{more}); "
+    suffix = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} weights {kind} ({', '.join(names[:3])}{suffix}); "

@@ -23,7 +23,7 @@ class Unpadding:
     shape: tuple[int, int]
 
 
-def find_tokens(attention_mask: Tensor) -> Unpadding:
+def compute_unpadding(attention_mask: Tensor) -> Unpadding:
     """Finds the real tokens of a padded batch.
 
     Args:
@@ -36,15 +36,15 @@ def find_tokens(attention_mask: Tensor) -> Unpadding:
     """
     if attention_mask.ndim != 2:
         raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; it must be (B, S).")
-    real = attention_mask != 0
-    seqlens = real.sum(dim=1, dtype=torch.int32)
+    is_token = attention_mask != 0
+    seqlens = is_token.sum(dim=1, dtype=torch.int32)
     cu_seqlens = torch.nn.functional.pad(seqlens.cumsum(0, dtype=torch.int32), (1, 0))
-    shortest, longest = torch.stack([seqlens.min(), seqlens.max()]).tolist()
-    if shortest == 0:
-        empty = int(seqlens.argmin())
-        raise ValueError(f"row {empty} of attention_mask holds no token; leave empty sequences out of the batch.")
-    indices = real.flatten().nonzero(as_tuple=True)[0]
-    return Unpadding(indices, cu_seqlens, longest, (attention_mask.shape[0], attention_mask.shape[1]))
+    min_seqlen, max_seqlen = torch.stack([seqlens.min(), seqlens.max()]).tolist()
+    if min_seqlen == 0:
+        row = int(seqlens.argmin())
+        raise ValueError(f"row {row} of attention_mask holds no token; leave empty sequences out of the batch.")
+    indices = is_token.flatten().nonzero(as_tuple=True)[0]
+    return Unpadding(indices, cu_seqlens, max_seqlen, (attention_mask.shape[0], attention_mask.shape[1]))
 
 
 def unpad(padded: Tensor, unpadding: Unpadding) -> Tensor:
@@ -52,8 +52,8 @@ def unpad(padded: Tensor, unpadding: Unpadding) -> Tensor:
     return padded.flatten(0, 1)[unpadding.indices]
 
 
-def pad(tokens: Tensor, unpadding: Unpadding) -> Tensor:
+def repad(tokens: Tensor, unpadding: Unpadding) -> Tensor:
     """Puts tokens back to their places: (T, ...) to (B, S, ...), zeros elsewhere."""
-    num_sequences, length = unpadding.shape
-    padded = tokens.new_zeros(num_sequences * length, *tokens.shape[1:])
-    return padded.index_copy(0, unpadding.indices, tokens).unflatten(0, (num_sequences, length))
+    num_sequences, padded_length = unpadding.shape
+    padded = tokens.new_zeros(num_sequences * padded_length, *tokens.shape[1:])
+    return padded.index_copy(0, unpadding.indices, tokens).unflatten(0, (num_sequences, padded_length))

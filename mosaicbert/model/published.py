@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 # (published, ours), without .weight and .bias; {} stands for the layer's number.
-_NAMES = (
+_NAME_PAIRS = (
     ("bert.embeddings.word_embeddings", "model.embeddings.word_embeddings"),
     ("bert.embeddings.token_type_embeddings", "model.embeddings.token_type_embeddings"),
     ("bert.embeddings.LayerNorm", "model.embeddings.norm"),
@@ -27,9 +27,9 @@ _NAMES = (
 def published_key_mapping() -> dict[str, str]:
     """The table as `from_pretrained(key_mapping=...)` takes it: regular expression -> replacement."""
     return {
-        "^" + re.escape(published).replace(r"\{\}", r"(\d+)") + r"\.": ours.replace("{}", r"\1") + "."
-        for published, ours in _NAMES
-        if published != ours
+        "^" + re.escape(published).replace(r"\{\}", r"(\d+)") + r"\.": internal.replace("{}", r"\1") + "."
+        for published, internal in _NAME_PAIRS
+        if published != internal
     }
 
 
@@ -41,9 +41,11 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        stem, _, kind = name.rpartition(".")
-        number = re.search(r"\.(\d+)\.", stem)
-        pattern = stem if number is None else stem.replace(number.group(0), ".{}.", 1)
-        published = {ours: theirs for theirs, ours in _NAMES}[pattern]
-        renamed[f"{published if number is None else published.format(number.group(1))}.{kind}"] = tensor
+        module_name, _, parameter_name = name.rpartition(".")
+        layer_match = re.search(r"\.(\d+)\.", module_name)
+        pattern = module_name if layer_match is None else module_name.replace(layer_match.group(0), ".{}.", 1)
+        published = {internal: published_name for published_name, internal in _NAME_PAIRS}[pattern]
+        renamed[f"{published if layer_match is None else published.format(layer_match.group(1))}.{parameter_name}"] = (
+            tensor
+        )
     return renamed

@@ -19,7 +19,7 @@ from torch import Tensor
 
 _TF32_EPS = 2.0**-10
 # PyTorch's CPU flash kernel converts every bf16 block it multiplies; up to this length its batched products are faster.
-_SHORT_BF16_DOCUMENT = 192  # tokens; measured by scripts/bench/attention.py
+_MAX_SHORT_BF16_SEQLEN = 192  # tokens; measured by scripts/bench/attention.py
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
@@ -28,10 +28,10 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
     Otherwise the slopes of the next lower power of two, then every other slope of the next higher one
     (the ALiBi authors' rule, ofirpress/attention_with_linear_biases).
     """
-    power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
-    between = [2.0 ** (-8.0 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)]
-    return tuple(slopes + between[: num_heads - power])
+    power_of_two = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (head + 1) / power_of_two) for head in range(power_of_two)]
+    interleaved_slopes = [2.0 ** (-8.0 * (head + 1) / (2 * power_of_two)) for head in range(0, 2 * power_of_two, 2)]
+    return tuple(slopes + interleaved_slopes[: num_heads - power_of_two])
 
 
 def attention_reference(
@@ -61,12 +61,12 @@ def _sdpa(
     # Neighbours of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its
     # real tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
     seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
-    runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
-    chunks = qkv.split([length * count for length, count in runs])
+    equal_length_runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
+    chunks = qkv.split([length * count for length, count in equal_length_runs])
     bias = _bias(slopes, window, 1 << (max(seqlens) - 1).bit_length(), qkv.dtype, qkv.device)
     contexts = [
         _sdpa_equal_lengths(chunk.unflatten(0, (count, length)), bias[:, :length, :length])
-        for chunk, (length, count) in zip(chunks, runs, strict=True)
+        for chunk, (length, count) in zip(chunks, equal_length_runs, strict=True)
     ]
     return torch.cat(contexts)
 
@@ -74,12 +74,12 @@ def _sdpa(
 def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:  # (B, L, 3, H, D) -> (B * L, H, D)
     if qkv.shape[1] == 1:
         return qkv[:, 0, 2]  # a token alone attends to itself; a kernel would add rounding, on some processors
-    return _sdpa_path(qkv)(qkv, bias).transpose(1, 2).flatten(0, 1)
+    return _choose_sdpa_function(qkv)(qkv, bias).transpose(1, 2).flatten(0, 1)
 
 
-def _sdpa_path(qkv: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    short = qkv.device.type == "cpu" and qkv.dtype != torch.float32 and qkv.shape[1] <= _SHORT_BF16_DOCUMENT
-    return _batched_products if short else _fused_kernel
+def _choose_sdpa_function(qkv: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    is_short = qkv.device.type == "cpu" and qkv.dtype != torch.float32 and qkv.shape[1] <= _MAX_SHORT_BF16_SEQLEN
+    return _batched_products if is_short else _fused_kernel
 
 
 def _batched_products(qkv: Tensor, bias: Tensor) -> Tensor:
@@ -117,17 +117,17 @@ def _flash_attention_2(
 
 
 # The ladder, fastest rung first; `auto` takes the first that works.
-_RUNGS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...] | None, int | None], Tensor]] = {
+_BACKENDS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...] | None, int | None], Tensor]] = {
     "flash_attention_2": _flash_attention_2,
     "triton": _triton,
     "sdpa": _sdpa,
     "eager": _eager,
 }
-ATTENTION_IMPLEMENTATIONS = ("auto", *_RUNGS)
+ATTENTION_IMPLEMENTATIONS = ("auto", *_BACKENDS)
 
 # What a rung needs, by name, because exported folders carry this file and transformers demands every import that it
 # sees in one. They do not carry the kernels: there, this rung works where this package is installed.
-_NEEDS = {"flash_attention_2": "flash_attn", "triton": "mosaicbert.ops.attention_kernels"}
+_REQUIRED_MODULES = {"flash_attention_2": "flash_attn", "triton": "mosaicbert.ops.attention_kernels"}
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
             )
         return AttentionChoice(implementation, "as asked")
     failures: list[str] = []
-    for name in _RUNGS:
-        is_for_gpus = name == "triton" and device_type == "cpu"
-        failure = "it is for GPUs" if is_for_gpus else _probe(name, device_type, dtype, head_dim)
+    for name in _BACKENDS:
+        is_gpu_only = name == "triton" and device_type == "cpu"
+        failure = "it is for GPUs" if is_gpu_only else _probe(name, device_type, dtype, head_dim)
         if failure is None:
             return AttentionChoice(name, "; ".join(failures) or "the fastest")
         failures.append(f"no {name}: {failure}")
@@ -201,24 +201,24 @@ def attention(
             is less than 1.
         RuntimeError: the rung asked for does not work here.
     """
-    _require_valid(qkv, slopes, window)
-    name = _choose_name(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
+    _check_arguments(qkv, slopes, window)
+    name = _choose_backend_name(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
     if name == "triton":
         return _triton(qkv, cu_seqlens, max_seqlen, slopes, window)
-    return _uncompiled(name, qkv, cu_seqlens, max_seqlen, slopes, window)
+    return _run_uncompiled(name, qkv, cu_seqlens, max_seqlen, slopes, window)
 
 
 @torch.compiler.assume_constant_result
-def _choose_name(implementation: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str:
+def _choose_backend_name(implementation: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str:
     return choose_attention(implementation, device_type, dtype, head_dim).name
 
 
 @torch.compiler.disable  # these rungs look at the documents' lengths; what is compiled is around them
-def _uncompiled(name: str, *arguments: Any) -> Tensor:
-    return _RUNGS[name](*arguments)
+def _run_uncompiled(name: str, *arguments: Any) -> Tensor:
+    return _BACKENDS[name](*arguments)
 
 
-def _require_valid(qkv: Tensor, slopes: tuple[float, ...] | None, window: int | None) -> None:
+def _check_arguments(qkv: Tensor, slopes: tuple[float, ...] | None, window: int | None) -> None:
     if qkv.ndim != 4 or qkv.shape[1] != 3 or not qkv.shape[0]:
         raise ValueError(f"attention needs a (T, 3, H, D) tensor of at least one token, got {tuple(qkv.shape)}.")
     if slopes is not None and (len(slopes) != qkv.shape[2] or min(slopes) <= 0):
@@ -233,14 +233,16 @@ def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> st
     with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
         cu_seqlens = torch.tensor([0, 7, 12, 12], dtype=torch.int32, device=device_type)
         generator = torch.Generator().manual_seed(0)
-        toy = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
+        probe_input = torch.randn(12, 3, 2, head_dim, generator=generator, dtype=torch.float64)
         results: list[tuple[Tensor, Tensor]] = []
         try:
-            if name in _NEEDS:
-                importlib.import_module(_NEEDS[name])
-            for rung, numbers in ((_RUNGS[name], dtype), (_eager, torch.float64)):
-                qkv = toy.to(device=device_type if rung is not _eager else "cpu", dtype=numbers).requires_grad_()
-                context = rung(qkv, cu_seqlens.to(qkv.device), 7, slopes, None)
+            if name in _REQUIRED_MODULES:
+                importlib.import_module(_REQUIRED_MODULES[name])
+            for backend, input_dtype in ((_BACKENDS[name], dtype), (_eager, torch.float64)):
+                qkv = probe_input.to(
+                    device=device_type if backend is not _eager else "cpu", dtype=input_dtype
+                ).requires_grad_()
+                context = backend(qkv, cu_seqlens.to(qkv.device), 7, slopes, None)
                 (gradient,) = torch.autograd.grad(context.double().square().sum(), qkv)
                 results.append((context.detach().double().cpu(), gradient.double().cpu()))
         except ModuleNotFoundError as error:
@@ -249,8 +251,8 @@ def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> st
             return str(error).strip().split("\n")[0] or type(error).__name__
     # A rung may round; it may not compute something else. fp32 on a GPU may be TF32, which Composer for one allows.
     tolerance = 8 * (_TF32_EPS if dtype == torch.float32 and device_type != "cpu" else torch.finfo(dtype).eps)
-    for ours, truth in zip(*results, strict=True):
-        if not torch.allclose(ours, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max())):
+    for actual, expected in zip(*results, strict=True):
+        if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
             return "its result differs from the definition's"
     return None
 
@@ -262,10 +264,10 @@ def _bias(
 ) -> Tensor:
     position = torch.arange(length, device=device)
     distance = (position[:, None] - position[None, :]).abs()
-    exact = torch.tensor(slopes or (0.0,), dtype=torch.float64, device=device)[:, None, None] * distance
+    bias = torch.tensor(slopes or (0.0,), dtype=torch.float64, device=device)[:, None, None] * distance
     if window is not None:
-        exact = exact.masked_fill(distance > window, torch.inf)
-    return -exact.to(dtype)  # (H or 1, L, L)
+        bias = bias.masked_fill(distance > window, torch.inf)
+    return -bias.to(dtype)  # (H or 1, L, L)
 
 
 @functools.lru_cache(maxsize=8)

@@ -28,11 +28,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from mosaicbert.ops.autotune import Tiling, choose_tiling, launch_fitting
+from mosaicbert.ops.autotune import TileConfig, choose_tile_config, launch_first_fitting
 
 HEAD_DIMS = (32, 64, 128)
-_LEAST_CAPABILITY = (8, 0)
-_FEWEST_TO_TUNE_WITH = 2**16  # tokens times heads: shorter launches tell nothing of long ones, and are not worth it
+_MIN_COMPUTE_CAPABILITY = (8, 0)
+_MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens times heads: shorter launches tell nothing of long ones, and are not worth it
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -47,32 +47,32 @@ def _find_document(cu_seqlens_ptr, tile, num_documents, ROWS: tl.constexpr):
     high = num_documents
     while high - low > 1:
         middle = (low + high) // 2
-        is_right = tl.load(cu_seqlens_ptr + middle) // ROWS + middle <= tile
-        low = tl.where(is_right, middle, low)
-        high = tl.where(is_right, high, middle)
+        is_upper_half = tl.load(cu_seqlens_ptr + middle) // ROWS + middle <= tile
+        low = tl.where(is_upper_half, middle, low)
+        high = tl.where(is_upper_half, high, middle)
     start = tl.load(cu_seqlens_ptr + low)
     length = tl.load(cu_seqlens_ptr + low + 1) - start
     return start.to(tl.int64), length, (tile - start // ROWS - low) * ROWS
 
 
 @triton.jit
-def _reach(first, length, KEPT: tl.constexpr, STEP: tl.constexpr, WINDOW: tl.constexpr):
+def _partner_range(tile_start, length, TILE: tl.constexpr, STEP: tl.constexpr, WINDOW: tl.constexpr):
     """Where the first and the last step of STEP positions begin that a tile of KEPT positions has partners in."""
     if WINDOW is None:
         low = 0
         high = length
     else:
-        low = tl.maximum(first - WINDOW, 0) // STEP * STEP
-        high = tl.minimum(first + KEPT + WINDOW, length)
+        low = tl.maximum(tile_start - WINDOW, 0) // STEP * STEP
+        high = tl.minimum(tile_start + TILE + WINDOW, length)
     return low, (high - 1) // STEP * STEP
 
 
 @triton.jit
-def _load(ptr, positions, length, stride, DIM: tl.constexpr, MAY_END: tl.constexpr = True):
+def _load(ptr, positions, length, stride, DIM: tl.constexpr, CHECK_END: tl.constexpr = True):
     """Rows of a document, zeros behind its end: (positions, DIM)."""
     dims = tl.arange(0, DIM)
     ptrs = ptr + (positions.to(tl.int64) * stride)[:, None] + dims[None, :]
-    if MAY_END:
+    if CHECK_END:
         values = tl.load(ptrs, mask=(positions < length)[:, None], other=0.0)
     else:
         values = tl.load(ptrs)
@@ -130,25 +130,25 @@ def _forward_step(
     WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
-    MAY_END: tl.constexpr,
+    CHECK_END: tl.constexpr,
 ):
     """Maximum, total and weighted sum of values so far, with COLUMNS more keys."""
     columns = tl.arange(0, COLUMNS)
-    key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, MAY_END)
+    key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, CHECK_END)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
     scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
-    if MAY_END:
+    if CHECK_END:
         scores = tl.where((column + columns < length)[None, :], scores, -float("inf"))
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
     if WINDOW is None:
-        subtracted = new_maximum * exponent_scale
+        shift = new_maximum * exponent_scale
     else:  # a row that has met no key within its window yet
-        subtracted = tl.where(new_maximum == -float("inf"), 0.0, new_maximum * exponent_scale)
-    weights = tl.exp2(scores * exponent_scale - subtracted[:, None])
-    shrink = tl.exp2(maximum * exponent_scale - subtracted)
-    value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, MAY_END)
-    out = tl.dot(weights.to(value.dtype), value, out * shrink[:, None], input_precision="ieee")
-    return new_maximum, total * shrink + tl.sum(weights, 1), out
+        shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum * exponent_scale)
+    weights = tl.exp2(scores * exponent_scale - shift[:, None])
+    rescale = tl.exp2(maximum * exponent_scale - shift)
+    value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, CHECK_END)
+    out = tl.dot(weights.to(value.dtype), value, out * rescale[:, None], input_precision="ieee")
+    return new_maximum, total * rescale + tl.sum(weights, 1), out
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
@@ -168,12 +168,12 @@ def _attention_forward_kernel(
     COLUMNS: tl.constexpr,
 ):
     head = tl.program_id(0) % num_heads
-    start, length, first = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
-    if first >= length:
+    start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
+    if tile_start >= length:
         return
     width = num_heads * DIM
     query_ptr = qkv_ptr + start * 3 * width + head * DIM
-    rows = first + tl.arange(0, ROWS)
+    rows = tile_start + tl.arange(0, ROWS)
     query = _load(query_ptr, rows, length, 3 * width, DIM)
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
@@ -181,12 +181,12 @@ def _attention_forward_kernel(
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
     # The keys at the document's end come first: only they need to be told from what lies behind it.
-    low, last = _reach(first, length, ROWS, COLUMNS, WINDOW)
+    low, last_column = _partner_range(tile_start, length, ROWS, COLUMNS, WINDOW)
     maximum, total, out = _forward_step(
-        query, query_ptr, rows, last, length, width, slope, exponent_scale, maximum, total, out,
+        query, query_ptr, rows, last_column, length, width, slope, exponent_scale, maximum, total, out,
         DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
     )  # fmt: skip
-    for column in range(low, last, COLUMNS):
+    for column in range(low, last_column, COLUMNS):
         maximum, total, out = _forward_step(
             query, query_ptr, rows, column, length, width, slope, exponent_scale, maximum, total, out,
             DIM, WINDOW, COLUMNS, slopes_ptr is not None, False,
@@ -230,19 +230,21 @@ def _attention_backward_whole_kernel(
     grad_query_ptr = grad_qkv_ptr + start * 3 * width + head * DIM
     key = _load(query_ptr + width, rows, length, 3 * width, DIM)
     value = _load(query_ptr + 2 * width, rows, length, 3 * width, DIM)
-    keys = tl.where(rows < length, rows.to(tl.float32), float("inf"))
-    steps = tl.arange(0, COLUMNS)
+    key_positions = tl.where(rows < length, rows.to(tl.float32), float("inf"))
+    column_offsets = tl.arange(0, COLUMNS)
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
     grad_key = tl.zeros([ROWS, DIM], tl.float32)
     grad_value = tl.zeros([ROWS, DIM], tl.float32)
     for column in range(0, length, COLUMNS):
-        columns = column + steps
+        columns = column + column_offsets
         query = _load(query_ptr, columns, length, 3 * width, DIM)
         statistics = head * num_tokens.to(tl.int64) + start + columns
         lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))  # no weight behind the end
         scores = tl.dot(key, tl.trans(query), input_precision="ieee")
-        scores = _bias(scores, keys - column, steps.to(tl.float32), slope, slopes_ptr is not None, WINDOW)
+        scores = _bias(
+            scores, key_positions - column, column_offsets.to(tl.float32), slope, slopes_ptr is not None, WINDOW
+        )
         weights = tl.exp2(scores * exponent_scale - lse[None, :])
         grad = _load(grad_ptr + start * width + head * DIM, columns, length, width, DIM)
         grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
@@ -274,15 +276,15 @@ def _backward_query_step(
     WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
-    MAY_END: tl.constexpr,
+    CHECK_END: tl.constexpr,
 ):
     """The gradient of a tile of queries so far, with COLUMNS more keys."""
     columns = tl.arange(0, COLUMNS)
-    key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, MAY_END)
-    value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, MAY_END)
+    key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, CHECK_END)
+    value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, CHECK_END)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
     scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
-    if MAY_END:
+    if CHECK_END:
         scores = tl.where((column + columns < length)[None, :], scores, -float("inf"))
     weights = tl.exp2(scores * exponent_scale - lse[:, None])
     grad_weights = tl.dot(grad, tl.trans(value), input_precision="ieee")
@@ -312,11 +314,11 @@ def _attention_backward_query_kernel(
 ):
     """Gradients of a tile of queries, over all keys."""
     head = tl.program_id(0) % num_heads
-    start, length, first = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
-    if (first >= length) | (length <= WHOLE):
+    start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
+    if (tile_start >= length) | (length <= WHOLE):
         return
     width = num_heads * DIM
-    rows = first + tl.arange(0, ROWS)
+    rows = tile_start + tl.arange(0, ROWS)
     query_ptr = qkv_ptr + start * 3 * width + head * DIM
     query = _load(query_ptr, rows, length, 3 * width, DIM)
     grad = _load(grad_ptr + start * width + head * DIM, rows, length, width, DIM)
@@ -328,12 +330,12 @@ def _attention_backward_query_kernel(
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
     grad_query = tl.zeros([ROWS, DIM], tl.float32)
-    low, last = _reach(first, length, ROWS, COLUMNS, WINDOW)
+    low, last_column = _partner_range(tile_start, length, ROWS, COLUMNS, WINDOW)
     grad_query = _backward_query_step(
-        query, grad, query_ptr, rows, last, length, width, slope, exponent_scale, lse, delta, grad_query,
+        query, grad, query_ptr, rows, last_column, length, width, slope, exponent_scale, lse, delta, grad_query,
         DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
     )  # fmt: skip
-    for column in range(low, last, COLUMNS):
+    for column in range(low, last_column, COLUMNS):
         grad_query = _backward_query_step(
             query, grad, query_ptr, rows, column, length, width, slope, exponent_scale, lse, delta, grad_query,
             DIM, WINDOW, COLUMNS, slopes_ptr is not None, False,
@@ -361,16 +363,16 @@ def _backward_key_step(
     WINDOW: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
-    MAY_END: tl.constexpr,
+    CHECK_END: tl.constexpr,
 ):
     """The gradients of a tile of keys and values so far, with COLUMNS more queries. Scores are (keys, queries)."""
     columns = tl.arange(0, COLUMNS)
-    query = _load(query_ptr, column + columns, length, 3 * width, DIM, MAY_END)
-    grad = _load(grad_ptr, column + columns, length, width, DIM, MAY_END)
-    if MAY_END:
-        is_in = column + columns < length
-        lse = tl.load(lse_ptr + column + columns, mask=is_in, other=float("inf"))  # no weight behind the end
-        delta = tl.load(delta_ptr + column + columns, mask=is_in, other=0.0)
+    query = _load(query_ptr, column + columns, length, 3 * width, DIM, CHECK_END)
+    grad = _load(grad_ptr, column + columns, length, width, DIM, CHECK_END)
+    if CHECK_END:
+        in_bounds = column + columns < length
+        lse = tl.load(lse_ptr + column + columns, mask=in_bounds, other=float("inf"))  # no weight behind the end
+        delta = tl.load(delta_ptr + column + columns, mask=in_bounds, other=0.0)
     else:
         lse = tl.load(lse_ptr + column + columns)
         delta = tl.load(delta_ptr + column + columns)
@@ -404,11 +406,11 @@ def _attention_backward_key_kernel(
 ):
     """Gradients of a tile of keys and values, over all queries."""
     head = tl.program_id(0) % num_heads
-    start, length, first = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
-    if (first >= length) | (length <= WHOLE):
+    start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
+    if (tile_start >= length) | (length <= WHOLE):
         return
     width = num_heads * DIM
-    rows = first + tl.arange(0, ROWS)
+    rows = tile_start + tl.arange(0, ROWS)
     query_ptr = qkv_ptr + start * 3 * width + head * DIM
     key = _load(query_ptr + width, rows, length, 3 * width, DIM)
     value = _load(query_ptr + 2 * width, rows, length, 3 * width, DIM)
@@ -418,12 +420,12 @@ def _attention_backward_key_kernel(
     grad_value = tl.zeros([ROWS, DIM], tl.float32)
     grad_ptr += start * width + head * DIM
     statistics = head * num_tokens.to(tl.int64) + start
-    low, last = _reach(first, length, ROWS, COLUMNS, WINDOW)
+    low, last_column = _partner_range(tile_start, length, ROWS, COLUMNS, WINDOW)
     grad_key, grad_value = _backward_key_step(
-        key, value, query_ptr, grad_ptr, lse_ptr + statistics, delta_ptr + statistics, rows, last, length, width, slope,
-        exponent_scale, grad_key, grad_value, DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
+        key, value, query_ptr, grad_ptr, lse_ptr + statistics, delta_ptr + statistics, rows, last_column, length, width,
+        slope, exponent_scale, grad_key, grad_value, DIM, WINDOW, COLUMNS, slopes_ptr is not None, True,
     )  # fmt: skip
-    for column in range(low, last, COLUMNS):
+    for column in range(low, last_column, COLUMNS):
         grad_key, grad_value = _backward_key_step(
             key, value, query_ptr, grad_ptr, lse_ptr + statistics, delta_ptr + statistics, rows, column, length, width,
             slope, exponent_scale, grad_key, grad_value, DIM, WINDOW, COLUMNS, slopes_ptr is not None, False,
@@ -433,36 +435,36 @@ def _attention_backward_key_kernel(
     _store(grad_key_ptr + width, rows, length, 3 * width, grad_value, DIM)
 
 
-# What `choose_tiling` chooses from, by kernel: for heads of up to 64 numbers of 16 bits, of 128, and for fp32, whose
-# products no matrix unit computes exactly. docs/benchmarks/kernels.jsonl has the registers and spills of each.
-_TILINGS = {
+# What `choose_tile_config` chooses from, by kernel: for heads of up to 64 numbers of 16 bits, of 128, and for fp32,
+# whose products no matrix unit computes exactly. docs/benchmarks/kernels.jsonl has the registers and spills of each.
+_TILE_CONFIGS = {
     "forward": (
-        [Tiling(128, 64, 8, 3), Tiling(128, 64, 4, 3), Tiling(64, 64, 4, 3), Tiling(128, 128, 8, 2)],
-        [Tiling(128, 64, 8, 2), Tiling(128, 32, 8, 2)],
-        [Tiling(32, 32, 4, 1)],
+        [TileConfig(128, 64, 8, 3), TileConfig(128, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(128, 128, 8, 2)],
+        [TileConfig(128, 64, 8, 2), TileConfig(128, 32, 8, 2)],
+        [TileConfig(32, 32, 4, 1)],
     ),
     "backward_whole": (
-        [Tiling(128, 64, 8, 1), Tiling(128, 32, 8, 2), Tiling(128, 32, 4, 1), Tiling(128, 128, 8, 1)],
-        [Tiling(64, 32, 8, 1), Tiling(64, 64, 8, 1)],
-        [Tiling(32, 32, 4, 1)],
+        [TileConfig(128, 64, 8, 1), TileConfig(128, 32, 8, 2), TileConfig(128, 32, 4, 1), TileConfig(128, 128, 8, 1)],
+        [TileConfig(64, 32, 8, 1), TileConfig(64, 64, 8, 1)],
+        [TileConfig(32, 32, 4, 1)],
     ),
     "backward_query": (
-        [Tiling(128, 64, 8, 2), Tiling(64, 64, 4, 2), Tiling(128, 32, 4, 2)],
-        [Tiling(128, 32, 8, 2), Tiling(64, 32, 4, 2)],
-        [Tiling(32, 32, 4, 1)],
+        [TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(128, 32, 4, 2)],
+        [TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2)],
+        [TileConfig(32, 32, 4, 1)],
     ),
     "backward_key": (
-        [Tiling(128, 64, 8, 2), Tiling(64, 64, 4, 2), Tiling(128, 32, 8, 2), Tiling(64, 32, 4, 2)],
-        [Tiling(128, 32, 8, 1), Tiling(64, 32, 4, 2)],
-        [Tiling(32, 32, 4, 1)],
+        [TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2)],
+        [TileConfig(128, 32, 8, 1), TileConfig(64, 32, 4, 2)],
+        [TileConfig(32, 32, 4, 1)],
     ),
 }
 
 
-def tilings(kernel: str, dim: int, dtype: torch.dtype) -> list[Tiling]:
+def tile_configs(kernel: str, dim: int, dtype: torch.dtype) -> list[TileConfig]:
     """The tilings that a kernel, a key of _TILINGS, is tried with."""
-    narrow, wide, exact = _TILINGS[kernel]
-    return exact if dtype == torch.float32 else wide if dim > 64 else narrow
+    small_head_configs, large_head_configs, fp32_configs = _TILE_CONFIGS[kernel]
+    return fp32_configs if dtype == torch.float32 else large_head_configs if dim > 64 else small_head_configs
 
 
 @torch.library.custom_op("mosaicbert::attention", mutates_args=())
@@ -484,13 +486,17 @@ def attention(
         raise ValueError(f"{qkv.dtype} is not among the kernels' bfloat16, float16 and float32.")
     if qkv.device.type == "cpu" and not isinstance(_attention_forward_kernel, InterpretedFunction):
         raise ValueError("it needs a GPU, or Triton's interpreter: TRITON_INTERPRET=1.")
-    if torch.version.hip is None and qkv.is_cuda and torch.cuda.get_device_capability(qkv.device) < _LEAST_CAPABILITY:
+    if (
+        torch.version.hip is None
+        and qkv.is_cuda
+        and torch.cuda.get_device_capability(qkv.device) < _MIN_COMPUTE_CAPABILITY
+    ):
         raise ValueError("it needs a GPU of compute capability 8.0: Triton uses no matrix units of older ones.")
     qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)
-    shared = _Launch(qkv, cu_seqlens, max_seqlen, slopes, window)
-    shared.over_tiles(_attention_forward_kernel, "forward", qkv, cu_seqlens, shared.slopes, out, lse)
+    launcher = _KernelLauncher(qkv, cu_seqlens, max_seqlen, slopes, window)
+    launcher.launch_per_tile(_attention_forward_kernel, "forward", qkv, cu_seqlens, launcher.slopes, out, lse)
     return out, lse
 
 
@@ -520,16 +526,20 @@ def attention_backward(
     """The gradient of qkv, from that of `attention`'s output and what its forward pass saved."""
     qkv, grad, cu_seqlens = qkv.contiguous(), grad.contiguous(), cu_seqlens.contiguous()
     grad_qkv = torch.empty_like(qkv)
-    shared = _Launch(qkv, cu_seqlens, max_seqlen, slopes, window)
-    shared.over_documents(_attention_backward_whole_kernel, grad, qkv, lse, cu_seqlens, shared.slopes, grad_qkv)
-    if max_seqlen > shared.whole:
+    launcher = _KernelLauncher(qkv, cu_seqlens, max_seqlen, slopes, window)
+    launcher.launch_per_document(
+        _attention_backward_whole_kernel, grad, qkv, lse, cu_seqlens, launcher.slopes, grad_qkv
+    )
+    if max_seqlen > launcher.max_whole_seqlen:
         delta = torch.empty_like(lse)
-        tensors = (cu_seqlens, shared.slopes, grad_qkv)
-        whole = {"WHOLE": shared.whole}
-        shared.over_tiles(
-            _attention_backward_query_kernel, "backward_query", grad, qkv, out, lse, *tensors, delta, **whole
+        tensors = (cu_seqlens, launcher.slopes, grad_qkv)
+        max_whole_seqlen = {"WHOLE": launcher.max_whole_seqlen}
+        launcher.launch_per_tile(
+            _attention_backward_query_kernel, "backward_query", grad, qkv, out, lse, *tensors, delta, **max_whole_seqlen
         )
-        shared.over_tiles(_attention_backward_key_kernel, "backward_key", grad, qkv, lse, delta, *tensors, **whole)
+        launcher.launch_per_tile(
+            _attention_backward_key_kernel, "backward_key", grad, qkv, lse, delta, *tensors, **max_whole_seqlen
+        )
     return grad_qkv
 
 
@@ -547,22 +557,22 @@ def _(
     return qkv.new_empty(qkv.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, cu_seqlens, *ctx.rest = inputs
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, cu_seqlens, *ctx.arguments = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(qkv, *output, cu_seqlens)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor, None, None, None, None]:
-    grad_qkv = torch.ops.mosaicbert.attention_backward(grad, *ctx.saved_tensors, *ctx.rest)
+def _backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor, None, None, None, None]:
+    grad_qkv = torch.ops.mosaicbert.attention_backward(grad, *ctx.saved_tensors, *ctx.arguments)
     return grad_qkv, None, None, None, None
 
 
-attention.register_autograd(_differentiate, setup_context=_save)
+attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-class _Launch:
+class _KernelLauncher:
     """What the launches of one call have in common."""
 
     def __init__(
@@ -572,61 +582,69 @@ class _Launch:
         self.qkv, self.dtype = qkv, qkv.dtype
         self.num_documents = len(cu_seqlens) - 1
         self.max_seqlen, self.window = max_seqlen, window
-        self.slopes = None if slopes is None else _slopes_on(qkv.device, tuple(slopes))
-        (self.whole,) = {tiling.rows for tiling in tilings("backward_whole", self.dim, self.dtype)}
-        self.last = (self.num_heads, 1 / math.sqrt(self.dim))  # the last arguments before the constants
+        self.slopes = None if slopes is None else _slopes_tensor(qkv.device, tuple(slopes))
+        (self.max_whole_seqlen,) = {config.rows for config in tile_configs("backward_whole", self.dim, self.dtype)}
+        self.scalar_arguments = (self.num_heads, 1 / math.sqrt(self.dim))  # the last arguments before the constants
 
-    def over_tiles(self, kernel: Any, name: str, *tensors: Tensor | None, **constants: int) -> None:
+    def launch_per_tile(self, kernel: Any, name: str, *tensors: Tensor | None, **constants: int) -> None:
         """One program for each tile and head."""
 
-        def launch(tiling: Tiling) -> None:
-            num_tiles = self.num_tokens // tiling.rows + self.num_documents
-            arguments = (*tensors, self.num_tokens, self.num_documents, *self.last)
-            self._launch(kernel, tiling, num_tiles, arguments, constants)
+        def launch(config: TileConfig) -> None:
+            num_tiles = self.num_tokens // config.rows + self.num_documents
+            arguments = (*tensors, self.num_tokens, self.num_documents, *self.scalar_arguments)
+            self._launch(kernel, config, num_tiles, arguments, constants)
 
-        self._launch_fastest(kernel, tilings(name, self.dim, self.dtype), launch)
+        self._launch_autotuned(kernel, tile_configs(name, self.dim, self.dtype), launch)
 
-    def over_documents(self, kernel: Any, *tensors: Tensor | None) -> None:
+    def launch_per_document(self, kernel: Any, *tensors: Tensor | None) -> None:
         """One program for each document and head; a tile need not be larger than the longest document."""
-        most_rows = max(16, 1 << (self.max_seqlen - 1).bit_length())
-        fitting = [
-            tiling._replace(rows=min(tiling.rows, most_rows), columns=min(tiling.columns, most_rows))
-            for tiling in tilings("backward_whole", self.dim, self.dtype)
+        max_rows = max(16, 1 << (self.max_seqlen - 1).bit_length())
+        configs = [
+            config._replace(rows=min(config.rows, max_rows), columns=min(config.columns, max_rows))
+            for config in tile_configs("backward_whole", self.dim, self.dtype)
         ]
 
-        def launch(tiling: Tiling) -> None:
-            self._launch(kernel, tiling, self.num_documents, (*tensors, self.num_tokens, *self.last), {})
+        def launch(config: TileConfig) -> None:
+            self._launch(kernel, config, self.num_documents, (*tensors, self.num_tokens, *self.scalar_arguments), {})
 
-        self._launch_fastest(kernel, list(dict.fromkeys(fitting)), launch)
+        self._launch_autotuned(kernel, list(dict.fromkeys(configs)), launch)
 
     def _launch(
-        self, kernel: Any, tiling: Tiling, num_tiles: int, arguments: tuple[Any, ...], constants: dict[str, int]
+        self, kernel: Any, config: TileConfig, num_tiles: int, arguments: tuple[Any, ...], constants: dict[str, int]
     ) -> None:
         with torch.cuda.device_of(self.qkv):  # Triton launches on the current device
             kernel[(num_tiles * self.num_heads,)](
                 *arguments,
                 DIM=self.dim,
                 WINDOW=self.window,
-                ROWS=tiling.rows,
-                COLUMNS=tiling.columns,
-                num_warps=tiling.num_warps,
-                num_stages=tiling.num_stages,
+                ROWS=config.rows,
+                COLUMNS=config.columns,
+                num_warps=config.num_warps,
+                num_stages=config.num_stages,
                 enable_fp_fusion=True,  # what scales a score and subtracts the maximum is one instruction
                 **constants,
             )
 
-    def _launch_fastest(self, kernel: Any, candidates: list[Tiling], launch: Callable[[Tiling], None]) -> None:
-        if self.num_tokens * self.num_heads < _FEWEST_TO_TUNE_WITH:
-            launch_fitting(candidates, launch)
+    def _launch_autotuned(
+        self, kernel: Any, candidates: list[TileConfig], launch: Callable[[TileConfig], None]
+    ) -> None:
+        if self.num_tokens * self.num_heads < _MIN_ROWS_TO_AUTOTUNE:
+            launch_first_fitting(candidates, launch)
             return
         length_class = 1 << (min(self.max_seqlen, 8192) - 1).bit_length()
-        case = (self.dim, str(self.dtype).removeprefix("torch."), length_class, self.window, self.slopes is not None)
+        launch_key = (
+            self.dim,
+            str(self.dtype).removeprefix("torch."),
+            length_class,
+            self.window,
+            self.slopes is not None,
+        )
         with torch.cuda.device_of(self.qkv):
-            tiling = choose_tiling(kernel, case, candidates, launch)
-        launch(tiling)
+            config = choose_tile_config(kernel, launch_key, candidates, launch)
+        launch(config)
 
 
 @functools.cache  # for ever: a captured CUDA graph remembers where it is
 @torch.inference_mode(False)  # a cached tensor may serve inference first and training later
-def _slopes_on(device: torch.device, slopes: tuple[float, ...]) -> Tensor:
+def _slopes_tensor(device: torch.device, slopes: tuple[float, ...]) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32, device=device)

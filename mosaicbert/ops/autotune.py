@@ -20,7 +20,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.testing import do_bench
 
 
-class Tiling(NamedTuple):
+class TileConfig(NamedTuple):
     """How one launch of a kernel is cut up.
 
     Attributes:
@@ -36,13 +36,16 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
-_TOO_LARGE = (OutOfResources, PTXASError)
-_chosen: dict[tuple[str, ...], Tiling] = {}
+_RESOURCE_ERRORS = (OutOfResources, PTXASError)
+_selected: dict[tuple[str, ...], TileConfig] = {}
 
 
-def choose_tiling(
-    kernel: object, case: Sequence[object], candidates: Sequence[Tiling], launch: Callable[[Tiling], object]
-) -> Tiling:
+def choose_tile_config(
+    kernel: object,
+    launch_key: Sequence[object],
+    candidates: Sequence[TileConfig],
+    launch: Callable[[TileConfig], object],
+) -> TileConfig:
     """The candidate that is fastest on this GPU, by measurement or from memory.
 
     Args:
@@ -58,66 +61,66 @@ def choose_tiling(
         return candidates[0]
     name = str(getattr(kernel, "__name__", "kernel")).strip("_")
     key = (torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu", triton.__version__, name)
-    key = (*key, *map(str, case))
-    if key not in _chosen:
-        recalled = _recall(key, candidates)
-        if recalled is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    key = (*key, *map(str, launch_key))
+    if key not in _selected:
+        cached = _read_cached(key, candidates)
+        if cached is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return candidates[0]  # a graph that is being captured cannot be waited for
-        _chosen[key] = recalled or _remember(key, _fastest(name, candidates, launch), candidates)
-    return _chosen[key]
+        _selected[key] = cached or _write_cached(key, _measure_fastest(name, candidates, launch), candidates)
+    return _selected[key]
 
 
-def launch_fitting(candidates: Sequence[Tiling], launch: Callable[[Tiling], object]) -> None:
+def launch_first_fitting(candidates: Sequence[TileConfig], launch: Callable[[TileConfig], object]) -> None:
     """Launches with the first tiling that fits this GPU, which may be smaller than those the list was made for."""
-    for tiling in candidates[:-1]:
+    for config in candidates[:-1]:
         try:
-            launch(tiling)
-        except _TOO_LARGE:
+            launch(config)
+        except _RESOURCE_ERRORS:
             continue
         return
     launch(candidates[-1])
 
 
-def _fastest(name: str, candidates: Sequence[Tiling], launch: Callable[[Tiling], object]) -> Tiling:
-    times: dict[Tiling, Any] = {}
-    for tiling in candidates:
+def _measure_fastest(name: str, candidates: Sequence[TileConfig], launch: Callable[[TileConfig], object]) -> TileConfig:
+    times: dict[TileConfig, Any] = {}
+    for config in candidates:
         try:
-            times[tiling] = do_bench(functools.partial(launch, tiling), warmup=5, rep=20, return_mode="median")
-        except _TOO_LARGE:
+            times[config] = do_bench(functools.partial(launch, config), warmup=5, rep=20, return_mode="median")
+        except _RESOURCE_ERRORS:
             continue  # a smaller GPU
     if not times:
         raise RuntimeError(f"{name}: none of {len(candidates)} tilings fits this GPU.")
     return min(times, key=times.__getitem__)
 
 
-def _file(key: tuple[str, ...]) -> Path:
+def _cache_path(key: tuple[str, ...]) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "mosaicbert" / "tilings" / (re.sub(r"[^\w.-]+", "-", "_".join(key)) + ".json")
+    return cache / "mosaicbert" / "tile_configs" / (re.sub(r"[^\w.-]+", "-", "_".join(key)) + ".json")
 
 
-def _recall(key: tuple[str, ...], candidates: Sequence[Tiling]) -> Tiling | None:
+def _read_cached(key: tuple[str, ...], candidates: Sequence[TileConfig]) -> TileConfig | None:
     try:
-        tiling = Tiling(**json.loads(_file(key).read_text()))
+        config = TileConfig(**json.loads(_cache_path(key).read_text()))
     except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: a user without a home
         return None
-    return tiling if tiling in candidates else None
+    return config if config in candidates else None
 
 
-def _remember(key: tuple[str, ...], tiling: Tiling, candidates: Sequence[Tiling]) -> Tiling:
+def _write_cached(key: tuple[str, ...], config: TileConfig, candidates: Sequence[TileConfig]) -> TileConfig:
     """Keeps a choice, unless another process was faster: then it is the other's, so that all of them agree."""
     try:
-        path = _file(key)
+        path = _cache_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            written = Path(folder, path.name)
-            written.write_text(json.dumps(tiling._asdict()))
+            staged_path = Path(folder, path.name)
+            staged_path.write_text(json.dumps(config._asdict()))
             try:
-                os.link(written, path)
+                os.link(staged_path, path)
             except FileExistsError:
-                other = _recall(key, candidates)
-                if other is not None:
-                    return other
-                os.replace(written, path)  # it names a tiling of another version, or is damaged
+                cached = _read_cached(key, candidates)
+                if cached is not None:
+                    return cached
+                os.replace(staged_path, path)  # it names a tiling of another version, or is damaged
     except (OSError, RuntimeError):
-        return tiling  # nowhere to keep it: this process still goes on with one choice
-    return tiling
+        return config  # nowhere to keep it: this process still goes on with one choice
+    return config

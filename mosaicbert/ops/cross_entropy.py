@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mosaicbert.ops.dispatch import choose_fusion
+from mosaicbert.ops.dispatch import choose_kernels
 
 # Exported folders carry this file: there, another version of it may register its operator beside this one.
 _NAMESPACE = re.sub(r"\W", "_", __name__)
 
-_IGNORED = -100  # the label of a row that does not count
+_IGNORE_INDEX = -100  # the label of a row that does not count
 # Bytes of logits, at most, in memory at a time: rows enough for fast products. Measured on a CPU.
-_CPU_CHUNK = 32 * 2**20
-_GPU_CHUNK = 256 * 2**20
-_CPU_BLOCK = 4096  # rows of a half-precision product that is added in fp32; what is converted stays in the cache
+_CPU_CHUNK_BYTES = 32 * 2**20
+_GPU_CHUNK_BYTES = 256 * 2**20
+_CPU_BLOCK_ROWS = 4096  # rows of a half-precision product that is added in fp32; what is converted stays in the cache
 
 
 def linear_cross_entropy_reference(
@@ -33,7 +33,7 @@ def linear_cross_entropy_reference(
     """The definition, in plain PyTorch. Shapes as in `linear_cross_entropy`."""
     logits = F.linear(hidden, weight, bias)  # (M, V)
     logits = logits.to(_statistics_dtype(logits.dtype))
-    loss = F.cross_entropy(logits, labels, ignore_index=_IGNORED, reduction="sum")
+    loss = F.cross_entropy(logits, labels, ignore_index=_IGNORE_INDEX, reduction="sum")
     return loss, (logits.argmax(1) == labels).sum()
 
 
@@ -64,73 +64,75 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
         )
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight, bias)]
-    loss, num_right, *_ = _linear_cross_entropy(hidden.to(dtype), weight, bias, labels, wanted)
-    return loss, num_right
+    needs_grad = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight, bias)]
+    loss, num_correct, *_ = _linear_cross_entropy(hidden.to(dtype), weight, bias, labels, needs_grad)
+    return loss, num_correct
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::linear_cross_entropy", mutates_args=())
 def _linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, wanted: Sequence[bool]
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     # wanted: whether hidden, weight and bias need a gradient; what is not wanted comes back without elements.
-    num_rows, vocab_size, step = len(hidden), len(weight), _step(hidden)
+    num_rows, vocab_size, softmax_cross_entropy_ = len(hidden), len(weight), _choose_softmax_cross_entropy(hidden)
     chunk = _rows_per_chunk(vocab_size, hidden.dtype, hidden.device.type)
-    loss, _, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, bias, wanted)
+    loss, _, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, bias, needs_grad)
     grad_bias.zero_()
     if not num_rows:
         grad_weight.zero_()
     with torch.autocast(hidden.device.type, enabled=False):
         weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
         losses = loss.new_empty(num_rows)
-        is_right = labels.new_empty(num_rows, dtype=torch.int32)
+        is_correct = labels.new_empty(num_rows, dtype=torch.int32)
         buffer = hidden.new_empty(min(num_rows, chunk), vocab_size)
         for start in range(0, num_rows, chunk):
             rows = slice(start, min(start + chunk, num_rows))
             logits = torch.addmm(bias, hidden[rows], weight.t(), out=buffer[: rows.stop - start])
-            step(logits, labels[rows], losses[rows], is_right[rows], _IGNORED, any(wanted))
-            if wanted[0]:
+            softmax_cross_entropy_(logits, labels[rows], losses[rows], is_correct[rows], _IGNORE_INDEX, any(needs_grad))
+            if needs_grad[0]:
                 torch.mm(logits, weight, out=grad_hidden[rows])
-            if wanted[1]:
+            if needs_grad[1]:
                 _add_product(grad_weight, logits.t(), hidden[rows], is_first=start == 0)
-            if wanted[2]:
+            if needs_grad[2]:
                 grad_bias += logits.sum(0, dtype=grad_bias.dtype)
-        return losses.sum(), is_right.sum(), grad_hidden, grad_weight, grad_bias
+        return losses.sum(), is_correct.sum(), grad_hidden, grad_weight, grad_bias
 
 
 @_linear_cross_entropy.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, wanted: Sequence[bool]
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     del labels
-    return _empty(hidden, weight, bias, wanted)
+    return _empty(hidden, weight, bias, needs_grad)
 
 
 def _empty(
-    hidden: Tensor, weight: Tensor, bias: Tensor, wanted: Sequence[bool]
+    hidden: Tensor, weight: Tensor, bias: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    shapes = [tensor.shape if want else (0,) for tensor, want in zip((hidden, weight, bias), wanted, strict=True)]
-    statistics = _statistics_dtype(hidden.dtype)
+    shapes = [
+        tensor.shape if needed else (0,) for tensor, needed in zip((hidden, weight, bias), needs_grad, strict=True)
+    ]
+    statistics_dtype = _statistics_dtype(hidden.dtype)
     return (
-        hidden.new_empty((), dtype=statistics),
+        hidden.new_empty((), dtype=statistics_dtype),
         hidden.new_empty((), dtype=torch.int64),
         hidden.new_empty(shapes[0]),
-        hidden.new_empty(shapes[1], dtype=statistics),
-        hidden.new_empty(shapes[2], dtype=statistics),
+        hidden.new_empty(shapes[1], dtype=statistics_dtype),
+        hidden.new_empty(shapes[2], dtype=statistics_dtype),
     )
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, weight, bias, _, ctx.wanted = inputs
-    _, num_right, grad_hidden, grad_weight, grad_bias = output
-    ctx.mark_non_differentiable(num_right, grad_hidden, grad_weight, grad_bias)
+    _, weight, bias, _, ctx.needs_grad = inputs
+    _, num_correct, grad_hidden, grad_weight, grad_bias = output
+    ctx.mark_non_differentiable(num_correct, grad_hidden, grad_weight, grad_bias)
     ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
     ctx.dtypes = grad_hidden.dtype, weight.dtype, bias.dtype
 
 
 def _scale_gradients(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-    gradients = [(gradient * grad_loss).to(dtype) if want else None for gradient, dtype, want in saved]
+    saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_grad, strict=True)
+    gradients = [(gradient * grad_loss).to(dtype) if needed else None for gradient, dtype, needed in saved]
     return *gradients, None, None
 
 
@@ -138,27 +140,27 @@ _linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_save_gr
 
 
 def _softmax_cross_entropy_(
-    logits: Tensor, labels: Tensor, losses: Tensor, is_right: Tensor, ignored: int, with_gradient: bool
+    logits: Tensor, labels: Tensor, losses: Tensor, is_correct: Tensor, ignore_index: int, with_gradient: bool
 ) -> None:
     """Writes each row's loss and whether its label is the argmax, and over the logits, if asked, their gradient."""
-    counts = labels != ignored
-    labels = labels.where(counts, 0)
+    is_labeled = labels != ignore_index
+    labels = labels.where(is_labeled, 0)
     maximum, argmax = logits.max(1)  # its index is the first one, as argmax's, and it is faster on a CPU
-    torch.eq(argmax, labels, out=is_right).mul_(counts)
+    torch.eq(argmax, labels, out=is_correct).mul_(is_labeled)
     label_logits = logits.gather(1, labels[:, None])[:, 0]
     probabilities = torch.softmax(logits, 1, dtype=losses.dtype)
     # lse = maximum - log(p of the maximum), which is at least 1 / V; the label's own may underflow.
     log_largest = probabilities.gather(1, argmax[:, None])[:, 0].log()
     row_losses = (maximum.to(losses.dtype) - label_logits) - log_largest
-    losses.copy_(row_losses.where(counts, 0.0))
+    losses.copy_(row_losses.where(is_labeled, 0.0))
     if with_gradient:
         probabilities.scatter_add_(1, labels[:, None], probabilities.new_full((len(labels), 1), -1.0))
-        torch.mul(probabilities, counts[:, None], out=logits)
+        torch.mul(probabilities, is_labeled[:, None], out=logits)
 
 
-def _step(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], None]:
+def _choose_softmax_cross_entropy(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], None]:
     # Kernels compute in fp32, which is too little for fp64.
-    if hidden.dtype != torch.float64 and choose_fusion(hidden.device.type).name == "triton":
+    if hidden.dtype != torch.float64 and choose_kernels(hidden.device.type).name == "triton":
         # By name, because exported folders carry this file, and a CPU needs no Triton.
         kernels: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
         return kernels.softmax_cross_entropy_
@@ -167,7 +169,7 @@ def _step(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, bool
 
 def _rows_per_chunk(vocab_size: int, dtype: torch.dtype, device_type: str) -> int:
     # A power of two, for the products' sake. The row count has no say: it must not change how sums are rounded.
-    rows = (_CPU_CHUNK if device_type == "cpu" else _GPU_CHUNK) // (dtype.itemsize * vocab_size)
+    rows = (_CPU_CHUNK_BYTES if device_type == "cpu" else _GPU_CHUNK_BYTES) // (dtype.itemsize * vocab_size)
     return 1 << max(rows.bit_length() - 1, 0)
 
 
@@ -175,9 +177,9 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> 
     if total.dtype == left.dtype:
         total.addmm_(left, right, beta=0 if is_first else 1)  # 0: whatever stood in total does not count
         return
-    block = _CPU_BLOCK if total.device.type == "cpu" else len(total)
-    for part, rows in zip(total.split(block), left.split(block), strict=True):
-        part.copy_(rows @ right) if is_first else part.add_(rows @ right)
+    block = _CPU_BLOCK_ROWS if total.device.type == "cpu" else len(total)
+    for total_block, rows in zip(total.split(block), left.split(block), strict=True):
+        total_block.copy_(rows @ right) if is_first else total_block.add_(rows @ right)
 
 
 def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:

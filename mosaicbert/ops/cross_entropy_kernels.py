@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 2048  # columns
+_MAX_BLOCK = 2048  # columns
 _NUM_WARPS = 8
 
 
@@ -22,7 +22,7 @@ def _cross_entropy_row_kernel(
     logits_ptr,  # (rows, width); becomes their gradient
     labels_ptr,  # (rows,)
     losses_ptr,  # (rows,) fp32
-    is_right_ptr,  # (rows,)
+    is_correct_ptr,  # (rows,)
     width,
     IGNORED: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
@@ -34,45 +34,45 @@ def _cross_entropy_row_kernel(
     label = tl.load(labels_ptr + row)
     if label == IGNORED:
         tl.store(losses_ptr + row, 0.0)
-        tl.store(is_right_ptr + row, 0)
+        tl.store(is_correct_ptr + row, 0)
         if WITH_GRADIENT:
             zeros = tl.zeros([BLOCK], logits_ptr.dtype.element_ty)
             for start in range(0, width, BLOCK):
                 tl.store(row_ptr + start + columns, zeros, mask=start + columns < width)
         return
     # A label outside the vocabulary gives a loss that is not a number, not somebody else's memory.
-    is_inside = (label >= 0) & (label < width)
+    is_valid_label = (label >= 0) & (label < width)
     label = label.to(tl.int32)
-    label_logit = tl.load(row_ptr + label, mask=is_inside, other=float("nan")).to(tl.float32)
+    label_logit = tl.load(row_ptr + label, mask=is_valid_label, other=float("nan")).to(tl.float32)
     maximum = -float("inf")
     totals = tl.zeros([BLOCK], tl.float32)
-    is_beaten = label_logit != label_logit  # by a larger logit, or an equal one before it
+    is_wrong = label_logit != label_logit  # by a larger logit, or an equal one before it
     for start in range(0, width, BLOCK):
-        here = start + columns
-        logits = tl.load(row_ptr + here, mask=here < width, other=-float("inf")).to(tl.float32)
+        block_columns = start + columns
+        logits = tl.load(row_ptr + block_columns, mask=block_columns < width, other=-float("inf")).to(tl.float32)
         block_maximum = tl.max(logits, 0)
         maximum_before = tl.where(start < label, block_maximum, -float("inf"))
         if (start <= label) & (label < start + BLOCK):
-            maximum_before = tl.max(tl.where(here < label, logits, -float("inf")), 0)
-        is_beaten = is_beaten | (block_maximum > label_logit) | (maximum_before == label_logit)
+            maximum_before = tl.max(tl.where(block_columns < label, logits, -float("inf")), 0)
+        is_wrong = is_wrong | (block_maximum > label_logit) | (maximum_before == label_logit)
         new_maximum = tl.maximum(maximum, block_maximum)
-        subtracted = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
-        totals = totals * tl.exp(maximum - subtracted) + tl.exp(logits - subtracted)
+        shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum)
+        totals = totals * tl.exp(maximum - shift) + tl.exp(logits - shift)
         maximum = new_maximum
     total = tl.sum(totals, 0)
     tl.store(losses_ptr + row, (maximum - label_logit) + tl.log(total))
-    tl.store(is_right_ptr + row, tl.where(is_beaten, 0, 1))
+    tl.store(is_correct_ptr + row, tl.where(is_wrong, 0, 1))
     if WITH_GRADIENT:
         scale = 1.0 / total
         for start in range(0, width, BLOCK):
-            here = start + columns
-            logits = tl.load(row_ptr + here, mask=here < width, other=-float("inf")).to(tl.float32)
-            grads = tl.exp(logits - maximum) * scale - tl.where(here == label, 1.0, 0.0)
-            tl.store(row_ptr + here, grads.to(logits_ptr.dtype.element_ty), mask=here < width)
+            block_columns = start + columns
+            logits = tl.load(row_ptr + block_columns, mask=block_columns < width, other=-float("inf")).to(tl.float32)
+            grads = tl.exp(logits - maximum) * scale - tl.where(block_columns == label, 1.0, 0.0)
+            tl.store(row_ptr + block_columns, grads.to(logits_ptr.dtype.element_ty), mask=block_columns < width)
 
 
 def softmax_cross_entropy_(
-    logits: Tensor, labels: Tensor, losses: Tensor, is_right: Tensor, ignored: int, with_gradient: bool
+    logits: Tensor, labels: Tensor, losses: Tensor, is_correct: Tensor, ignore_index: int, with_gradient: bool
 ) -> None:
     """Writes each row's loss and whether its label is the first argmax; if asked, the gradient over the logits.
 
@@ -90,10 +90,10 @@ def softmax_cross_entropy_(
             logits,
             labels.contiguous(),
             losses,
-            is_right,
+            is_correct,
             width,
-            IGNORED=ignored,
+            IGNORED=ignore_index,
             WITH_GRADIENT=with_gradient,
-            BLOCK=min(_BLOCK, triton.next_power_of_2(width)),
+            BLOCK=min(_MAX_BLOCK, triton.next_power_of_2(width)),
             num_warps=_NUM_WARPS,
         )

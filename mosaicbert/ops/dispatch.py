@@ -16,7 +16,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the kernels compute 
 
 
 @dataclass(frozen=True)
-class FusionChoice:
+class KernelChoice:
     """What computes the fused operations on a device, "triton" or "none", and why not the other."""
 
     name: str
@@ -27,25 +27,25 @@ class FusionChoice:
 
 
 @functools.cache
-def choose_fusion(device_type: str) -> FusionChoice:
+def choose_kernels(device_type: str) -> KernelChoice:
     """Tries a kernel, forward and backward on a toy input, against the definition.
 
     Args:
         device_type: as in torch.device.
     """
     if device_type == "cpu":
-        return FusionChoice("none", "the processor runs the definitions")
+        return KernelChoice("none", "the processor runs the definitions")
     if device_type != "cuda" or not torch.cuda.is_available():
-        return FusionChoice("none", "for GPUs")
+        return KernelChoice("none", "for GPUs")
     failure = _probe(device_type)
-    return FusionChoice("triton", "") if failure is None else FusionChoice("none", failure)
+    return KernelChoice("triton", "") if failure is None else KernelChoice("none", failure)
 
 
-def runs_fused(tensor: Tensor) -> bool:
+def uses_kernels(tensor: Tensor) -> bool:
     """Whether an operation on this tensor takes its kernel. Never while torch.compile traces: it fuses by itself."""
     if torch.compiler.is_compiling() or tensor.dtype not in _DTYPES:
         return False
-    return choose_fusion(tensor.device.type).name == "triton"
+    return choose_kernels(tensor.device.type).name == "triton"
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -60,40 +60,48 @@ def _probe(device_type: str) -> str | None:
     """Says what is wrong with the kernels, or None."""
     with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
         generator = torch.Generator().manual_seed(0)
-        toy = torch.randn(3, 2 * 20, generator=generator).to(torch.bfloat16).double()
+        probe_input = torch.randn(3, 2 * 20, generator=generator).to(torch.bfloat16).double()
         try:
             # By name, because exported folders carry this file and transformers demands every import that it sees.
-            kernels: Any = importlib.import_module("mosaicbert.ops.geglu_kernels")
-            gate_up = toy.to(device_type, torch.bfloat16).requires_grad_()
-            ours = _with_gradient(kernels.geglu(gate_up, 0.0, None), gate_up)
-            _run_others(gate_up.detach().clone())
+            geglu_kernels: Any = importlib.import_module("mosaicbert.ops.geglu_kernels")
+            gate_up = probe_input.to(device_type, torch.bfloat16).requires_grad_()
+            actual = _output_and_gradient(geglu_kernels.geglu(gate_up, 0.0, None), gate_up)
+            _run_remaining_kernels(gate_up.detach().clone())
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
         except Exception as error:  # whatever a driver, a C compiler or Triton may raise: the definitions remain
             return str(error).strip().split("\n")[0] or type(error).__name__
-        gate, up = toy.requires_grad_().chunk(2, dim=-1)
-        truth = _with_gradient(F.gelu(gate) * up, toy)
+        gate, up = probe_input.requires_grad_().chunk(2, dim=-1)
+        expected = _output_and_gradient(F.gelu(gate) * up, probe_input)
     tolerance = 4 * torch.finfo(torch.bfloat16).eps  # a kernel may round; it may not compute something else
-    for result, expected in zip(ours, truth, strict=True):
-        if not torch.allclose(result, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
+    for kernel_result, reference_result in zip(actual, expected, strict=True):
+        if not torch.allclose(
+            kernel_result, reference_result, rtol=tolerance, atol=tolerance * float(reference_result.abs().max())
+        ):
             return "a kernel's result differs from the definition's"
     return None
 
 
-def _run_others(toy: Tensor) -> None:
+def _run_remaining_kernels(probe_input: Tensor) -> None:
     """The kernels that `_probe` does not judge, with dropout: they must at least compile and run."""
-    norms: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
-    losses: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
-    hidden, width = toy.clone().requires_grad_(), toy.shape[1]
-    weight, bias, seed = toy.new_ones(width), toy.new_zeros(width), toy.new_zeros((), dtype=torch.int64)
-    normed, *_ = norms.dropout_add_layer_norm(hidden, toy, weight, bias, 1e-5, 0.1, seed, True)
+    layer_norm_kernels: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
+    cross_entropy_kernels: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
+    hidden, width = probe_input.clone().requires_grad_(), probe_input.shape[1]
+    weight, bias, seed = (
+        probe_input.new_ones(width),
+        probe_input.new_zeros(width),
+        probe_input.new_zeros((), dtype=torch.int64),
+    )
+    normed, *_ = layer_norm_kernels.dropout_add_layer_norm(hidden, probe_input, weight, bias, 1e-5, 0.1, seed, True)
     torch.autograd.grad(normed.float().sum(), hidden)
-    labels = toy.new_zeros(len(toy), dtype=torch.int64)
-    losses.softmax_cross_entropy_(toy, labels, toy.new_empty(len(toy), dtype=torch.float32), labels.int(), -100, True)
-    if toy.is_cuda:
+    labels = probe_input.new_zeros(len(probe_input), dtype=torch.int64)
+    cross_entropy_kernels.softmax_cross_entropy_(
+        probe_input, labels, probe_input.new_empty(len(probe_input), dtype=torch.float32), labels.int(), -100, True
+    )
+    if probe_input.is_cuda:
         torch.cuda.synchronize()
 
 
-def _with_gradient(out: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
+def _output_and_gradient(out: Tensor, gate_up: Tensor) -> tuple[Tensor, Tensor]:
     (gradient,) = torch.autograd.grad(out.double().square().sum(), gate_up)
     return out.detach().double().cpu(), gradient.double().cpu()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @triton.jit
-def keep_mask(seed, rows, groups, threshold):
+def dropout_keep_mask(seed, rows, groups, threshold):
     """Whether dropout keeps each element.
 
     Philox (Salmon et al. 2011) makes four numbers of 32 bits from a counter of 128. Here the counter is (group, row),
@@ -27,8 +27,8 @@ def keep_mask(seed, rows, groups, threshold):
     """
     zeros = (rows + groups) * 0
     first, second, third, fourth = tl.philox(seed, groups + zeros, rows + zeros, zeros, zeros)
-    noise = tl.interleave(tl.interleave(first, third), tl.interleave(second, fourth))
-    return noise >= threshold.to(tl.uint32)
+    random_bits = tl.interleave(tl.interleave(first, third), tl.interleave(second, fourth))
+    return random_bits >= threshold.to(tl.uint32)
 
 
 def dropout_arguments(dropout_p: float, seed: Tensor | None) -> tuple[int, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from mosaicbert.ops.dispatch import draw_seed, runs_fused
+from mosaicbert.ops.dispatch import draw_seed, uses_kernels
 
 
 def geglu_reference(gate_up: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -31,7 +31,7 @@ def geglu(gate_up: Tensor, dropout_p: float = 0.0) -> Tensor:
     """
     if gate_up.ndim != 2 or gate_up.shape[1] % 2:
         raise ValueError(f"geglu needs a (T, 2F) tensor, got {tuple(gate_up.shape)}; flatten batch and sequence first.")
-    if not runs_fused(gate_up):
+    if not uses_kernels(gate_up):
         return geglu_reference(gate_up, dropout_p)
     # By name, because exported folders carry this file and transformers demands every import that it sees in one.
     kernels: Any = importlib.import_module("mosaicbert.ops.geglu_kernels")

@@ -14,17 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mosaicbert.ops.dropout_kernels import dropout_arguments, keep_mask
+from mosaicbert.ops.dropout_kernels import dropout_arguments, dropout_keep_mask
 
-_WIDEST_BLOCK = 1024  # columns of a program: 16 bytes of bf16 to each of its threads
+_MAX_BLOCK = 1024  # columns of a program: 16 bytes of bf16 to each of its threads
 _NUM_WARPS = 4
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _INVERSE_SQRT_TAU = tl.constexpr(1 / math.sqrt(2 * math.pi))
 
 
 @triton.jit
-def _keep(seed_ptr, row, block, threshold, BLOCK: tl.constexpr):
-    return keep_mask(tl.load(seed_ptr), row, block * (BLOCK // 4) + tl.arange(0, BLOCK // 4), threshold)
+def _keep_mask(seed_ptr, row, block, threshold, BLOCK: tl.constexpr):
+    return dropout_keep_mask(tl.load(seed_ptr), row, block * (BLOCK // 4) + tl.arange(0, BLOCK // 4), threshold)
 
 
 @triton.jit(do_not_specialize=["threshold", "scale"])
@@ -41,14 +41,14 @@ def _geglu_forward_kernel(
     row = tl.program_id(0) // num_blocks
     block = tl.program_id(0) % num_blocks
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < width
+    in_bounds = columns < width
     gate_ptr = gate_up_ptr + row.to(tl.int64) * 2 * width + columns
-    gate = tl.load(gate_ptr, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_ptr + width, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(gate_ptr, mask=in_bounds, other=0.0).to(tl.float32)
+    up = tl.load(gate_ptr + width, mask=in_bounds, other=0.0).to(tl.float32)
     out = 0.5 * gate * (1.0 + tl.erf(gate * _SQRT_HALF)) * up
     if seed_ptr is not None:
-        out = tl.where(_keep(seed_ptr, row, block, threshold, BLOCK), out * scale, 0.0)
-    tl.store(out_ptr + row.to(tl.int64) * width + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
+        out = tl.where(_keep_mask(seed_ptr, row, block, threshold, BLOCK), out * scale, 0.0)
+    tl.store(out_ptr + row.to(tl.int64) * width + columns, out.to(out_ptr.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit(do_not_specialize=["threshold", "scale"])
@@ -66,24 +66,24 @@ def _geglu_backward_kernel(
     row = tl.program_id(0) // num_blocks
     block = tl.program_id(0) % num_blocks
     columns = block * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < width
-    gates = row.to(tl.int64) * 2 * width + columns
-    gate = tl.load(gate_up_ptr + gates, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up_ptr + gates + width, mask=inside, other=0.0).to(tl.float32)
-    grad = tl.load(grad_ptr + row.to(tl.int64) * width + columns, mask=inside, other=0.0).to(tl.float32)
+    in_bounds = columns < width
+    gate_offsets = row.to(tl.int64) * 2 * width + columns
+    gate = tl.load(gate_up_ptr + gate_offsets, mask=in_bounds, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + gate_offsets + width, mask=in_bounds, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + row.to(tl.int64) * width + columns, mask=in_bounds, other=0.0).to(tl.float32)
     if seed_ptr is not None:
-        grad = tl.where(_keep(seed_ptr, row, block, threshold, BLOCK), grad * scale, 0.0)
+        grad = tl.where(_keep_mask(seed_ptr, row, block, threshold, BLOCK), grad * scale, 0.0)
     cdf = 0.5 * (1.0 + tl.erf(gate * _SQRT_HALF))
     density = tl.exp(-0.5 * gate * gate) * _INVERSE_SQRT_TAU
     grad_gate = grad * up * (cdf + gate * density)
     grad_up = grad * gate * cdf
-    tl.store(grad_gate_up_ptr + gates, grad_gate.to(grad_gate_up_ptr.dtype.element_ty), mask=inside)
-    tl.store(grad_gate_up_ptr + gates + width, grad_up.to(grad_gate_up_ptr.dtype.element_ty), mask=inside)
+    tl.store(grad_gate_up_ptr + gate_offsets, grad_gate.to(grad_gate_up_ptr.dtype.element_ty), mask=in_bounds)
+    tl.store(grad_gate_up_ptr + gate_offsets + width, grad_up.to(grad_gate_up_ptr.dtype.element_ty), mask=in_bounds)
 
 
 def _grid_and_block(gate_up: Tensor) -> tuple[tuple[int], int]:
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-    block = max(4, min(_WIDEST_BLOCK, triton.next_power_of_2(width)))
+    block = max(4, min(_MAX_BLOCK, triton.next_power_of_2(width)))
     return (num_rows * triton.cdiv(width, block),), block
 
 
@@ -140,14 +140,14 @@ def _(grad: Tensor, gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> T
     return gate_up.new_empty(gate_up.shape)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     gate_up, ctx.dropout_p, seed = inputs
     ctx.save_for_backward(gate_up, seed)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     gate_up, seed = ctx.saved_tensors
     return geglu_backward(grad, gate_up, ctx.dropout_p, seed), None, None
 
 
-geglu.register_autograd(_differentiate, setup_context=_save)
+geglu.register_autograd(_backward, setup_context=_save_for_backward)

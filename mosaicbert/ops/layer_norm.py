@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mosaicbert.ops.dispatch import draw_seed, runs_fused
+from mosaicbert.ops.dispatch import draw_seed, uses_kernels
 
-_CHUNK = 512  # tokens; their fp32 copies stay in the processor's cache
+_CHUNK_TOKENS = 512  # tokens; their fp32 copies stay in the processor's cache
 
 
-class _HalfOnCpu(torch.autograd.Function):
+class _HalfPrecisionCpuLayerNorm(torch.autograd.Function):
     # PyTorch's CPU kernel saves the statistics in the weight's dtype, and sums the gradients of weight and bias in the
     # input's: in bf16 they come out a sixth wrong after 16,384 tokens. Its GPU kernel does both in fp32.
 
@@ -31,14 +31,14 @@ class _HalfOnCpu(torch.autograd.Function):
         hidden, mean, rstd, weight, bias = ctx.saved_tensors
         affine = (weight.float(), bias.float())
         grad_hidden, grad_affine = torch.empty_like(hidden), [torch.zeros_like(tensor) for tensor in affine]
-        rows = (tensor.split(_CHUNK) for tensor in (grads[0], hidden, mean, rstd, grad_hidden))
+        rows = (tensor.split(_CHUNK_TOKENS) for tensor in (grads[0], hidden, mean, rstd, grad_hidden))
         for grad, chunk, chunk_mean, chunk_rstd, out in zip(*rows, strict=True):
-            of_hidden, *of_affine = native_backward(
+            grad_chunk, *grad_affine_chunk = native_backward(
                 grad.float(), chunk.float(), weight.shape, chunk_mean, chunk_rstd, *affine, [True, True, True]
             )
-            out.copy_(of_hidden)
-            for total, part in zip(grad_affine, of_affine, strict=True):
-                total += part
+            out.copy_(grad_chunk)
+            for total, chunk_sum in zip(grad_affine, grad_affine_chunk, strict=True):
+                total += chunk_sum
         return grad_hidden, grad_affine[0].to(weight.dtype), grad_affine[1].to(bias.dtype), None
 
 
@@ -57,11 +57,11 @@ def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
         (..., C), in the autocast's dtype if autocast is on, else in hidden's.
     """
     device = hidden.device.type
-    dtype = _dtype_of_output(device, hidden.dtype)
+    dtype = _output_dtype(device, hidden.dtype)
     with torch.autocast(device, enabled=False):
         hidden = hidden.to(dtype)
         if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
-            normed: Any = _HalfOnCpu.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, eps)
+            normed: Any = _HalfPrecisionCpuLayerNorm.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, eps)
             return normed.view_as(hidden)
         return F.layer_norm(hidden, weight.shape, weight.to(dtype), bias.to(dtype), eps)
 
@@ -90,11 +90,11 @@ def dropout_add_layer_norm(
     Returns:
         (T, C), in the autocast's dtype if autocast is on, else in that of the sum.
     """
-    if not runs_fused(hidden):
+    if not uses_kernels(hidden):
         return dropout_add_layer_norm_reference(hidden, residual, weight, bias, eps, dropout_p)
     # By name, because exported folders carry this file and transformers demands every import that it sees in one.
     kernels: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
-    dtype = _dtype_of_output(hidden.device.type, torch.promote_types(hidden.dtype, residual.dtype))
+    dtype = _output_dtype(hidden.device.type, torch.promote_types(hidden.dtype, residual.dtype))
     hidden, residual = hidden.to(dtype), residual.to(dtype)
     differentiable = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (hidden, residual, weight, bias)
@@ -103,5 +103,5 @@ def dropout_add_layer_norm(
     return kernels.dropout_add_layer_norm(hidden, residual, weight, bias, eps, dropout_p, seed, differentiable)[0]
 
 
-def _dtype_of_output(device: str, dtype: torch.dtype) -> torch.dtype:
+def _output_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype

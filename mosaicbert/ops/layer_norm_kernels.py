@@ -15,17 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mosaicbert.ops.dropout_kernels import dropout_arguments, keep_mask
+from mosaicbert.ops.dropout_kernels import dropout_arguments, dropout_keep_mask
 
-WIDEST = 8192  # columns: a program keeps whole rows in registers
-_FORWARD_ELEMENTS, _BACKWARD_ELEMENTS = 1024, 2048  # of a tile, unless one row is more
+MAX_WIDTH = 8192  # columns: a program keeps whole rows in registers
+_FORWARD_TILE_ELEMENTS, _BACKWARD_TILE_ELEMENTS = 1024, 2048  # of a tile, unless one row is more
 _PROGRAMS_PER_MULTIPROCESSOR = 4  # at up to 1024 columns its registers hold all of them at once
-_PROGRAMS_OF_INTERPRETER = 4
+_NUM_INTERPRETER_PROGRAMS = 4
 
 
 @triton.jit
-def _keep(seed, rows, threshold, COLUMNS: tl.constexpr):
-    return keep_mask(seed, rows[:, None], tl.arange(0, COLUMNS // 4)[None, :], threshold)
+def _keep_mask(seed, rows, threshold, COLUMNS: tl.constexpr):
+    return dropout_keep_mask(seed, rows[:, None], tl.arange(0, COLUMNS // 4)[None, :], threshold)
 
 
 @triton.jit(do_not_specialize=["threshold", "scale", "num_rows", "eps"])
@@ -48,23 +48,23 @@ def _layer_norm_forward_kernel(
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)[None, :]
-    inside = (rows < num_rows)[:, None] & (columns < width)
+    in_bounds = (rows < num_rows)[:, None] & (columns < width)
     elements = rows.to(tl.int64)[:, None] * width + columns
-    hidden = tl.load(hidden_ptr + elements, mask=inside, other=0.0).to(tl.float32)
-    residual = tl.load(residual_ptr + elements, mask=inside, other=0.0).to(tl.float32)
+    hidden = tl.load(hidden_ptr + elements, mask=in_bounds, other=0.0).to(tl.float32)
+    residual = tl.load(residual_ptr + elements, mask=in_bounds, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
     if seed_ptr is not None:
-        hidden = tl.where(_keep(tl.load(seed_ptr), rows, threshold, COLUMNS), hidden * scale, 0.0)
+        hidden = tl.where(_keep_mask(tl.load(seed_ptr), rows, threshold, COLUMNS), hidden * scale, 0.0)
     summed = hidden + residual
     mean = tl.sum(summed, 1) / width
-    centred = tl.where(inside, summed - mean[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)
-    normed = centred * rstd[:, None]
+    centered = tl.where(in_bounds, summed - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / width + eps)
+    normed = centered * rstd[:, None]
     out = normed * weight + bias
-    tl.store(out_ptr + elements, out.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + elements, out.to(out_ptr.dtype.element_ty), mask=in_bounds)
     if normed_ptr is not None:
-        tl.store(normed_ptr + elements, normed.to(normed_ptr.dtype.element_ty), mask=inside)
+        tl.store(normed_ptr + elements, normed.to(normed_ptr.dtype.element_ty), mask=in_bounds)
         tl.store(rstd_ptr + rows, rstd, mask=rows < num_rows)
 
 
@@ -76,7 +76,7 @@ def _layer_norm_backward_kernel(
     weight_ptr,
     grad_residual_ptr,  # (T, C)
     grad_hidden_ptr,  # (T, C), None without dropout: it is the residual's
-    partial_ptr,  # (2, programs, C) fp32: of the gradients of weight and bias
+    partial_sums_ptr,  # (2, programs, C) fp32: of the gradients of weight and bias
     seed_ptr,
     threshold,
     scale,
@@ -92,26 +92,26 @@ def _layer_norm_backward_kernel(
     grad_bias = tl.zeros([COLUMNS], tl.float32)
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
-    for first in range(program * ROWS, num_rows, tl.num_programs(0) * ROWS):
-        rows = first + tl.arange(0, ROWS)
-        inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+    for first_row in range(program * ROWS, num_rows, tl.num_programs(0) * ROWS):
+        rows = first_row + tl.arange(0, ROWS)
+        in_bounds = (rows < num_rows)[:, None] & (columns < width)[None, :]
         elements = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        grad = tl.load(grad_ptr + elements, mask=inside, other=0.0).to(tl.float32)
-        normed = tl.load(normed_ptr + elements, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + elements, mask=in_bounds, other=0.0).to(tl.float32)
+        normed = tl.load(normed_ptr + elements, mask=in_bounds, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + rows, mask=rows < num_rows, other=0.0)
         grad_weight += tl.sum(grad * normed, 0)
         grad_bias += tl.sum(grad, 0)
         weighted = grad * weight[None, :]
-        along = tl.sum(weighted * normed, 1) / width
+        projection = tl.sum(weighted * normed, 1) / width
         mean = tl.sum(weighted, 1) / width
-        grad_sum = (weighted - mean[:, None] - normed * along[:, None]) * rstd[:, None]
-        tl.store(grad_residual_ptr + elements, grad_sum.to(grad_residual_ptr.dtype.element_ty), mask=inside)
+        grad_sum = (weighted - mean[:, None] - normed * projection[:, None]) * rstd[:, None]
+        tl.store(grad_residual_ptr + elements, grad_sum.to(grad_residual_ptr.dtype.element_ty), mask=in_bounds)
         if seed_ptr is not None:
-            grad_hidden = tl.where(_keep(seed, rows, threshold, COLUMNS), grad_sum * scale, 0.0)
-            tl.store(grad_hidden_ptr + elements, grad_hidden.to(grad_hidden_ptr.dtype.element_ty), mask=inside)
-    partial_ptr += program.to(tl.int64) * width + columns
-    tl.store(partial_ptr, grad_weight, mask=columns < width)
-    tl.store(partial_ptr + tl.num_programs(0).to(tl.int64) * width, grad_bias, mask=columns < width)
+            grad_hidden = tl.where(_keep_mask(seed, rows, threshold, COLUMNS), grad_sum * scale, 0.0)
+            tl.store(grad_hidden_ptr + elements, grad_hidden.to(grad_hidden_ptr.dtype.element_ty), mask=in_bounds)
+    partial_sums_ptr += program.to(tl.int64) * width + columns
+    tl.store(partial_sums_ptr, grad_weight, mask=columns < width)
+    tl.store(partial_sums_ptr + tl.num_programs(0).to(tl.int64) * width, grad_bias, mask=columns < width)
 
 
 def _tile(width: int, elements: int) -> dict[str, int]:
@@ -119,13 +119,13 @@ def _tile(width: int, elements: int) -> dict[str, int]:
     return {"ROWS": max(1, elements // columns), "COLUMNS": columns, "num_warps": min(16, max(4, columns // 256))}
 
 
-def _num_programs(hidden: Tensor, rows_of_tile: int) -> int:
+def _num_programs(hidden: Tensor, tile_rows: int) -> int:
     if hidden.is_cuda:
         multiprocessors = torch.cuda.get_device_properties(hidden.device).multi_processor_count
-        most = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+        max_programs = _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
     else:
-        most = _PROGRAMS_OF_INTERPRETER
-    return min(most, triton.cdiv(hidden.shape[0], rows_of_tile))
+        max_programs = _NUM_INTERPRETER_PROGRAMS
+    return min(max_programs, triton.cdiv(hidden.shape[0], tile_rows))
 
 
 @torch.library.custom_op("mosaicbert::dropout_add_layer_norm", mutates_args=())
@@ -156,15 +156,15 @@ def dropout_add_layer_norm(
         1 / sqrt(variance + eps) of each row, (T,) fp32.
 
     Raises:
-        ValueError: hidden is wider than WIDEST.
+        ValueError: hidden is wider than MAX_WIDTH.
     """
     hidden, residual = hidden.contiguous(), residual.contiguous()
     num_rows, width = hidden.shape
     assert residual.shape == hidden.shape and residual.dtype == hidden.dtype, "residual is unlike hidden"
-    if width > WIDEST:
-        raise ValueError(f"hidden_size={width} is above {WIDEST}: a row would not fit a program's registers.")
+    if width > MAX_WIDTH:
+        raise ValueError(f"hidden_size={width} is above {MAX_WIDTH}: a row would not fit a program's registers.")
     out, normed, rstd = _empty_outputs(hidden, differentiable)
-    tile = _tile(width, _FORWARD_ELEMENTS)
+    tile = _tile(width, _FORWARD_TILE_ELEMENTS)
     with torch.cuda.device_of(hidden):
         _layer_norm_forward_kernel[(triton.cdiv(num_rows, tile["ROWS"]),)](
             hidden,
@@ -186,9 +186,9 @@ def dropout_add_layer_norm(
 
 def _empty_outputs(hidden: Tensor, differentiable: bool) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, width = hidden.shape
-    num_kept = num_rows if differentiable else 0
-    out, normed = hidden.new_empty(num_rows, width), hidden.new_empty(num_kept, width)
-    return out, normed, hidden.new_empty(num_kept, dtype=torch.float32)
+    num_saved_rows = num_rows if differentiable else 0
+    out, normed = hidden.new_empty(num_rows, width), hidden.new_empty(num_saved_rows, width)
+    return out, normed, hidden.new_empty(num_saved_rows, dtype=torch.float32)
 
 
 @torch.library.custom_op("mosaicbert::dropout_add_layer_norm_backward", mutates_args=())
@@ -198,11 +198,11 @@ def dropout_add_layer_norm_backward(
     """The gradients of residual, hidden, weight and bias. Hidden's is empty without a seed: it is residual's."""
     grad = grad.contiguous()
     num_rows, width = normed.shape
-    tile = _tile(width, _BACKWARD_ELEMENTS)
+    tile = _tile(width, _BACKWARD_TILE_ELEMENTS)
     num_programs = _num_programs(normed, tile["ROWS"])
     grad_residual = torch.empty_like(normed)
     grad_hidden = torch.empty_like(normed) if seed is not None else normed.new_empty(0, width)
-    partial = normed.new_empty(2, num_programs, width, dtype=torch.float32)
+    partial_sums = normed.new_empty(2, num_programs, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
         _layer_norm_backward_kernel[(num_programs,)](
             grad,
@@ -211,14 +211,14 @@ def dropout_add_layer_norm_backward(
             weight.contiguous(),
             grad_residual,
             grad_hidden if seed is not None else None,
-            partial,
+            partial_sums,
             seed,
             *dropout_arguments(dropout_p, seed),
             num_rows,
             width,
             **tile,
         )
-    grad_weight, grad_bias = (part.sum(0).to(weight.dtype) for part in partial)
+    grad_weight, grad_bias = (sums.sum(0).to(weight.dtype) for sums in partial_sums)
     return grad_residual, grad_hidden, grad_weight, grad_bias
 
 
@@ -250,7 +250,7 @@ def _(
     return normed.new_empty(num_rows, width), grad_hidden, weight.new_empty(width), weight.new_empty(width)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, _, weight, bias, _, ctx.dropout_p, seed, differentiable = inputs
     assert differentiable, "a gradient is wanted of a call that was not told so"
     ctx.set_materialize_grads(False)  # of what was saved there is none, and zeros would be written for it
@@ -258,7 +258,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(output[1], output[2], weight, seed)
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     normed, rstd, weight, seed = ctx.saved_tensors
     grad_residual, grad_hidden, grad_weight, grad_bias = dropout_add_layer_norm_backward(
         grad, normed, rstd, weight, ctx.dropout_p, seed
@@ -268,4 +268,4 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return grad_hidden, grad_residual, grad_weight, grad_bias.to(ctx.bias_dtype), None, None, None, None
 
 
-dropout_add_layer_norm.register_autograd(_differentiate, setup_context=_save)
+dropout_add_layer_norm.register_autograd(_backward, setup_context=_save_for_backward)

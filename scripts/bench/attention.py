@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from documents import MADE_UP, cut, real_seqlens, web_like_seqlens
-from harness import describe, measure, name_of, record, show, write_lines
+from harness import describe, dtype_name, measure, print_record, record, write_lines
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -30,13 +30,13 @@ NUM_HEADS, HEAD_DIM = 12, 64  # MosaicBERT-Base
 SLOPES = ops.alibi_slopes(NUM_HEADS)
 EVEN_LENGTHS = (16, 32, 64, 128, 192, 256, 512, 1024, 2048)
 NUM_EVEN_TOKENS, NUM_UNEVEN_TOKENS = 2048, 4096
-LONGEST_UNEVEN = 512
+MAX_UNEVEN_LENGTH = 512
 
 NUM_GPU_TOKENS = 65_536
 GPU_LENGTHS = (128, 512, 1024, 2048, 8192)
 BACKWARD_FLOPS = 2.5  # times those of the forward pass: five products instead of two
 CHECKED_DOCUMENTS = 2  # against the definition, which holds all scores
-MOST_DIFFERENCE = (
+MAX_RELATIVE_DIFFERENCE = (
     0.02  # of a tensor's norm: some roundings of bf16; without its bias, attention differs by more than 0.1
 )
 
@@ -114,7 +114,7 @@ def gpu_cases(
 ) -> Iterator[Case]:
     """Documents of 128 tokens, which are the main case, of a real text, and of other lengths."""
     uneven = (
-        cut(web_like_seqlens(num_tokens, LONGEST_UNEVEN), num_tokens)
+        cut(web_like_seqlens(num_tokens, MAX_UNEVEN_LENGTH), num_tokens)
         if store is None
         else real_seqlens(store, num_tokens)
     )
@@ -128,11 +128,11 @@ def gpu_cases(
         yield Case(name, seqlens, qkv, grad, cu_seqlens)
 
 
-def ours(case: Case, slopes: tuple[float, ...] | None = SLOPES, rung: str = "triton") -> Version:
-    longest = max(case.seqlens)
+def triton_version(case: Case, slopes: tuple[float, ...] | None = SLOPES, backend: str = "triton") -> Version:
+    max_seqlen = max(case.seqlens)
     return Version(
         [leaf(case.qkv)],
-        lambda qkv: ops.attention(qkv, case.cu_seqlens, longest, slopes, rung),
+        lambda qkv: ops.attention(qkv, case.cu_seqlens, max_seqlen, slopes, backend),
         lambda packed: packed,
         lambda packed: packed,
         slopes is not None,
@@ -141,12 +141,12 @@ def ours(case: Case, slopes: tuple[float, ...] | None = SLOPES, rung: str = "tri
 
 def flash_attn(case: Case, slopes: tuple[float, ...] | None) -> Version:
     library: Any = importlib.import_module("flash_attn")
-    longest = max(case.seqlens)
+    max_seqlen = max(case.seqlens)
     on_device = None if slopes is None else torch.tensor(slopes, device=case.qkv.device)
     attend = functools.partial(
         library.flash_attn_varlen_qkvpacked_func,
         cu_seqlens=case.cu_seqlens,
-        max_seqlen=longest,
+        max_seqlen=max_seqlen,
         alibi_slopes=on_device,
     )
     return Version([leaf(case.qkv)], attend, lambda packed: packed, lambda packed: packed, slopes is not None)
@@ -169,10 +169,10 @@ def sdpa_flash(case: Case) -> Version:
 
 def varlen(case: Case) -> Version:
     varlen_attn: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    longest = max(case.seqlens)
+    max_seqlen = max(case.seqlens)
     return Version(
         [leaf(tensor) for tensor in case.qkv.unbind(1)],
-        lambda q, k, v: varlen_attn(q, k, v, case.cu_seqlens, case.cu_seqlens, longest, longest),
+        lambda q, k, v: varlen_attn(q, k, v, case.cu_seqlens, case.cu_seqlens, max_seqlen, max_seqlen),
         lambda packed: packed,
         lambda packed: packed,
         False,
@@ -216,9 +216,9 @@ def _flex(num_tokens: int, device: torch.device) -> tuple[Callable[..., Tensor],
     return attend, in_document, document_of
 
 
-OURS = "ours (triton), ALiBi"
+TRITON_VERSION = "ours (triton), ALiBi"
 BUILDERS: dict[str, Callable[[Case], Version]] = {
-    OURS: ours,
+    TRITON_VERSION: triton_version,
     "flash-attn 2, ALiBi": lambda case: flash_attn(case, SLOPES),
     "flash-attn 2, no bias": lambda case: flash_attn(case, None),
     "SDPA flash, no bias": sdpa_flash,
@@ -234,18 +234,18 @@ def compare_on_gpu(cases: Iterator[Case], builders: dict[str, Callable[[Case], V
         versions: dict[str, Version] = {}
         errors: dict[str, str] = {}
         # What the others are held against: ours, which is held against the definition.
-        truths: dict[bool, list[Tensor]] = {}
+        references: dict[bool, list[Tensor]] = {}
         for by, build in builders.items():
             try:
                 version = build(case)
-                if version.has_bias not in truths:
-                    truths[version.has_bias] = checked_truth(case, SLOPES if version.has_bias else None)
-                require_same(results(version, case), truths[version.has_bias])
+                if version.has_bias not in references:
+                    references[version.has_bias] = checked_reference(case, SLOPES if version.has_bias else None)
+                check_results(results(version, case), references[version.has_bias])
                 versions[by] = version
             except Exception as error:  # whatever keeps a version from running is its result
                 errors[by] = describe(error)
-        failures += OURS in errors
-        truths.clear()
+        failures += TRITON_VERSION in errors
+        references.clear()
         record_case(case, versions, errors, is_training=True)
         record_case(case, versions, errors, is_training=False)
     return min(failures, 1)
@@ -271,7 +271,7 @@ def record_case(case: Case, versions: dict[str, Version], errors: dict[str, str]
             "by": by,
             "lengths": case.lengths,
             "shape": shape,
-            "dtype": name_of(case.qkv.dtype),
+            "dtype": dtype_name(case.qkv.dtype),
         }
         if by in timings:
             median = timings[by].median
@@ -280,7 +280,7 @@ def record_case(case: Case, versions: dict[str, Version], errors: dict[str, str]
         else:
             line["error"] = {**errors, **late_errors}[by]
         write_lines("attention", [line], device)
-        show(line)
+        print_record(line)
 
 
 def forward_call(version: Version, _case: Case) -> Callable[[], object]:
@@ -306,21 +306,21 @@ def results(version: Version, case: Case) -> list[Tensor]:
     return [version.pack(out).detach(), packed[0] if len(packed) == 1 else torch.stack(packed, dim=1)]
 
 
-def checked_truth(case: Case, slopes: tuple[float, ...] | None) -> list[Tensor]:
+def checked_reference(case: Case, slopes: tuple[float, ...] | None) -> list[Tensor]:
     """Ours, whose first documents are the definition's."""
-    found = results(ours(case, slopes), case)
+    actual = results(triton_version(case, slopes), case)
     num_tokens = sum(case.seqlens[:CHECKED_DOCUMENTS])
     qkv = case.qkv[:num_tokens].float().requires_grad_()
     out = ops.attention_reference(qkv, case.cu_seqlens[: CHECKED_DOCUMENTS + 1], slopes)
     (grad,) = torch.autograd.grad(out, qkv, case.grad[:num_tokens].float())
-    require_same([tensor[:num_tokens] for tensor in found], [out.detach(), grad])
-    return found
+    check_results([tensor[:num_tokens] for tensor in actual], [out.detach(), grad])
+    return actual
 
 
-def require_same(found: list[Tensor], truth: list[Tensor]) -> None:
-    for name, ours, other in zip(("output", "gradient"), found, truth, strict=True):
-        difference = float((ours.float() - other.float()).norm() / other.float().norm())
-        if not difference <= MOST_DIFFERENCE:
+def check_results(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for name, result, reference in zip(("output", "gradient"), actual, expected, strict=True):
+        difference = float((result.float() - reference.float()).norm() / reference.float().norm())
+        if not difference <= MAX_RELATIVE_DIFFERENCE:
             raise ValueError(f"its {name} differs by {difference:.3f} of the norm")
 
 
@@ -333,10 +333,10 @@ def compare_paths(length: int, dtype: torch.dtype) -> None:
     seqlens = [length] * (NUM_EVEN_TOKENS // length)
     qkv = random_qkv(sum(seqlens), dtype)
     documents, bias = qkv.unflatten(0, (-1, length)), ops._bias(SLOPES, None, length, dtype, qkv.device)
-    taken = ops._sdpa_path(documents)
-    other = ops._fused_kernel if taken is ops._batched_products else ops._batched_products
+    chosen = ops._choose_sdpa_function(documents)
+    other = ops._fused_kernel if chosen is ops._batched_products else ops._batched_products
     versions = {
-        f"sdpa, {taken.__name__.strip('_')}": training_step(lambda qkv: taken(qkv, bias), documents),
+        f"sdpa, {chosen.__name__.strip('_')}": training_step(lambda qkv: chosen(qkv, bias), documents),
         f"sdpa, {other.__name__.strip('_')}": training_step(lambda qkv: other(qkv, bias), documents),
         "eager": training_step(packed_attention("eager", seqlens), qkv),
     }
@@ -346,7 +346,7 @@ def compare_paths(length: int, dtype: torch.dtype) -> None:
 
 def compare_uneven_with_even(dtype: torch.dtype) -> None:
     """Times uneven documents, even ones of as many tokens and as many products, and the uneven ones padded."""
-    uneven = web_like_seqlens(NUM_UNEVEN_TOKENS, LONGEST_UNEVEN)
+    uneven = web_like_seqlens(NUM_UNEVEN_TOKENS, MAX_UNEVEN_LENGTH)
     even_length = round(sum(length**2 for length in uneven) / sum(uneven))
     num_even, rest = divmod(sum(uneven), even_length)
     even = [even_length] * num_even + [rest] * (rest > 0)
@@ -376,9 +376,9 @@ def random_qkv(num_tokens: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(num_tokens, 3, NUM_HEADS, HEAD_DIM, generator=generator).to(dtype)
 
 
-def packed_attention(rung: str, seqlens: list[int]) -> Callable[[Tensor], Tensor]:
+def packed_attention(backend: str, seqlens: list[int]) -> Callable[[Tensor], Tensor]:
     cu_seqlens = torch.tensor([0, *seqlens]).cumsum(0).int()
-    return lambda qkv: ops.attention(qkv, cu_seqlens, max(seqlens), SLOPES, rung)
+    return lambda qkv: ops.attention(qkv, cu_seqlens, max(seqlens), SLOPES, backend)
 
 
 def padded_attention(qkv: Tensor, mask: Tensor) -> Tensor:

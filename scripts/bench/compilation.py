@@ -35,9 +35,9 @@ def main() -> None:
             steps = {"eager": training_step(eager, batch, dtype), "compiled": training_step(compiled, batch, dtype)}
             start = time.perf_counter()
             steps["compiled"]()
-            facts = {"eager": {}, "compiled": {"first_call_seconds": round(time.perf_counter() - start, 1)}}
+            extra_fields = {"eager": {}, "compiled": {"first_call_seconds": round(time.perf_counter() - start, 1)}}
             shape = {"tokens": batch.num_tokens, "documents": batch.num_sequences}
-            record("compilation", what, steps, shape=shape, dtype=dtype, seconds=15.0, facts=facts)
+            record("compilation", what, steps, shape=shape, dtype=dtype, seconds=15.0, extra_fields=extra_fields)
 
 
 if __name__ == "__main__":

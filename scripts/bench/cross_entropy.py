@@ -50,8 +50,8 @@ def compare_on_gpu(recipe: str) -> None:
         operations["liger-kernel"] = liger_cross_entropy
     shape = sizes(recipe, NUM_GPU_ROWS)
     versions = {by: training_step(operation, shape, "cuda") for by, operation in operations.items()}
-    facts = {by: {"peak_mib": peak_mib(call)} for by, call in versions.items()}
-    record("cross_entropy", WHAT, versions, shape=shape, dtype=DTYPE, device="cuda", facts=facts)
+    extra_fields = {by: {"peak_mib": peak_mib(call)} for by, call in versions.items()}
+    record("cross_entropy", WHAT, versions, shape=shape, dtype=DTYPE, device="cuda", extra_fields=extra_fields)
 
 
 def compare_on_cpu(recipe: str) -> None:

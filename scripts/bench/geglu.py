@@ -12,7 +12,7 @@ from harness import record
 from torch import Tensor
 
 from mosaicbert.config.load import load_recipe
-from mosaicbert.ops.dispatch import choose_fusion
+from mosaicbert.ops.dispatch import choose_kernels
 from mosaicbert.ops.geglu import geglu, geglu_reference
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -24,9 +24,9 @@ ELEMENTS_MOVED = 8  # per output: forward reads 2 and writes 1; backward reads 3
 
 
 def main() -> int:
-    fusion = choose_fusion("cuda")
-    if fusion.name != "triton":
-        print(f"geglu: needs a GPU that runs the kernels; {fusion}", file=sys.stderr)
+    kernel_choice = choose_kernels("cuda")
+    if kernel_choice.name != "triton":
+        print(f"geglu: needs a GPU that runs the kernels; {kernel_choice}", file=sys.stderr)
         return 2
     for size in SIZES:
         width = load_recipe(RECIPES / f"mosaicbert-{size}-c4.yaml").model.intermediate_size

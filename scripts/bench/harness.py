@@ -25,9 +25,9 @@ import torch
 _ROOT = Path(__file__).parents[2]
 _MIN_REPEATS = 5
 _MAX_REPEATS = 100
-_MUCH_MEMORY = 512 * 2**20  # bytes; more than the L2 cache of any GPU
-_HEAD_STARTS = 4
-_LONGEST_ERROR = 300  # characters
+_FLUSH_BYTES = 512 * 2**20  # bytes; more than the L2 cache of any GPU
+_NUM_FLUSHES = 4
+_MAX_ERROR_LENGTH = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def record(
     device: str = "cpu",
     seconds: float = 2.0,
     units: Mapping[str, float] | None = None,
-    facts: Mapping[str, Mapping[str, Any]] | None = None,
+    extra_fields: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Times versions as `measure` does, and keeps a line of each.
 
@@ -66,7 +66,7 @@ def record(
     timings, errors = measure(versions, device, seconds)
     first = timings[next(iter(timings))].median if timings else 0.0
     for by in versions:
-        line: dict[str, Any] = {"what": what, "by": by, "shape": dict(shape), "dtype": name_of(dtype)}
+        line: dict[str, Any] = {"what": what, "by": by, "shape": dict(shape), "dtype": dtype_name(dtype)}
         if by in timings:
             timing = timings[by]
             line |= {"median_us": round(timing.median, 1), "iqr_us": round(timing.iqr, 1)}
@@ -74,8 +74,8 @@ def record(
             line |= {} if units is None else {"per_second": round(units[by] / timing.median * 1e6)}
         else:
             line["error"] = errors[by]
-        write_lines(name, [line | ({} if facts is None else dict(facts[by]))], device)
-        show(line)
+        write_lines(name, [line | ({} if extra_fields is None else dict(extra_fields[by]))], device)
+        print_record(line)
 
 
 def measure(
@@ -109,15 +109,15 @@ def measure(
 
 def describe(error: BaseException) -> str:
     """An error in one short line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:_LONGEST_ERROR].rstrip(": ")
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}"[:_MAX_ERROR_LENGTH].rstrip(": ")
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def show(line: Mapping[str, Any]) -> None:
+def print_record(line: Mapping[str, Any]) -> None:
     """Prints a line of a record for people."""
     sizes = " ".join(f"{key}={value}" for key, value in line["shape"].items())
     print(f"{line['what']}: {line['by']}: {sizes} {line['dtype']}: {_result(line)}", flush=True)
@@ -126,12 +126,14 @@ def show(line: Mapping[str, Any]) -> None:
 def _result(line: Mapping[str, Any]) -> str:
     if "error" in line:
         return line["error"]
-    numbers = {"ratio": ".2f", "per_second": ",", "tflops": ".1f", "tokens_per_second": ",", "mfu": ".1%"}
-    shown = [f"{line[key]:{form}} {key}" for key, form in numbers.items() if line.get(key) is not None]
-    return ", ".join([f"{line['median_us'] / 1000:.2f} ms", *shown])
+    formats = {"ratio": ".2f", "per_second": ",", "tflops": ".1f", "tokens_per_second": ",", "mfu": ".1%"}
+    formatted = [
+        f"{line[key]:{format_spec}} {key}" for key, format_spec in formats.items() if line.get(key) is not None
+    ]
+    return ", ".join([f"{line['median_us'] / 1000:.2f} ms", *formatted])
 
 
-class OutOfTime(BaseException):  # no Exception, since compilers catch those, and go on without what failed
+class TimeLimitExceeded(BaseException):  # no Exception, since compilers catch those, and go on without what failed
     """A version took longer than it may."""
 
 
@@ -140,7 +142,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Raises OutOfTime in the main thread after so many seconds, wherever that is in Python."""
 
     def stop(*_: object) -> None:
-        raise OutOfTime(f"not done after {seconds:.0f} s")
+        raise TimeLimitExceeded(f"not done after {seconds:.0f} s")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
@@ -169,8 +171,8 @@ def _microseconds(call: Callable[[], object], device: str) -> float:
 
 def _gpu_microseconds(call: Callable[[], object]) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for _ in range(_HEAD_STARTS):  # empties the L2 cache, and keeps the GPU busy while kernels are launched behind it
-        _much_memory().zero_()
+    for _ in range(_NUM_FLUSHES):  # empties the L2 cache, and keeps the GPU busy while kernels are launched behind it
+        _flush_buffer().zero_()
     start.record()
     call()
     end.record()
@@ -179,8 +181,8 @@ def _gpu_microseconds(call: Callable[[], object]) -> float:
 
 
 @functools.cache
-def _much_memory() -> torch.Tensor:
-    return torch.empty(_MUCH_MEMORY, dtype=torch.int8, device="cuda")
+def _flush_buffer() -> torch.Tensor:
+    return torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
 
 def _wait(device: str) -> None:
@@ -192,7 +194,7 @@ def _wait(device: str) -> None:
 def _environment(device: str) -> dict[str, Any]:
     on_gpu = device == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
         "cores": os.cpu_count() if on_gpu else torch.get_num_threads(),
         "torch": torch.__version__,
         **({"triton": metadata.version("triton")} if on_gpu else {}),
@@ -201,7 +203,7 @@ def _environment(device: str) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -24,11 +24,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mosaicbert.ops import attention_kernels, cross_entropy_kernels, geglu_kernels, layer_norm_kernels
-from mosaicbert.ops.autotune import Tiling
+from mosaicbert.ops.autotune import TileConfig
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}  # A100; H100 and H200
 DTYPES = {"bfloat16": "*bf16", "float32": "*fp32"}
-_PRODUCTS = ("HMMA", "HGMMA")  # of sm_80 and sm_90
+_MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA")  # of sm_80 and sm_90
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -54,11 +54,11 @@ def main() -> None:
     architectures = {"sm_90": 90} if smoke else ARCHITECTURES
     for case in itertools.chain(*cases):
         for architecture, capability in architectures.items():
-            facts = resources(case, capability)
-            shown = ", ".join(f"{key}={value}" for key, value in facts.items())
+            usage = measure_resources(case, capability)
+            summary = ", ".join(f"{key}={value}" for key, value in usage.items())
             constants = {key: value for key, value in case.constants.items() if value is not None}
             name = case.kernel.__name__.strip("_").removesuffix("_kernel")
-            print(f"{name} {case.dtype} {architecture} {constants} num_warps={case.num_warps}: {shown}", flush=True)
+            print(f"{name} {case.dtype} {architecture} {constants} num_warps={case.num_warps}: {summary}", flush=True)
             if not smoke:
                 line = {
                     "kernel": name,
@@ -67,7 +67,7 @@ def main() -> None:
                     **constants,
                     "num_warps": case.num_warps,
                     "num_stages": case.num_stages,
-                    **facts,
+                    **usage,
                     "triton": triton.__version__,
                 }
                 write_lines("kernels", [line])
@@ -76,13 +76,19 @@ def main() -> None:
 def attention_cases(first_only: bool) -> Iterator[Case]:
     for dim, dtype in ((64, "bfloat16"), (32, "bfloat16"), (128, "bfloat16"), (64, "float32")):
         for name in ("forward", "backward_whole", "backward_query", "backward_key"):
-            tilings: Sequence[Tiling] = attention_kernels.tilings(name, dim, getattr(torch, dtype))
+            tile_configs: Sequence[TileConfig] = attention_kernels.tile_configs(name, dim, getattr(torch, dtype))
             kernel = getattr(attention_kernels, f"_attention_{name}_kernel")
             whole = {"WHOLE": 128} if name in ("backward_query", "backward_key") else {}
-            for tiling in tilings[:1] if first_only else tilings:
-                constants = {"DIM": dim, "WINDOW": None, "ROWS": tiling.rows, "COLUMNS": tiling.columns, **whole}
+            for config in tile_configs[:1] if first_only else tile_configs:
+                constants = {
+                    "DIM": dim,
+                    "WINDOW": None,
+                    "ROWS": config.rows,
+                    "COLUMNS": config.columns,
+                    **whole,
+                }
                 types = {"cu_seqlens_ptr": "*i32", "slopes_ptr": "*fp32", "lse_ptr": "*fp32", "delta_ptr": "*fp32"}
-                yield Case(kernel, dtype, types, constants, tiling.num_warps, tiling.num_stages)
+                yield Case(kernel, dtype, types, constants, config.num_warps, config.num_stages)
         if first_only:
             return
 
@@ -93,7 +99,7 @@ def geglu_cases() -> Iterator[Case]:
 
 
 def layer_norm_cases() -> Iterator[Case]:
-    statistics = {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "rstd_ptr": "*fp32", "partial_ptr": "*fp32"}
+    statistics = {"weight_ptr": "*fp32", "bias_ptr": "*fp32", "rstd_ptr": "*fp32", "partial_sums_ptr": "*fp32"}
     kernels = (
         (layer_norm_kernels._layer_norm_forward_kernel, 1024),
         (layer_norm_kernels._layer_norm_backward_kernel, 2048),
@@ -104,19 +110,19 @@ def layer_norm_cases() -> Iterator[Case]:
 
 
 def cross_entropy_cases() -> Iterator[Case]:
-    types = {"labels_ptr": "*i64", "losses_ptr": "*fp32", "is_right_ptr": "*i32"}
-    constants = {"IGNORED": -100, "WITH_GRADIENT": True, "BLOCK": cross_entropy_kernels._BLOCK}
+    types = {"labels_ptr": "*i64", "losses_ptr": "*fp32", "is_correct_ptr": "*i32"}
+    constants = {"IGNORED": -100, "WITH_GRADIENT": True, "BLOCK": cross_entropy_kernels._MAX_BLOCK}
     yield Case(
         cross_entropy_kernels._cross_entropy_row_kernel, "bfloat16", types, constants, cross_entropy_kernels._NUM_WARPS
     )
 
 
-def resources(case: Case, capability: int) -> dict[str, float]:
+def measure_resources(case: Case, capability: int) -> dict[str, float]:
     """Compiles, and reads what the machine code needs."""
     signature: dict[str, str] = {}
     for name in case.kernel.arg_names:
-        other = DTYPES[case.dtype] if name.endswith("_ptr") else "fp32" if name in ("scale", "eps") else "i32"
-        signature[name] = "constexpr" if name in case.constants else case.signature.get(name, other)
+        default_type = DTYPES[case.dtype] if name.endswith("_ptr") else "fp32" if name in ("scale", "eps") else "i32"
+        signature[name] = "constexpr" if name in case.constants else case.signature.get(name, default_type)
     # As at run time, where pointers are aligned to 16 bytes and widths are multiples of 16.
     kinds = enumerate(signature.items())
     aligned = {(n,): [["tt.divisibility", 16]] for n, (name, kind) in kinds if kind.startswith("*") or name == "width"}
@@ -126,11 +132,11 @@ def resources(case: Case, capability: int) -> dict[str, float]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = (
+        usage_text, code = (
             subprocess.run([_CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
             for option in ("-res-usage", "-sass")
         )
-    registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1])
+    registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage_text)[-1])
     loop = _loop_with_products(code)
     tile = case.constants.get("ROWS", 0) * case.constants.get("COLUMNS", 0)
     return {
@@ -145,13 +151,14 @@ def resources(case: Case, capability: int) -> dict[str, float]:
 def _loop_with_products(code: str) -> int:
     """Instructions in the shortest loop that holds a matrix product; 0 if there is none."""
     pattern = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*?);"
-    found = [(int(place, 16), name, rest) for place, name, rest in re.findall(pattern, code)]
+    instructions = [(int(address, 16), opcode, operands) for address, opcode, operands in re.findall(pattern, code)]
     lengths: list[int] = []
-    for place, name, rest in found:
-        target = re.search(r"0x([0-9a-f]+)", rest) if name.startswith("BRA") else None
-        if target and int(target[1], 16) < place:
-            body = [other for at, other, _ in found if int(target[1], 16) <= at <= place]
-            if any(other.startswith(_PRODUCTS) for other in body):
+    for address, opcode, operands in instructions:
+        target = re.search(r"0x([0-9a-f]+)", operands) if opcode.startswith("BRA") else None
+        if target and int(target[1], 16) < address:
+            loop_start = int(target[1], 16)
+            body = [opcode for other_address, opcode, _ in instructions if loop_start <= other_address <= address]
+            if any(opcode.startswith(_MATRIX_INSTRUCTIONS) for opcode in body):
                 lengths.append(len(body))
     return min(lengths, default=0)
 

@@ -18,7 +18,7 @@ from harness import record
 from torch import Tensor
 
 from mosaicbert.config.load import load_recipe
-from mosaicbert.ops.dispatch import choose_fusion
+from mosaicbert.ops.dispatch import choose_kernels
 from mosaicbert.ops.layer_norm import dropout_add_layer_norm, dropout_add_layer_norm_reference
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -32,9 +32,9 @@ Operation = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 
 
 def main() -> int:
-    fusion = choose_fusion("cuda")
-    if fusion.name != "triton":
-        print(f"layer_norm: needs a GPU that runs the kernels; {fusion}", file=sys.stderr)
+    kernel_choice = choose_kernels("cuda")
+    if kernel_choice.name != "triton":
+        print(f"layer_norm: needs a GPU that runs the kernels; {kernel_choice}", file=sys.stderr)
         return 2
     for size in SIZES:
         width = load_recipe(RECIPES / f"mosaicbert-{size}-c4.yaml").model.hidden_size

@@ -16,7 +16,7 @@ import torch
 from documents import random_batch
 from harness import measure, write_lines
 from torch.profiler import ProfilerActivity, profile
-from training_step import GPU_MASK_RATE, NUM_GPU_TOKENS, size_of, training_step
+from training_step import GPU_MASK_RATE, NUM_GPU_TOKENS, model_config_of, training_step
 
 from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ModelConfig
@@ -27,8 +27,8 @@ from mosaicbert.train.compile import compile_model
 LENGTH = 128
 NUM_PROFILED = 5
 MATRIX_SIZE, COPY_BYTES = 8192, 4 * 2**30
-HALF, WHOLE = 2, 4  # bytes of bf16 and of fp32
-ADAMW_NUMBERS = 7  # of fp32 per weight: weight, gradient and two moments read, all but the gradient written
+BF16_BYTES, FP32_BYTES = 2, 4  # bytes of bf16 and of fp32
+ADAMW_FP32_VALUES = 7  # of fp32 per weight: weight, gradient and two moments read, all but the gradient written
 
 # Names of kernels, first match first; what matches nothing is the memory-bound rest.
 CATEGORIES = {
@@ -37,14 +37,14 @@ CATEGORIES = {
     "optimizer": r"multi_tensor_apply|adam",
     "matrix products": r"gemm|nvjet|cutlass|cublas|xmma|matmul",
 }
-REST = "memory-bound rest"
+MEMORY_BOUND = "memory-bound rest"
 
 
 def main() -> int:
     if not torch.cuda.is_available():
         print("scripts/bench/profile_step.py needs a GPU.", file=sys.stderr)
         return 2
-    config = size_of("base")
+    config = model_config_of("base")
     batch = random_batch([LENGTH] * (NUM_GPU_TOKENS["base"] // LENGTH), config.vocab_size, GPU_MASK_RATE).to("cuda")
     torch.manual_seed(0)
     with torch.device("cuda"):
@@ -79,8 +79,8 @@ def main() -> int:
             "step_ms": round(wall, 3),
         }
         write_lines("profile_step", [line], "cuda")
-        shown = "" if floor is None else f"{floor:.2f}"
-        print(f"{category:20}{milliseconds:>10.2f}{milliseconds / wall:>8.1%}{shown:>12}")
+        floor_text = "" if floor is None else f"{floor:.2f}"
+        print(f"{category:20}{milliseconds:>10.2f}{milliseconds / wall:>8.1%}{floor_text:>12}")
     return 0
 
 
@@ -88,28 +88,35 @@ def busy_milliseconds(kernels: list[tuple[str, float]]) -> dict[str, float]:
     """Kernels by name and microseconds, of all profiled steps: milliseconds of one step by category."""
     busy: defaultdict[str, float] = defaultdict(float)
     for name, microseconds in kernels:
-        category = next((key for key, names in CATEGORIES.items() if re.search(names, name, re.IGNORECASE)), REST)
+        category = next(
+            (key for key, names in CATEGORIES.items() if re.search(names, name, re.IGNORECASE)), MEMORY_BOUND
+        )
         busy[category] += microseconds / 1e3 / NUM_PROFILED
     return dict(busy)
 
 
 def floors_of(config: ModelConfig, batch: MicroBatch, flops_rate: float, bytes_rate: float) -> Mapping[str, float]:
     """Milliseconds that each category must take, by FLOP/s and bytes/s."""
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    width, intermediate_size, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     tokens, masked = batch.num_tokens, batch.num_masked
-    squared = float(batch.cu_seqlens.diff().double().square().sum())
+    sum_of_squared_lengths = float(batch.cu_seqlens.diff().double().square().sum())
     matrices = training_flops(config, tokens=tokens, squared_lengths=0.0, masked=masked)
-    attention = training_flops(config, tokens=0, squared_lengths=squared, masked=0)
+    attention = training_flops(config, tokens=0, squared_lengths=sum_of_squared_lengths, masked=0)
     # Forward: q, k, v read, the output written; backward: those and its gradient read, three gradients written.
-    attention_bytes = HALF * tokens * layers * width * (4 + 8)
+    attention_bytes = BF16_BYTES * tokens * layers * width * (4 + 8)
     # Each norm: two read and two written, both ways. GEGLU: 3 F forward, 5 F backward. Biases' gradients: 5 C.
-    rest_bytes = HALF * tokens * layers * ((8 + 8 + 5) * width + 8 * inner)
+    rest_bytes = BF16_BYTES * tokens * layers * ((8 + 8 + 5) * width + 8 * intermediate_size)
     return {
         "matrix products": 1e3 * matrices / flops_rate,
         "attention": 1e3 * max(attention / flops_rate, attention_bytes / bytes_rate),
-        "cross-entropy": 1e3 * 2 * HALF * masked * config.vocab_size / bytes_rate,  # logits read, gradients written
-        "optimizer": 1e3 * ADAMW_NUMBERS * WHOLE * count_parameters(config) / bytes_rate,
-        REST: 1e3 * rest_bytes / bytes_rate,
+        "cross-entropy": 1e3
+        * 2
+        * BF16_BYTES
+        * masked
+        * config.vocab_size
+        / bytes_rate,  # logits read, gradients written
+        "optimizer": 1e3 * ADAMW_FP32_VALUES * FP32_BYTES * count_parameters(config) / bytes_rate,
+        MEMORY_BOUND: 1e3 * rest_bytes / bytes_rate,
     }
 
 

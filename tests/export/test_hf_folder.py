@@ -21,7 +21,7 @@ from mosaicbert.export.published import load_model, save_published
 from mosaicbert.model.factory import build_model
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.checkpoint.format import checkpoint_path, list_checkpoints, read_checkpoint, read_state, step_of
-from mosaicbert.train.results import export_latest, export_step, summarise
+from mosaicbert.train.results import export_latest, export_step, summarize
 from mosaicbert.train.run_folder import RunFolder
 from tests.recipes import tiny_recipe
 
@@ -44,11 +44,11 @@ def test_every_checkpoint_has_a_folder_and_the_newest_is_shown(finished):
     steps = [step_of(path) for path in list_checkpoints(run.checkpoints)]
     assert steps == [3, 6]
     for step in steps:
-        assert _trained_on(run.export_of(step)).endswith(f", {step} steps) |")
-    assert _trained_on(run.hugging_face) == _trained_on(run.export_of(6))
+        assert _trained_tokens_line(run.export_of(step)).endswith(f", {step} steps) |")
+    assert _trained_tokens_line(run.hugging_face) == _trained_tokens_line(run.export_of(6))
 
 
-def _trained_on(folder):
+def _trained_tokens_line(folder):
     return next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| tokens trained"))
 
 
@@ -97,20 +97,20 @@ def test_remote_code_is_loaded_where_neither_this_package_nor_its_trainer_can_be
         "print(type(encoder).__name__, classifier.classifier.out_features)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    answer = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert answer.stdout.strip() == "MosaicBertModel 4", answer.stderr
+    assert completed.stdout.strip() == "MosaicBertModel 4", completed.stderr
 
 
-@pytest.mark.parametrize("damage", ["changed", "nan"])
-def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path, damage):
+@pytest.mark.parametrize("corruption", ["changed", "nan"])
+def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path, corruption):
     _, run, _ = finished
     copy = tmp_path / "hf"
     shutil.copytree(run.hugging_face / "latest", copy)
     weights = load_file(copy / "model.safetensors")
     bias = weights["decoder.bias"]
-    weights["decoder.bias"] = bias + 1e-3 if damage == "changed" else torch.full_like(bias, float("nan"))
+    weights["decoder.bias"] = bias + 1e-3 if corruption == "changed" else torch.full_like(bias, float("nan"))
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ParityError, match="logits differ"):
         check_parity(trained, copy, ("package",))
@@ -131,24 +131,24 @@ def test_an_export_that_fails_the_gate_leaves_the_older_one_in_place(finished, t
 
 def test_the_tokenizer_of_a_folder_is_the_stores(finished):
     recipe, run, _ = finished
-    theirs = AutoTokenizer.from_pretrained(run.hugging_face)
-    ours = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
-    assert theirs("Return the object.")["input_ids"] == ours.encode("Return the object.").ids
-    assert theirs.mask_token_id == ours.token_to_id("[MASK]")
-    assert theirs.model_max_length == recipe.data.max_seq_len
+    exported_tokenizer = AutoTokenizer.from_pretrained(run.hugging_face)
+    expected_tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
+    assert exported_tokenizer("Return the object.")["input_ids"] == expected_tokenizer.encode("Return the object.").ids
+    assert exported_tokenizer.mask_token_id == expected_tokenizer.token_to_id("[MASK]")
+    assert exported_tokenizer.model_max_length == recipe.data.max_seq_len
 
 
 def test_the_fill_mask_pipeline_answers(finished):
     recipe, run, _ = finished
-    ((sentence, guesses),) = fill_masks(run.hugging_face, recipe.eval.fill_mask)
+    ((sentence, predictions),) = fill_masks(run.hugging_face, recipe.eval.fill_mask)
     assert sentence == recipe.eval.fill_mask[0]
-    shares = [share for _, share in guesses]
-    assert shares == sorted(shares, reverse=True)
-    assert 0 < sum(shares) < 1
+    probabilities = [probability for _, probability in predictions]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) < 1
 
 
 @pytest.fixture
-def unfinished(finished, tmp_path):
+def unfinished_run(finished, tmp_path):
     """A copy of the run without its result; each of its two checkpoints is exported."""
     recipe, run, _ = finished
     shutil.copytree(run.path, tmp_path / "tiny", symlinks=True)
@@ -156,8 +156,8 @@ def unfinished(finished, tmp_path):
     return tiny_recipe(tmp_path, recipe.data.sources["text"].path), RunFolder(tmp_path / "tiny")
 
 
-def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(unfinished):
-    recipe, run = unfinished
+def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(unfinished_run):
+    recipe, run = unfinished_run
     shutil.rmtree(run.hugging_face)
     shutil.rmtree(checkpoint_path(run.checkpoints, 6))
     exported = export_latest(recipe)
@@ -165,8 +165,8 @@ def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(unfinished):
     assert "3 steps" in (exported.hugging_face / "README.md").read_text()
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_exported(unfinished, capsys):
-    recipe, run = unfinished
+def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_exported(unfinished_run, capsys):
+    recipe, run = unfinished_run
     weights = checkpoint_path(run.checkpoints, 6) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -178,8 +178,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_export
     assert not run.export_of(6).exists()
 
 
-def test_a_run_without_a_whole_checkpoint_cannot_be_exported(unfinished):
-    recipe, run = unfinished
+def test_a_run_without_a_whole_checkpoint_cannot_be_exported(unfinished_run):
+    recipe, run = unfinished_run
     shutil.rmtree(run.hugging_face)
     for path in list_checkpoints(run.checkpoints):
         (path / "state.json").write_text("{}")
@@ -194,8 +194,8 @@ def test_a_run_that_has_not_begun_cannot_be_exported_and_nothing_is_written(tmp_
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_older_checkpoint_is_exported_without_hiding_the_newest(unfinished):
-    _, run = unfinished
+def test_an_older_checkpoint_is_exported_without_hiding_the_newest(unfinished_run):
+    _, run = unfinished_run
     shutil.rmtree(run.export_of(3))
     before = (run.hugging_face / "model.safetensors").read_bytes()
     assert export_step(run.path, 3) == run.export_of(3)
@@ -220,14 +220,14 @@ def _folder(path, **files):
 def test_publishing_shows_the_files_of_a_folder_and_then_those_of_the_next(tmp_path):
     first = _folder(tmp_path / "step-1", weights="1", card="one", gone="old")
     second = _folder(tmp_path / "step-2", weights="2", card="two", fresh="new")
-    for newest, wanted in (
+    for newest, expected_files in (
         (first, {"weights": "1", "card": "one", "gone": "old"}),
         (second, {"weights": "2", "card": "two", "fresh": "new"}),
         (second, {"weights": "2", "card": "two", "fresh": "new"}),
         (first, {"weights": "1", "card": "one", "gone": "old"}),
     ):
         publish(tmp_path, newest)
-        assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == wanted
+        assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == expected_files
     assert {path.name for path in first.iterdir()} == {"weights", "card", "gone"}
 
 
@@ -254,16 +254,18 @@ def test_weights_survive_the_published_layout_and_back(trained, tmp_path):
     save_published(trained, tmp_path / "published")
     names = torch.load(tmp_path / "published" / "pytorch_model.bin", weights_only=True)
     assert "bert.encoder.layer.1.mlp.gated_layers.weight" in names
-    back = MosaicBertForMaskedLM.from_pretrained(tmp_path / "published")
-    for (name, ours), theirs in zip(trained.state_dict().items(), back.state_dict().values(), strict=True):
-        assert torch.equal(ours, theirs), name
+    reloaded = MosaicBertForMaskedLM.from_pretrained(tmp_path / "published")
+    for (name, weight), reloaded_weight in zip(
+        trained.state_dict().items(), reloaded.state_dict().values(), strict=True
+    ):
+        assert torch.equal(weight, reloaded_weight), name
 
 
 def test_a_summary_before_the_first_evaluation_has_none(finished):
     recipe, run, _ = finished
     state = read_state(checkpoint_path(run.checkpoints, 3))
     state["position"]["steps"] = 1
-    summary = summarise(read_metrics(run.metrics), state, StoreRecord.read(recipe.store_folder))
+    summary = summarize(read_metrics(run.metrics), state, StoreRecord.read(recipe.store_folder))
     assert (summary.steps, summary.eval_loss, summary.eval_accuracy) == (1, None, None)
 
 
@@ -271,7 +273,7 @@ def test_a_summary_of_a_checkpoint_says_what_was_measured_up_to_it(finished):
     recipe, run, _ = finished
     metrics = read_metrics(run.metrics)
     state = read_state(checkpoint_path(run.checkpoints, 3))
-    summary = summarise(metrics, state, StoreRecord.read(recipe.store_folder))
+    summary = summarize(metrics, state, StoreRecord.read(recipe.store_folder))
     (training,) = (line for line in metrics if line["step"] == 3 and "loss" in line)
     (evaluation,) = (line for line in metrics if line["step"] == 3 and "eval_loss" in line)
     assert (summary.steps, summary.samples, summary.tokens) == (3, 48, training["tokens"])

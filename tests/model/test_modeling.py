@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ConfigError
-from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import (
@@ -18,6 +17,7 @@ from mosaicbert.model.modeling import (
 )
 from mosaicbert.train.compile import compile_model
 from tests.accuracy import assert_as_accurate
+from tests.data.loaders import train_loader_of
 from tests.recipes import tiny_recipe
 
 SEQLENS = [5, 11, 1, 8]
@@ -32,7 +32,7 @@ SHAPE = {
 }
 
 
-def make(model_class, device, **fields):
+def make_model(model_class, device, **fields):
     torch.manual_seed(11)
     return model_class(MosaicBertConfig(**(SHAPE | fields))).to(device).eval()
 
@@ -44,62 +44,62 @@ def make_inputs(device, padding=0):
     length = max(SEQLENS) + padding
     mask = torch.arange(length) < torch.tensor(SEQLENS)[:, None]
     inputs = {"attention_mask": mask.long()}
-    for name, high, fill in (("input_ids", 128, 99), ("token_type_ids", 2, 1), ("labels", 128, -100)):
-        tokens = torch.randint(high, (num_tokens,), generator=generator)
+    for name, max_value, padding_value in (("input_ids", 128, 99), ("token_type_ids", 2, 1), ("labels", 128, -100)):
+        tokens = torch.randint(max_value, (num_tokens,), generator=generator)
         if name == "labels":
             tokens[torch.rand(num_tokens, generator=generator) > 0.4] = -100
-        inputs[name] = torch.full(mask.shape, fill + padding if name == "input_ids" else fill)
+        inputs[name] = torch.full(mask.shape, padding_value + padding if name == "input_ids" else padding_value)
         inputs[name][mask] = tokens
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def unpadded(inputs):
+def unpad_inputs(inputs):
     real = inputs["attention_mask"].bool()
-    flat = {name: tensor[real] for name, tensor in inputs.items() if name != "attention_mask"}
-    return flat | {"cu_seqlens": F.pad(real.sum(1).cumsum(0), (1, 0)).int()}
+    unpadded = {name: tensor[real] for name, tensor in inputs.items() if name != "attention_mask"}
+    return unpadded | {"cu_seqlens": F.pad(real.sum(1).cumsum(0), (1, 0)).int()}
 
 
-def as_batch(inputs):
-    flat = unpadded(inputs)
-    masked = (flat["labels"] != -100).nonzero(as_tuple=True)[0]
+def make_batch(inputs):
+    unpadded = unpad_inputs(inputs)
+    masked = (unpadded["labels"] != -100).nonzero(as_tuple=True)[0]
     return MicroBatch(
-        input_ids=flat["input_ids"],
-        cu_seqlens=flat["cu_seqlens"],
+        input_ids=unpadded["input_ids"],
+        cu_seqlens=unpadded["cu_seqlens"],
         max_seqlen=max(SEQLENS),
         masked_indices=masked,
-        labels=flat["labels"][masked],
-        num_tokens=len(flat["input_ids"]),
+        labels=unpadded["labels"][masked],
+        num_tokens=len(unpadded["input_ids"]),
         num_sequences=len(SEQLENS),
         num_masked=len(masked),
     )
 
 
-def with_filler(batch):
+def with_padding(batch):
     """The same documents, with documents of pads, empty ones and masked positions that are none behind them."""
-    pads, num_tokens, masks = [11, 11, 4], batch.num_tokens, 5
-    ends = torch.tensor([*pads, 0, 0, 0]).cumsum(0).to(batch.cu_seqlens) + num_tokens
+    num_padding, num_tokens, num_padded_labels = [11, 11, 4], batch.num_tokens, 5
+    ends = torch.tensor([*num_padding, 0, 0, 0]).cumsum(0).to(batch.cu_seqlens) + num_tokens
     return replace(
         batch,
-        input_ids=F.pad(batch.input_ids, (0, sum(pads)), value=0),
+        input_ids=F.pad(batch.input_ids, (0, sum(num_padding)), value=0),
         cu_seqlens=torch.cat([batch.cu_seqlens, ends.int()]),
-        masked_indices=F.pad(batch.masked_indices, (0, masks), value=0),
-        labels=F.pad(batch.labels, (0, masks), value=-100),
+        masked_indices=F.pad(batch.masked_indices, (0, num_padded_labels), value=0),
+        labels=F.pad(batch.labels, (0, num_padded_labels), value=-100),
     )
 
 
-def documents_of(batch):
+def split_documents(batch):
     """Each document as a batch of its own."""
     for first, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
-        mine = (batch.masked_indices >= first) & (batch.masked_indices < end)
+        in_document = (batch.masked_indices >= first) & (batch.masked_indices < end)
         yield MicroBatch(
             input_ids=batch.input_ids[first:end],
             cu_seqlens=torch.tensor([0, end - first], dtype=torch.int32, device=batch.input_ids.device),
             max_seqlen=end - first,
-            masked_indices=batch.masked_indices[mine] - first,
-            labels=batch.labels[mine],
+            masked_indices=batch.masked_indices[in_document] - first,
+            labels=batch.labels[in_document],
             num_tokens=end - first,
             num_sequences=1,
-            num_masked=int(mine.sum()),
+            num_masked=int(in_document.sum()),
         )
 
 
@@ -109,13 +109,15 @@ def summed_loss(model, batch):
 
 def logits_and_gradients(model, batch):
     """Logits at the real masked tokens, and every gradient of the summed loss."""
-    found = gradients(model, summed_loss(model, batch))
-    return {"logits": model.predict(batch)[: batch.num_masked].detach()} | found
+    actual = gradients(model, summed_loss(model, batch))
+    return {"logits": model.predict(batch)[: batch.num_masked].detach()} | actual
 
 
-def worst_error(found, truth):
+def max_relative_error(actual, expected):
     """The largest error of any tensor, relative to the tensor's largest value."""
-    errors = {name: (found[name].double() - values).abs().max() / values.abs().max() for name, values in truth.items()}
+    errors = {
+        name: (actual[name].double() - values).abs().max() / values.abs().max() for name, values in expected.items()
+    }
     return float(max(errors.values()))
 
 
@@ -127,7 +129,7 @@ def gradients(model, loss):
 
 @pytest.fixture
 def masked_lm(device):
-    return make(MosaicBertForMaskedLM, device)
+    return make_model(MosaicBertForMaskedLM, device)
 
 
 @pytest.fixture
@@ -136,22 +138,22 @@ def inputs(device):
 
 
 def test_padding_never_changes_a_real_tokens_output(masked_lm, inputs, device):
-    more = make_inputs(device, padding=20)
+    padded_inputs = make_inputs(device, padding=20)
     logits = masked_lm(**inputs).logits[inputs["attention_mask"].bool()]
-    assert torch.equal(masked_lm(**more).logits[more["attention_mask"].bool()], logits)
+    assert torch.equal(masked_lm(**padded_inputs).logits[padded_inputs["attention_mask"].bool()], logits)
 
 
 def test_padding_never_changes_a_gradient(masked_lm, inputs, device):
-    little = gradients(masked_lm, masked_lm(**inputs).loss)
-    much = gradients(masked_lm, masked_lm(**make_inputs(device, padding=20)).loss)
-    for name, gradient in little.items():
-        assert torch.equal(much[name], gradient), name
+    expected_gradients = gradients(masked_lm, masked_lm(**inputs).loss)
+    padded_gradients = gradients(masked_lm, masked_lm(**make_inputs(device, padding=20)).loss)
+    for name, gradient in expected_gradients.items():
+        assert torch.equal(padded_gradients[name], gradient), name
 
 
 def test_padding_on_the_left_gives_what_padding_on_the_right_gives(masked_lm, inputs):
-    pads = (inputs["attention_mask"] == 0).sum(1).tolist()
+    num_padding = (inputs["attention_mask"] == 0).sum(1).tolist()
     left = {
-        name: torch.stack([row.roll(shift) for row, shift in zip(tensor, pads, strict=True)])
+        name: torch.stack([row.roll(shift) for row, shift in zip(tensor, num_padding, strict=True)])
         for name, tensor in inputs.items()
     }
     logits = masked_lm(**inputs).logits[inputs["attention_mask"].bool()]
@@ -162,12 +164,12 @@ def test_output_at_padding_is_zero(masked_lm, inputs):
     assert not masked_lm(**inputs).logits[~inputs["attention_mask"].bool()].any()
 
 
-@pytest.mark.parametrize("given_length", [None, max(SEQLENS)], ids=["found", "given"])
-def test_padded_and_unpadded_input_agree(masked_lm, inputs, given_length):
+@pytest.mark.parametrize("max_seqlen", [None, max(SEQLENS)], ids=["found", "given"])
+def test_padded_and_unpadded_input_agree(masked_lm, inputs, max_seqlen):
     padded = masked_lm(**inputs)
-    flat = masked_lm(**unpadded(inputs), max_seqlen=given_length)
-    assert torch.equal(flat.logits, padded.logits[inputs["attention_mask"].bool()])
-    assert torch.equal(flat.loss, padded.loss)
+    unpadded = masked_lm(**unpad_inputs(inputs), max_seqlen=max_seqlen)
+    assert torch.equal(unpadded.logits, padded.logits[inputs["attention_mask"].bool()])
+    assert torch.equal(unpadded.loss, padded.loss)
 
 
 def test_no_document_sees_another(masked_lm, inputs):
@@ -189,37 +191,37 @@ def test_without_token_types_all_are_zero(masked_lm, inputs):
     torch.testing.assert_close(masked_lm(ids).logits, zeros)
 
 
-def test_masked_lm_loss_is_the_mean_cross_entropy_of_the_labelled_tokens(masked_lm, inputs):
+def test_masked_lm_loss_is_the_mean_cross_entropy_of_the_labeled_tokens(masked_lm, inputs):
     output = masked_lm(**inputs)
-    labelled = inputs["labels"] != -100
-    log_probabilities = output.logits[labelled].log_softmax(-1)
-    wanted = -log_probabilities.gather(1, inputs["labels"][labelled][:, None]).mean()
-    torch.testing.assert_close(output.loss, wanted)
+    labeled = inputs["labels"] != -100
+    log_probabilities = output.logits[labeled].log_softmax(-1)
+    expected = -log_probabilities.gather(1, inputs["labels"][labeled][:, None]).mean()
+    torch.testing.assert_close(output.loss, expected)
 
 
-def test_training_on_labelled_tokens_only_gives_the_loss_and_gradients_of_all_tokens(masked_lm, inputs):
+def test_training_on_labeled_tokens_only_gives_the_loss_and_gradients_of_all_tokens(masked_lm, inputs):
     in_eval = masked_lm(**inputs)
-    wanted = gradients(masked_lm, in_eval.loss)
+    expected = gradients(masked_lm, in_eval.loss)
     in_training = masked_lm.train()(**inputs)
     torch.testing.assert_close(in_training.loss, in_eval.loss)
     for name, gradient in gradients(masked_lm, in_training.loss).items():
-        torch.testing.assert_close(gradient, wanted[name], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(gradient, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_training_returns_logits_at_labelled_tokens_only(masked_lm, inputs):
-    labelled = inputs["labels"] != -100
+def test_training_returns_logits_at_labeled_tokens_only(masked_lm, inputs):
+    labeled = inputs["labels"] != -100
     all_logits = masked_lm(**inputs).logits
-    torch.testing.assert_close(masked_lm.train()(**inputs).logits, all_logits[labelled])
+    torch.testing.assert_close(masked_lm.train()(**inputs).logits, all_logits[labeled])
 
 
 def test_predict_gives_the_full_models_logits_at_the_masked_tokens(masked_lm, inputs):
-    batch = as_batch(inputs)
-    everywhere = masked_lm(batch.input_ids, cu_seqlens=batch.cu_seqlens).logits
-    torch.testing.assert_close(masked_lm.predict(batch), everywhere[batch.masked_indices])
+    batch = make_batch(inputs)
+    all_logits = masked_lm(batch.input_ids, cu_seqlens=batch.cu_seqlens).logits
+    torch.testing.assert_close(masked_lm.predict(batch), all_logits[batch.masked_indices])
 
 
 def test_the_loss_of_pretraining_is_the_cross_entropy_of_the_predictions(masked_lm, inputs):
-    batch = with_filler(as_batch(inputs))
+    batch = with_padding(make_batch(inputs))
     logits = masked_lm.predict(batch)
     loss, num_right = masked_lm.masked_lm_loss(batch)
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.labels, reduction="sum"))
@@ -227,80 +229,82 @@ def test_the_loss_of_pretraining_is_the_cross_entropy_of_the_predictions(masked_
 
 
 def test_a_padded_batch_gives_the_loss_of_its_unpadded_self(masked_lm, inputs):
-    batch = as_batch(inputs)
+    batch = make_batch(inputs)
     loss = F.cross_entropy(masked_lm.predict(batch), batch.labels)
     torch.testing.assert_close(masked_lm(**batch.padded(pad_token_id=0)).loss, loss)
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_a_packed_document_has_the_logits_it_has_alone(rung, masked_lm, inputs):
-    masked_lm.set_attn_implementation(rung)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_packed_document_has_the_logits_it_has_alone(backend, masked_lm, inputs):
+    masked_lm.set_attn_implementation(backend)
     masked_lm.double()
-    batch = as_batch(inputs)
-    alone = torch.cat([masked_lm.predict(document) for document in documents_of(batch)])
-    torch.testing.assert_close(masked_lm.predict(batch), alone, rtol=1e-10, atol=1e-10)
+    batch = make_batch(inputs)
+    single_document = torch.cat([masked_lm.predict(document) for document in split_documents(batch)])
+    torch.testing.assert_close(masked_lm.predict(batch), single_document, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_packed_documents_have_the_gradients_that_they_add_up_to_alone(rung, masked_lm, inputs):
-    masked_lm.set_attn_implementation(rung)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_packed_documents_have_the_gradients_that_they_add_up_to_alone(backend, masked_lm, inputs):
+    masked_lm.set_attn_implementation(backend)
     masked_lm.double()
-    batch = as_batch(inputs)
+    batch = make_batch(inputs)
     packed = gradients(masked_lm, summed_loss(masked_lm, batch))
-    alone = gradients(masked_lm, sum(summed_loss(masked_lm, document) for document in documents_of(batch)))
+    single_document = gradients(masked_lm, sum(summed_loss(masked_lm, document) for document in split_documents(batch)))
     for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, alone[name], rtol=1e-10, atol=1e-10, msg=name)
+        torch.testing.assert_close(gradient, single_document[name], rtol=1e-10, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_filler_changes_neither_logits_nor_gradients(rung, masked_lm, inputs):
-    masked_lm.set_attn_implementation(rung)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_filler_changes_neither_logits_nor_gradients(backend, masked_lm, inputs):
+    masked_lm.set_attn_implementation(backend)
     masked_lm.double()
-    batch = as_batch(inputs)
-    plain, filled = (logits_and_gradients(masked_lm, each) for each in (batch, with_filler(batch)))
+    batch = make_batch(inputs)
+    plain, with_extra_padding = (logits_and_gradients(masked_lm, each) for each in (batch, with_padding(batch)))
     for name, values in plain.items():
-        torch.testing.assert_close(filled[name], values, rtol=1e-10, atol=1e-10, msg=name)
+        torch.testing.assert_close(with_extra_padding[name], values, rtol=1e-10, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_fp32_with_filler_is_as_accurate_as_without(rung, masked_lm, inputs):
-    masked_lm.set_attn_implementation(rung)
-    batch = as_batch(inputs)
-    plain, filled = (logits_and_gradients(masked_lm, each) for each in (batch, with_filler(batch)))
-    truth = logits_and_gradients(copy.deepcopy(masked_lm).double(), batch)
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_fp32_with_filler_is_as_accurate_as_without(backend, masked_lm, inputs):
+    masked_lm.set_attn_implementation(backend)
+    batch = make_batch(inputs)
+    plain, with_extra_padding = (logits_and_gradients(masked_lm, each) for each in (batch, with_padding(batch)))
+    expected = logits_and_gradients(copy.deepcopy(masked_lm).double(), batch)
     for name in plain:
-        assert_as_accurate(name, filled[name], plain[name], truth[name])
+        assert_as_accurate(name, with_extra_padding[name], plain[name], expected[name])
 
 
 def test_with_triton_logits_and_gradients_are_as_accurate_as_with_eager(device, inputs):
-    model, batch = make(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), as_batch(inputs)
+    model, batch = make_model(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), make_batch(inputs)
     results = {}
-    for rung in ("triton", "eager"):
-        model.set_attn_implementation(rung)
-        results[rung] = logits_and_gradients(model, batch)
-    truth = logits_and_gradients(copy.deepcopy(model).double(), batch)
+    for backend in ("triton", "eager"):
+        model.set_attn_implementation(backend)
+        results[backend] = logits_and_gradients(model, batch)
+    expected = logits_and_gradients(copy.deepcopy(model).double(), batch)
     # Three layers share their errors out among the tensors by chance, so the worst one of each rung is judged.
-    assert worst_error(results["triton"], truth) <= 2 * worst_error(results["eager"], truth)
+    assert max_relative_error(results["triton"], expected) <= 2 * max_relative_error(results["eager"], expected)
 
 
 def test_with_triton_everything_behind_the_embeddings_is_one_graph(device, inputs):
-    model, batch = make(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), as_batch(inputs)
+    model, batch = make_model(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), make_batch(inputs)
     model.set_attn_implementation("triton")
     plain = gradients(model, summed_loss(model, batch))
-    truth_model = copy.deepcopy(model).double()
-    truth_model.set_attn_implementation("eager")
-    truth = gradients(truth_model, summed_loss(truth_model, batch))
+    fp64_model = copy.deepcopy(model).double()
+    fp64_model.set_attn_implementation("eager")
+    expected = gradients(fp64_model, summed_loss(fp64_model, batch))
     model.embedded_loss = torch.compile(model.embedded_loss, fullgraph=True, dynamic=False, backend="aot_eager")
     # On a GPU the compiled step takes the definitions where the plain one takes kernels.
-    assert worst_error(gradients(model, summed_loss(model, batch)), truth) <= 2 * worst_error(plain, truth)
+    assert max_relative_error(gradients(model, summed_loss(model, batch)), expected) <= 2 * max_relative_error(
+        plain, expected
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_step_on_a_gpu_has_the_same_bits_again(compiled, device, inputs):
-    model = make(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2, hidden_dropout_prob=0.1)
+    model = make_model(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2, hidden_dropout_prob=0.1)
     model.set_attn_implementation("triton")
-    batch = as_batch(inputs)
+    batch = make_batch(inputs)
     if compiled:
         compile_model(model)
 
@@ -318,12 +322,12 @@ def test_a_step_on_a_gpu_has_the_same_bits_again(compiled, device, inputs):
 
 @pytest.mark.gpu
 def test_cuda_graphs_give_the_gradients_that_they_give_uncaptured(device, inputs):
-    plain = make(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2)
+    plain = make_model(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2)
     plain.set_attn_implementation("triton")
     captured = copy.deepcopy(plain)
     captured.set_attn_implementation("triton")
     compile_model(captured, graphs=True)
-    batches = [as_batch(inputs), with_filler(as_batch(inputs))]
+    batches = [make_batch(inputs), with_padding(make_batch(inputs))]
     for model in (plain, captured):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -334,12 +338,14 @@ def test_cuda_graphs_give_the_gradients_that_they_give_uncaptured(device, inputs
             for loss in losses:
                 loss.backward()
     expected = {name: parameter.grad.double() for name, parameter in plain.named_parameters()}
-    assert worst_error({name: parameter.grad for name, parameter in captured.named_parameters()}, expected) < 1e-4
+    assert (
+        max_relative_error({name: parameter.grad for name, parameter in captured.named_parameters()}, expected) < 1e-4
+    )
 
 
 def test_filler_alone_teaches_nothing(masked_lm, inputs):
-    batch = replace(as_batch(inputs), masked_indices=torch.tensor([], dtype=torch.int64).to(inputs["labels"]))
-    batch = with_filler(replace(batch, labels=batch.masked_indices, num_masked=0))
+    batch = replace(make_batch(inputs), masked_indices=torch.tensor([], dtype=torch.int64).to(inputs["labels"]))
+    batch = with_padding(replace(batch, labels=batch.masked_indices, num_masked=0))
     loss = summed_loss(masked_lm, batch)
     assert loss == 0
     for name, gradient in gradients(masked_lm, loss).items():
@@ -347,7 +353,7 @@ def test_filler_alone_teaches_nothing(masked_lm, inputs):
 
 
 @pytest.fixture(scope="module")
-def prepared(source, tmp_path_factory):
+def prepared_recipe(source, tmp_path_factory):
     """A recipe whose store is prepared, with steps of 16 samples in several micro-batches."""
     recipe = tiny_recipe(tmp_path_factory.mktemp("prepared"), source)
     prepare(recipe)
@@ -356,27 +362,27 @@ def prepared(source, tmp_path_factory):
 
 def global_loss_and_gradients(model, recipe, world_size, micro_batch_tokens):
     """Of the first step, as all ranks together compute it: the sum of their micro-batches' shares."""
-    cut = replace(recipe, train=replace(recipe.train, micro_batch_tokens=micro_batch_tokens))
-    steps = [next(iter(build_train_loader(cut, rank, world_size))) for rank in range(world_size)]
-    shares = [summed_loss(model, batch) / step.global_masked for step in steps for batch in step.micro_batches]
-    return {"loss": sum(shares).detach()} | gradients(model, sum(shares))
+    divided_recipe = replace(recipe, train=replace(recipe.train, micro_batch_tokens=micro_batch_tokens))
+    steps = [next(iter(train_loader_of(divided_recipe, rank, world_size))) for rank in range(world_size)]
+    weighted_losses = [summed_loss(model, batch) / step.global_masked for step in steps for batch in step.micro_batches]
+    return {"loss": sum(weighted_losses).detach()} | gradients(model, sum(weighted_losses))
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("world_size, micro_batch_tokens", [(1, 32), (1, 100), (2, 256), (3, 64), (8, 256), (16, 4096)])
 def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
-    world_size, micro_batch_tokens, rung, prepared
+    world_size, micro_batch_tokens, backend, prepared_recipe
 ):
-    model = make(MosaicBertForMaskedLM, "cpu", vocab_size=512).double()
-    model.set_attn_implementation(rung)
-    whole = global_loss_and_gradients(model, prepared, 1, 4096)
-    divided = global_loss_and_gradients(model, prepared, world_size, micro_batch_tokens)
-    for name, values in whole.items():
+    model = make_model(MosaicBertForMaskedLM, "cpu", vocab_size=512).double()
+    model.set_attn_implementation(backend)
+    undivided = global_loss_and_gradients(model, prepared_recipe, 1, 4096)
+    divided = global_loss_and_gradients(model, prepared_recipe, world_size, micro_batch_tokens)
+    for name, values in undivided.items():
         torch.testing.assert_close(divided[name], values, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def test_dropout_changes_outputs_in_training_only(device, inputs):
-    model = make(MosaicBertForMaskedLM, device, hidden_dropout_prob=0.5)
+    model = make_model(MosaicBertForMaskedLM, device, hidden_dropout_prob=0.5)
     assert torch.equal(model(**inputs).loss, model(**inputs).loss)
     model.train()
     assert not torch.equal(model(**inputs).loss, model(**inputs).loss)
@@ -392,7 +398,7 @@ def test_a_model_first_used_for_inference_later_trains(masked_lm, inputs):
 @pytest.mark.parametrize("model_class", [MosaicBertModel, MosaicBertForMaskedLM, MosaicBertForSequenceClassification])
 def test_hidden_states_are_the_embeddings_and_each_layers_output(model_class, device, inputs):
     del inputs["labels"]
-    model = make(model_class, device)
+    model = make_model(model_class, device)
     states = model(**inputs, output_hidden_states=True).hidden_states
     encoder = model if model_class is MosaicBertModel else model.model
     assert [tuple(state.shape) for state in states] == [(4, 11, 48)] * 4
@@ -404,20 +410,20 @@ def test_hidden_states_are_not_returned_unasked(masked_lm, inputs):
 
 
 def test_the_configuration_may_ask_for_hidden_states(device, inputs):
-    model = make(MosaicBertForMaskedLM, device, output_hidden_states=True)
+    model = make_model(MosaicBertForMaskedLM, device, output_hidden_states=True)
     assert len(model(**inputs).hidden_states) == 4
 
 
-@pytest.mark.parametrize("asked_by", ["argument", "configuration"])
-def test_hidden_states_in_training_with_labels_are_refused(asked_by, device, inputs):
-    model = make(MosaicBertForMaskedLM, device, output_hidden_states=asked_by == "configuration").train()
+@pytest.mark.parametrize("requested_by", ["argument", "configuration"])
+def test_hidden_states_in_training_with_labels_are_refused(requested_by, device, inputs):
+    model = make_model(MosaicBertForMaskedLM, device, output_hidden_states=requested_by == "configuration").train()
     with pytest.raises(ValueError, match=r"output_hidden_states needs model\.eval\(\)"):
-        model(**inputs, output_hidden_states=True if asked_by == "argument" else None)
+        model(**inputs, output_hidden_states=True if requested_by == "argument" else None)
 
 
 def test_hidden_states_do_not_change_a_classifiers_logits(device, inputs):
     del inputs["labels"]
-    model = make(MosaicBertForSequenceClassification, device)
+    model = make_model(MosaicBertForSequenceClassification, device)
     torch.testing.assert_close(model(**inputs, output_hidden_states=True).logits, model(**inputs).logits)
 
 
@@ -430,15 +436,15 @@ def test_return_dict_false_returns_loss_then_logits(masked_lm, inputs):
 
 def test_classifier_reads_the_first_token_of_each_document(device, inputs):
     del inputs["labels"]
-    model = make(MosaicBertForSequenceClassification, device, num_labels=3)
+    model = make_model(MosaicBertForSequenceClassification, device, num_labels=3)
     first = model.model(**inputs).last_hidden_state[:, 0]
     torch.testing.assert_close(model(**inputs).logits, model.classifier(torch.tanh(model.pooler.dense(first))))
 
 
 def test_classifier_gives_padded_and_unpadded_input_the_same_logits(device, inputs):
-    model = make(MosaicBertForSequenceClassification, device, num_labels=3)
+    model = make_model(MosaicBertForSequenceClassification, device, num_labels=3)
     del inputs["labels"]
-    assert torch.equal(model(**unpadded(inputs)).logits, model(**inputs).logits)
+    assert torch.equal(model(**unpad_inputs(inputs)).logits, model(**inputs).logits)
 
 
 def log_softmax_of_the_class(logits, labels):
@@ -474,7 +480,7 @@ PAIRS = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
          "multi-of-integers"],
 )  # fmt: skip
 def test_classification_loss_is_the_plain_formula(num_labels, problem_type, labels, formula, device, inputs):
-    model = make(MosaicBertForSequenceClassification, device, num_labels=num_labels, problem_type=problem_type)
+    model = make_model(MosaicBertForSequenceClassification, device, num_labels=num_labels, problem_type=problem_type)
     labels = labels.to(device)
     output = model(**(inputs | {"labels": labels}))
     torch.testing.assert_close(output.loss, formula(output.logits, labels))
@@ -500,10 +506,10 @@ def test_a_tensor_of_another_shape_than_the_ids_is_refused_by_name(masked_lm, in
 
 @pytest.mark.parametrize("name", ["token_type_ids", "labels"])
 def test_an_unpadded_tensor_of_another_length_than_the_ids_is_refused_by_name(masked_lm, inputs, name):
-    flat = unpadded(inputs)
-    flat[name] = F.pad(flat[name], (0, 1))
+    unpadded = unpad_inputs(inputs)
+    unpadded[name] = F.pad(unpadded[name], (0, 1))
     with pytest.raises(ValueError, match=rf"{name} has shape \(26,\), input_ids \(25,\)"):
-        masked_lm(**flat)
+        masked_lm(**unpadded)
 
 
 def test_flat_ids_without_bounds_are_refused(masked_lm, inputs):
@@ -513,13 +519,13 @@ def test_flat_ids_without_bounds_are_refused(masked_lm, inputs):
 
 def test_bounds_for_padded_ids_are_refused(masked_lm, inputs):
     with pytest.raises(ValueError, match=r"input_ids has shape \(4, 11\); with cu_seqlens give \(T,\)"):
-        masked_lm(inputs["input_ids"], cu_seqlens=unpadded(inputs)["cu_seqlens"])
+        masked_lm(inputs["input_ids"], cu_seqlens=unpad_inputs(inputs)["cu_seqlens"])
 
 
 def test_bounds_and_a_mask_together_are_refused(masked_lm, inputs):
-    flat = unpadded(inputs)
+    unpadded = unpad_inputs(inputs)
     with pytest.raises(ValueError, match="no attention_mask"):
-        masked_lm(**flat, attention_mask=torch.ones_like(flat["input_ids"]))
+        masked_lm(**unpadded, attention_mask=torch.ones_like(unpadded["input_ids"]))
 
 
 def test_a_configuration_of_an_impossible_shape_is_refused():
@@ -528,7 +534,7 @@ def test_a_configuration_of_an_impossible_shape_is_refused():
 
 
 def test_attention_implementation_is_auto_unless_asked(device):
-    assert make(MosaicBertModel, device).config._attn_implementation == "auto"
+    assert make_model(MosaicBertModel, device).config._attn_implementation == "auto"
 
 
 def test_set_attn_implementation_reaches_every_layer(masked_lm, inputs):
@@ -539,7 +545,7 @@ def test_set_attn_implementation_reaches_every_layer(masked_lm, inputs):
 
 
 def test_an_attention_that_does_not_work_here_is_refused_at_the_first_batch(inputs):
-    model = make(MosaicBertForMaskedLM, "cpu")
+    model = make_model(MosaicBertForMaskedLM, "cpu")
     model.set_attn_implementation("flash_attention_2")
     with pytest.raises(RuntimeError, match="attn_implementation='flash_attention_2' does not work here: "):
         model(**{name: tensor.cpu() for name, tensor in inputs.items()})
@@ -568,7 +574,7 @@ def test_a_model_cast_to_bf16_answers_in_bf16(masked_lm, inputs):
 
 
 @pytest.mark.parametrize(
-    "fields, count",
+    "fields, num_parameters",
     [
         ({}, 137_400_384),
         (
@@ -578,14 +584,14 @@ def test_a_model_cast_to_bf16_answers_in_bf16(masked_lm, inputs):
     ],
     ids=["base", "large"],
 )
-def test_number_of_parameters_is_the_originals(fields, count):
+def test_number_of_parameters_is_the_originals(fields, num_parameters):
     with torch.device("meta"):
         model = MosaicBertForMaskedLM(MosaicBertConfig(**fields))
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
 def test_weights_begin_normal_biases_zero_and_norms_as_the_identity(device):
-    model = make(MosaicBertForMaskedLM, device, initializer_range=0.02, hidden_size=96)
+    model = make_model(MosaicBertForMaskedLM, device, initializer_range=0.02, hidden_size=96)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
             assert torch.equal(parameter, torch.ones_like(parameter)), name
@@ -674,7 +680,7 @@ def test_an_unexpected_weight_of_the_encoder_is_an_error_that_names_it(model_cla
 
 
 def test_a_classifiers_folder_is_no_masked_lm(device, tmp_path):
-    make(MosaicBertForSequenceClassification, device).save_pretrained(tmp_path)
+    make_model(MosaicBertForSequenceClassification, device).save_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=r"weights missing \(decoder\.bias, .*load it with the class it was saved from"
     ):

@@ -22,44 +22,46 @@ def expected(original_mosaicbert, device):
 @pytest.fixture(params=["padded", "unpadded"])
 def inputs(request, expected):
     """Arguments of forward, and a function that brings a (B, S, ...) tensor into the form of its outputs."""
-    real = expected["attention_mask"].bool()
+    is_token = expected["attention_mask"].bool()
     names = ("input_ids", "token_type_ids", "labels")
     if request.param == "padded":
         arguments = {name: expected[name] for name in (*names, "attention_mask")}
-        return arguments, lambda output: output[real]
-    arguments = {name: expected[name][real] for name in names}
-    arguments["cu_seqlens"] = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).int()
+        return arguments, lambda output: output[is_token]
+    arguments = {name: expected[name][is_token] for name in names}
+    arguments["cu_seqlens"] = torch.nn.functional.pad(is_token.sum(1).cumsum(0), (1, 0)).int()
     return arguments, lambda output: output
 
 
 @pytest.fixture(params=["auto", "sdpa", "eager"])
-def rung(request):
+def backend(request):
     return request.param
 
 
-def test_encoder_gives_the_originals_hidden_states(original_mosaicbert, expected, inputs, rung, device):
-    arguments, real_tokens = inputs
-    model = MosaicBertModel.from_pretrained(original_mosaicbert / "masked_lm", attn_implementation=rung).to(device)
+def test_encoder_gives_the_originals_hidden_states(original_mosaicbert, expected, inputs, backend, device):
+    arguments, select_tokens = inputs
+    model = MosaicBertModel.from_pretrained(original_mosaicbert / "masked_lm", attn_implementation=backend).to(device)
     with torch.no_grad():
         hidden = model(**{name: value for name, value in arguments.items() if name != "labels"}).last_hidden_state
-    torch.testing.assert_close(real_tokens(hidden), expected["hidden"][expected["attention_mask"].bool()], **TOLERANCE)
+    torch.testing.assert_close(
+        select_tokens(hidden), expected["hidden"][expected["attention_mask"].bool()], **TOLERANCE
+    )
 
 
-def test_masked_lm_gives_the_originals_logits_and_loss(original_mosaicbert, expected, inputs, rung, device):
-    arguments, real_tokens = inputs
+def test_masked_lm_gives_the_originals_logits_and_loss(original_mosaicbert, expected, inputs, backend, device):
+    arguments, select_tokens = inputs
     folder = original_mosaicbert / "masked_lm"
-    model = MosaicBertForMaskedLM.from_pretrained(folder, attn_implementation=rung).to(device)
+    model = MosaicBertForMaskedLM.from_pretrained(folder, attn_implementation=backend).to(device)
     with torch.no_grad():
         output = model(**arguments)
-    wanted = expected["mlm_logits"][expected["attention_mask"].bool()]
-    torch.testing.assert_close(real_tokens(output.logits), wanted, **TOLERANCE)
+    expected_logits = expected["mlm_logits"][expected["attention_mask"].bool()]
+    torch.testing.assert_close(select_tokens(output.logits), expected_logits, **TOLERANCE)
     torch.testing.assert_close(output.loss, expected["mlm_loss"], **TOLERANCE)
 
 
-def test_classifier_gives_the_originals_logits_and_loss(original_mosaicbert, expected, inputs, rung, device):
+def test_classifier_gives_the_originals_logits_and_loss(original_mosaicbert, expected, inputs, backend, device):
     arguments, _ = inputs
     folder = original_mosaicbert / "sequence_classification"
-    model = MosaicBertForSequenceClassification.from_pretrained(folder, attn_implementation=rung).to(device)
+    model = MosaicBertForSequenceClassification.from_pretrained(folder, attn_implementation=backend).to(device)
     with torch.no_grad():
         output = model(**(arguments | {"labels": expected["class_labels"]}))
     torch.testing.assert_close(output.logits, expected["class_logits"], **TOLERANCE)

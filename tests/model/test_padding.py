@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaicbert.model.padding import find_tokens, pad, unpad
+from mosaicbert.model.padding import compute_unpadding, repad, unpad
 
 
 @st.composite
@@ -22,20 +22,20 @@ def distinct_states(mask):
 
 @given(mask=attention_masks())
 def test_pad_undoes_unpad_and_leaves_zeros_at_padding(mask):
-    states, unpadding = distinct_states(mask), find_tokens(mask)
-    assert torch.equal(pad(unpad(states, unpadding), unpadding), states * mask[..., None])
+    states, unpadding = distinct_states(mask), compute_unpadding(mask)
+    assert torch.equal(repad(unpad(states, unpadding), unpadding), states * mask[..., None])
 
 
 @given(mask=attention_masks())
 def test_unpad_undoes_pad(mask):
-    unpadding = find_tokens(mask)
+    unpadding = compute_unpadding(mask)
     tokens = torch.randn(int(mask.sum()), 3, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(unpad(pad(tokens, unpadding), unpadding), tokens)
+    assert torch.equal(unpad(repad(tokens, unpadding), unpadding), tokens)
 
 
 @given(mask=attention_masks())
 def test_each_sequence_keeps_its_tokens_in_order(mask):
-    states, unpadding = distinct_states(mask), find_tokens(mask)
+    states, unpadding = distinct_states(mask), compute_unpadding(mask)
     tokens, bounds = unpad(states, unpadding), unpadding.cu_seqlens.tolist()
     assert len(bounds) == mask.shape[0] + 1
     for row, (start, stop) in enumerate(itertools.pairwise(bounds)):
@@ -44,7 +44,7 @@ def test_each_sequence_keeps_its_tokens_in_order(mask):
 
 @given(mask=attention_masks())
 def test_the_longest_sequence_is_counted_in_real_tokens(mask):
-    unpadding = find_tokens(mask)
+    unpadding = compute_unpadding(mask)
     assert unpadding.max_seqlen == int(mask.sum(dim=1).max())
     assert unpadding.cu_seqlens.dtype == torch.int32
 
@@ -52,23 +52,23 @@ def test_the_longest_sequence_is_counted_in_real_tokens(mask):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=["bool", "int", "float"])
 def test_a_mask_of_any_type_marks_real_tokens_by_non_zero(dtype, device):
     mask = torch.tensor([[2, 1, 0], [0, 3, 0]], device=device, dtype=dtype)
-    assert find_tokens(mask).indices.tolist() == [0, 1, 4]
+    assert compute_unpadding(mask).indices.tolist() == [0, 1, 4]
 
 
 def test_gradients_flow_back_to_real_tokens_only(device):
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]], device=device)
     states = torch.ones(2, 3, 2, device=device, requires_grad=True)
-    unpadding = find_tokens(mask)
-    pad(unpad(states, unpadding), unpadding).sum().backward()
+    unpadding = compute_unpadding(mask)
+    repad(unpad(states, unpadding), unpadding).sum().backward()
     assert torch.equal(states.grad, mask[..., None].expand(2, 3, 2).float())
 
 
 def test_a_row_without_tokens_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="row 1 of attention_mask holds no token; leave empty sequences out"):
-        find_tokens(torch.tensor([[1, 0], [0, 0]]))
+        compute_unpadding(torch.tensor([[1, 0], [0, 0]]))
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 1, 4)], ids=["flat", "extended"])
 def test_a_mask_that_is_not_two_dimensional_is_an_error_that_gives_its_shape(shape):
     with pytest.raises(ValueError, match=r"attention_mask has shape \(.*\); it must be \(B, S\)"):
-        find_tokens(torch.ones(shape))
+        compute_unpadding(torch.ones(shape))

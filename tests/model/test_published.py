@@ -6,20 +6,20 @@ from safetensors.torch import load_file
 
 from mosaicbert.model.configuration import MosaicBertConfig
 from mosaicbert.model.modeling import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
-from mosaicbert.model.published import _NAMES, published_key_mapping, to_published
+from mosaicbert.model.published import _NAME_PAIRS, published_key_mapping, to_published
 
 HEADS = {"masked_lm": MosaicBertForMaskedLM, "sequence_classification": MosaicBertForSequenceClassification}
 
 
-def renamed_by_mapping(name):
-    hits = [(pattern, ours) for pattern, ours in published_key_mapping().items() if re.search(pattern, name)]
-    assert len(hits) <= 1, f"{name} has {len(hits)} names"
-    return re.sub(*hits[0], name) if hits else name
+def apply_key_mapping(name):
+    matches = [(pattern, internal) for pattern, internal in published_key_mapping().items() if re.search(pattern, name)]
+    assert len(matches) <= 1, f"{name} has {len(matches)} names"
+    return re.sub(*matches[0], name) if matches else name
 
 
 def test_every_published_name_has_one_of_ours_and_back():
-    published, ours = zip(*_NAMES, strict=True)
-    assert len(set(published)) == len(set(ours)) == len(_NAMES)
+    published, internal = zip(*_NAME_PAIRS, strict=True)
+    assert len(set(published)) == len(set(internal)) == len(_NAME_PAIRS)
 
 
 @pytest.mark.parametrize("model_class", HEADS.values(), ids=HEADS.keys())
@@ -31,7 +31,7 @@ def test_every_weight_of_a_model_has_a_published_name_that_maps_back_to_it(model
         state = model_class(config).state_dict()
     published = to_published(state)
     assert len(published) == len(state)
-    assert [renamed_by_mapping(name) for name in published] == list(state)
+    assert [apply_key_mapping(name) for name in published] == list(state)
 
 
 def test_a_layer_with_two_digits_keeps_its_number():
@@ -47,10 +47,10 @@ def test_a_weight_without_a_published_name_is_an_error():
 @pytest.mark.parametrize("folder, model_class", HEADS.items(), ids=HEADS.keys())
 def test_a_published_checkpoint_comes_back_key_for_key_and_tensor_for_tensor(folder, model_class, original_mosaicbert):
     published = torch.load(original_mosaicbert / folder / "pytorch_model.bin", weights_only=True)
-    returned = to_published(model_class.from_pretrained(original_mosaicbert / folder).state_dict())
-    assert returned.keys() == published.keys()
+    restored = to_published(model_class.from_pretrained(original_mosaicbert / folder).state_dict())
+    assert restored.keys() == published.keys()
     for name, tensor in published.items():
-        assert torch.equal(returned[name], tensor), name
+        assert torch.equal(restored[name], tensor), name
 
 
 @pytest.mark.parametrize("folder, model_class", HEADS.items(), ids=HEADS.keys())

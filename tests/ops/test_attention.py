@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mosaicbert.ops.attention import (
-    _SHORT_BF16_DOCUMENT,
+    _MAX_SHORT_BF16_SEQLEN,
     alibi_slopes,
     attention,
     attention_reference,
@@ -25,7 +25,7 @@ SEQLENS = {
     "primes": [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37],
     "one-long-among-many-short": [3] * 9 + [401] + [3] * 9 + [2] * 5,
     "runs-of-equal-lengths": [16] * 6 + [32] * 3 + [16] * 2 + [1] * 4,
-    "both-sides-of-the-short-switch": [_SHORT_BF16_DOCUMENT - 1, _SHORT_BF16_DOCUMENT, _SHORT_BF16_DOCUMENT + 1],
+    "both-sides-of-the-short-switch": [_MAX_SHORT_BF16_SEQLEN - 1, _MAX_SHORT_BF16_SEQLEN, _MAX_SHORT_BF16_SEQLEN + 1],
     "above-a-power-of-two": [129, 64, 128],
     "empty-documents-behind": [16, 16, 5, 0, 0, 0],
     "empty-documents-between": [0, 7, 0, 0, 7, 40, 0],
@@ -62,20 +62,20 @@ def with_gradient(function, qkv, grad_context):
     return context.detach(), gradient
 
 
-def assert_rung_is_as_accurate_as_eager(
-    rung, seqlens, num_heads, dtype, device, *, head_dim=HEAD_DIM, biased=True, window=None
+def assert_as_accurate_as_eager(
+    backend, seqlens, num_heads, dtype, device, *, head_dim=HEAD_DIM, has_bias=True, window=None
 ):
-    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(num_heads) if biased else None
+    cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(num_heads) if has_bias else None
     rounded = random_qkv(sum(seqlens), num_heads, device, dtype, head_dim)
     grad_context = random_qkv(sum(seqlens), num_heads, device, dtype, head_dim)[:, 0]
 
-    def ours(qkv):
-        return attention(qkv, cu_seqlens, max(seqlens), slopes, rung, window)
+    def actual(qkv):
+        return attention(qkv, cu_seqlens, max(seqlens), slopes, backend, window)
 
-    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), rounded.double(), grad_context)
+    expected = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), rounded.double(), grad_context)
     eager = with_gradient(lambda qkv: attention_reference(qkv, cu_seqlens, slopes, window), rounded, grad_context)
-    ours = with_gradient(ours, rounded, grad_context)
-    for name, *values in zip(("context", "grad_qkv"), ours, eager, truth, strict=True):
+    actual = with_gradient(actual, rounded, grad_context)
+    for name, *values in zip(("context", "grad_qkv"), actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
@@ -83,32 +83,32 @@ def assert_rung_is_as_accurate_as_eager(
 def test_definition_equals_the_formula(seqlens, device):
     cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(3)
     qkv, grad_context = random_qkv(sum(seqlens), 3, device), random_qkv(sum(seqlens), 3, device)[:, 0]
-    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes), qkv, grad_context)
-    ours = with_gradient(lambda qkv: attention(qkv, cu_seqlens, max(seqlens), slopes, "eager"), qkv, grad_context)
-    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+    expected = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes), qkv, grad_context)
+    actual = with_gradient(lambda qkv: attention(qkv, cu_seqlens, max(seqlens), slopes, "eager"), qkv, grad_context)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
 def test_sdpa_is_as_accurate_as_eager(seqlens, dtype, device):
-    assert_rung_is_as_accurate_as_eager("sdpa", seqlens, 3, dtype, device)
+    assert_as_accurate_as_eager("sdpa", seqlens, 3, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("num_heads", [1, 2, 5, 12, 16])
 def test_sdpa_is_as_accurate_as_eager_for_any_number_of_heads(num_heads, dtype, device):
-    assert_rung_is_as_accurate_as_eager("sdpa", [5, 40, 40, 200], num_heads, dtype, device)
+    assert_as_accurate_as_eager("sdpa", [5, 40, 40, 200], num_heads, dtype, device)
 
 
-@pytest.mark.parametrize("biased", [True, False], ids=["alibi", "no-bias"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["alibi", "no-bias"])
 @pytest.mark.parametrize("window", [1, 33, 500])
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_a_window_is_cut_out_of_the_bias(rung, window, biased, device):
-    cu_seqlens, slopes = cumulative([5, 70, 1], device), alibi_slopes(3) if biased else None
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_window_is_cut_out_of_the_bias(backend, window, has_bias, device):
+    cu_seqlens, slopes = cumulative([5, 70, 1], device), alibi_slopes(3) if has_bias else None
     qkv, grad_context = random_qkv(76, 3, device), random_qkv(76, 3, device)[:, 0]
-    truth = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), qkv, grad_context)
-    ours = with_gradient(lambda qkv: attention(qkv, cu_seqlens, 70, slopes, rung, window), qkv, grad_context)
-    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+    expected = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), qkv, grad_context)
+    actual = with_gradient(lambda qkv: attention(qkv, cu_seqlens, 70, slopes, backend, window), qkv, grad_context)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 # Tiles have 32 rows in fp32, 64 and 128 in bf16; documents of up to a tile have another backward pass than longer ones.
@@ -126,32 +126,32 @@ TRITON_SEQLENS = {
 @pytest.mark.parametrize("dtype", [FP32, BF16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("seqlens", TRITON_SEQLENS.values(), ids=TRITON_SEQLENS.keys())
 def test_triton_is_as_accurate_as_eager(seqlens, dtype, device):
-    assert_rung_is_as_accurate_as_eager("triton", seqlens, 1, dtype, device)
+    assert_as_accurate_as_eager("triton", seqlens, 1, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("head_dim", [32, 128])
 def test_triton_is_as_accurate_as_eager_for_other_sizes_and_numbers_of_heads(head_dim, dtype, device):
-    assert_rung_is_as_accurate_as_eager("triton", [5, 40, 20], 3, dtype, device, head_dim=head_dim)
+    assert_as_accurate_as_eager("triton", [5, 40, 20], 3, dtype, device, head_dim=head_dim)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("biased", [True, False], ids=["alibi", "no-bias"])
+@pytest.mark.parametrize("has_bias", [True, False], ids=["alibi", "no-bias"])
 @pytest.mark.parametrize("window", [None, 1, 31, 32, 100])
-def test_triton_is_as_accurate_as_eager_in_a_window(window, biased, dtype, device):
+def test_triton_is_as_accurate_as_eager_in_a_window(window, has_bias, dtype, device):
     seqlens = [5, 140, 33] if dtype == BF16 else [5, 70, 33]
-    assert_rung_is_as_accurate_as_eager("triton", seqlens, 1, dtype, device, biased=biased, window=window)
+    assert_as_accurate_as_eager("triton", seqlens, 1, dtype, device, has_bias=has_bias, window=window)
 
 
 @pytest.mark.parametrize("window", [None, 33])
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_triton_is_as_accurate_as_eager_with_any_tiling(number, window, device, monkeypatch):
+@pytest.mark.parametrize("config_index", [1, 2, 3])
+def test_triton_is_as_accurate_as_eager_with_any_tiling(config_index, window, device, monkeypatch):
     kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
-    monkeypatch.setattr(kernels, "_FEWEST_TO_TUNE_WITH", 0)
+    monkeypatch.setattr(kernels, "_MIN_ROWS_TO_AUTOTUNE", 0)
     monkeypatch.setattr(
-        kernels, "choose_tiling", lambda _kernel, _case, tilings, _launch: tilings[:4][number % len(tilings)]
+        kernels, "choose_tile_config", lambda _kernel, _case, configs, _launch: configs[:4][config_index % len(configs)]
     )
-    assert_rung_is_as_accurate_as_eager("triton", [5, 140, 33], 1, BF16, device, window=window)
+    assert_as_accurate_as_eager("triton", [5, 140, 33], 1, BF16, device, window=window)
 
 
 @pytest.mark.gpu
@@ -159,7 +159,7 @@ def test_triton_is_as_accurate_as_eager_with_any_tiling(number, window, device, 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=["bf16", "fp16"])
 def test_triton_is_as_accurate_as_eager_at_the_sizes_of_a_recipe(seqlens, dtype, device):
     # The formula in fp64 holds all tokens' scores: a few heads of them fit a GPU that other tests use, too.
-    assert_rung_is_as_accurate_as_eager("triton", seqlens, 2, dtype, device)
+    assert_as_accurate_as_eager("triton", seqlens, 2, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
@@ -192,14 +192,14 @@ def test_triton_leaves_no_element_unwritten(device):
 def test_triton_takes_queries_keys_and_values_that_are_not_contiguous(device):
     slopes, cu_seqlens = alibi_slopes(2), cumulative([20, 9], device)
     qkv = random_qkv(29, 2, device, BF16)
-    apart = qkv.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
-    assert not apart.is_contiguous()
+    strided = qkv.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+    assert not strided.is_contiguous()
 
     def results(qkv):
         return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 20, slopes, "triton"), qkv, qkv[:, 0])
 
-    for plain, of_apart in zip(results(qkv), results(apart), strict=True):
-        assert torch.equal(plain, of_apart)
+    for expected_result, strided_result in zip(results(qkv), results(strided), strict=True):
+        assert torch.equal(expected_result, strided_result)
 
 
 def test_triton_is_captured_by_torch_compile_without_a_graph_break(device):
@@ -210,15 +210,15 @@ def test_triton_is_captured_by_torch_compile_without_a_graph_break(device):
     def block(qkv):
         return attention(qkv * weight[:, None, None], cu_seqlens, 20, slopes, "triton").square()
 
-    plain = with_gradient(block, qkv, qkv[:, 0])
+    expected_result = with_gradient(block, qkv, qkv[:, 0])
     compiled = with_gradient(torch.compile(block, fullgraph=True, backend="aot_eager"), qkv, qkv[:, 0])
-    assert all(torch.equal(*pair) for pair in zip(plain, compiled, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(expected_result, compiled, strict=True))
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("biased", [True, False], ids=["alibi", "no-bias"])
-def test_the_operators_keep_the_rules_of_torch_library(biased, window, device):
-    slopes, cu_seqlens = alibi_slopes(2) if biased else None, cumulative([9, 0, 5], device)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["alibi", "no-bias"])
+def test_the_operators_keep_the_rules_of_torch_library(has_bias, window, device):
+    slopes, cu_seqlens = alibi_slopes(2) if has_bias else None, cumulative([9, 0, 5], device)
     qkv = random_qkv(14, 2, device, FP32)
     attention(qkv, cu_seqlens, 9, slopes, "triton")
     torch.library.opcheck(torch.ops.mosaicbert.attention.default, (qkv.requires_grad_(), cu_seqlens, 9, slopes, window))
@@ -229,7 +229,7 @@ def test_the_operators_keep_the_rules_of_torch_library(biased, window, device):
 @pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
 def test_flash_attention_2_is_as_accurate_as_eager(seqlens, num_heads, device):
     pytest.importorskip("flash_attn", reason="flash_attn is not installed")
-    assert_rung_is_as_accurate_as_eager("flash_attention_2", seqlens, num_heads, BF16, device)
+    assert_as_accurate_as_eager("flash_attention_2", seqlens, num_heads, BF16, device)
 
 
 # The values of the original implementation's get_alibi_slopes, written out.
@@ -255,57 +255,59 @@ def test_every_head_has_its_own_slope_between_0_and_1(num_heads):
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("rung", ["triton", "sdpa", "eager"])
-def test_a_changed_document_leaves_every_other_documents_output_and_gradient_bit_identical(rung, dtype, device):
-    seqlens, changed = [30, 30, 30, 140, 7], slice(30, 60)
+@pytest.mark.parametrize("backend", ["triton", "sdpa", "eager"])
+def test_a_changed_document_leaves_every_other_documents_output_and_gradient_bit_identical(backend, dtype, device):
+    seqlens, changed_rows = [30, 30, 30, 140, 7], slice(30, 60)
     cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(1)
     before = random_qkv(sum(seqlens), 1, device, dtype)
     after = before.clone()
-    after[changed] *= -3
-    others = torch.ones(sum(seqlens), dtype=torch.bool, device=device)
-    others[changed] = False
+    after[changed_rows] *= -3
+    is_unchanged = torch.ones(sum(seqlens), dtype=torch.bool, device=device)
+    is_unchanged[changed_rows] = False
 
     def results(qkv):
-        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 140, slopes, rung), qkv, before[:, 0])
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 140, slopes, backend), qkv, before[:, 0])
 
-    for old, new in zip(results(before), results(after), strict=True):
-        assert torch.equal(old[others], new[others])
-        assert not torch.equal(old[changed], new[changed])
+    for before_result, after_result in zip(results(before), results(after), strict=True):
+        assert torch.equal(before_result[is_unchanged], after_result[is_unchanged])
+        assert not torch.equal(before_result[changed_rows], after_result[changed_rows])
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_a_document_alone_attends_as_it_does_in_company(rung, device):
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_document_alone_attends_as_it_does_in_company(backend, device):
     slopes, qkv = alibi_slopes(3), random_qkv(150, 3, device)
-    together = attention(qkv, cumulative([100, 50], device), 100, slopes, rung)
-    alone = attention(qkv[100:], cumulative([50], device), 50, slopes, rung)
+    together = attention(qkv, cumulative([100, 50], device), 100, slopes, backend)
+    alone = attention(qkv[100:], cumulative([50], device), 50, slopes, backend)
     torch.testing.assert_close(together[100:], alone, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("rung", ["triton", "sdpa", "eager"])
-def test_empty_documents_change_no_bit_of_outputs_and_gradients(rung, dtype, device):
+@pytest.mark.parametrize("backend", ["triton", "sdpa", "eager"])
+def test_empty_documents_change_no_bit_of_outputs_and_gradients(backend, dtype, device):
     seqlens, slopes = [9, 9, 140, 1], alibi_slopes(1)
     qkv, grad_context = (random_qkv(sum(seqlens), 1, device, dtype) for _ in range(2))
 
     def results(seqlens):
         cu_seqlens = cumulative(seqlens, device)
-        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 140, slopes, rung), qkv, grad_context[:, 0])
+        return with_gradient(lambda qkv: attention(qkv, cu_seqlens, 140, slopes, backend), qkv, grad_context[:, 0])
 
-    for plain, filled in zip(results(seqlens), results([0, 9, 0, 9, 140, 1, 0, 0]), strict=True):
-        assert torch.equal(plain, filled)
+    for expected_result, result_with_empty in zip(results(seqlens), results([0, 9, 0, 9, 140, 1, 0, 0]), strict=True):
+        assert torch.equal(expected_result, result_with_empty)
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_a_max_seqlen_beyond_the_longest_document_changes_no_bit(rung, device):
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_max_seqlen_beyond_the_longest_document_changes_no_bit(backend, device):
     slopes, qkv, cu_seqlens = alibi_slopes(3), random_qkv(50, 3, device, FP32), cumulative([30, 20, 0], device)
-    assert torch.equal(attention(qkv, cu_seqlens, 30, slopes, rung), attention(qkv, cu_seqlens, 512, slopes, rung))
+    assert torch.equal(
+        attention(qkv, cu_seqlens, 30, slopes, backend), attention(qkv, cu_seqlens, 512, slopes, backend)
+    )
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_mirrored_documents_have_mirrored_outputs(rung, device):
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_mirrored_documents_have_mirrored_outputs(backend, device):
     slopes, qkv, cu_seqlens = alibi_slopes(5), random_qkv(40, 5, device), cumulative([40], device)
-    mirrored = attention(qkv.flip(0), cu_seqlens, 40, slopes, rung).flip(0)
-    torch.testing.assert_close(mirrored, attention(qkv, cu_seqlens, 40, slopes, rung), rtol=1e-12, atol=1e-12)
+    mirrored = attention(qkv.flip(0), cu_seqlens, 40, slopes, backend).flip(0)
+    torch.testing.assert_close(mirrored, attention(qkv, cu_seqlens, 40, slopes, backend), rtol=1e-12, atol=1e-12)
 
 
 def test_attention_does_not_write_into_its_input(device):
@@ -329,13 +331,13 @@ def test_attention_first_called_for_inference_later_trains(device):
     assert qkv.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("rung", ["auto", "sdpa", "eager"])
-def test_a_rung_is_probed_in_inference_mode_as_outside_it(rung, device):
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "eager"])
+def test_a_rung_is_probed_in_inference_mode_as_outside_it(backend, device):
     choose_attention.cache_clear()
     with torch.inference_mode():
-        inside = choose_attention(rung, device, FP32, HEAD_DIM)
+        inside = choose_attention(backend, device, FP32, HEAD_DIM)
     choose_attention.cache_clear()
-    assert inside == choose_attention(rung, device, FP32, HEAD_DIM)
+    assert inside == choose_attention(backend, device, FP32, HEAD_DIM)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed here")
@@ -356,9 +358,9 @@ def test_auto_says_which_rung_it_takes_and_why_none_above():
     )
 
 
-@pytest.mark.parametrize("rung", ["sdpa", "eager"])
-def test_a_rung_asked_for_is_taken_as_asked(rung, device):
-    assert str(choose_attention(rung, device, FP32, HEAD_DIM)) == f"attention: {rung} (as asked)"
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_rung_asked_for_is_taken_as_asked(backend, device):
+    assert str(choose_attention(backend, device, FP32, HEAD_DIM)) == f"attention: {backend} (as asked)"
 
 
 def test_an_unknown_rung_is_an_error_that_lists_the_known_ones(device):
@@ -379,8 +381,8 @@ def test_auto_goes_on_where_a_head_size_has_no_kernels(device):
 def test_triton_without_a_gpu_is_an_error_that_says_so():
     command = "from mosaicbert.ops.attention import *; choose_attention('triton', 'cpu', torch.bfloat16, 64)"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ended = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
-    assert "attn_implementation='triton' does not work here: it needs a GPU" in ended.stderr
+    completed = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+    assert "attn_implementation='triton' does not work here: it needs a GPU" in completed.stderr
 
 
 def test_no_token_is_an_error(device):

@@ -3,7 +3,7 @@ import torch
 
 from mosaicbert.ops import cross_entropy
 from mosaicbert.ops.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from mosaicbert.ops.dispatch import FusionChoice
+from mosaicbert.ops.dispatch import KernelChoice
 from tests.accuracy import assert_as_accurate
 
 pytest.importorskip("triton")
@@ -13,15 +13,15 @@ CHUNK = 8  # rows, wherever a test sets them
 GRAD_LOSS = 0.37
 # In fp32 the errors' maximum has a long tail: of 8 batches it is, by equal rms, 1 in 100 times twice the definition's.
 NUM_BATCHES = {torch.float32: 64, torch.bfloat16: 8}
-SHAPES = [(1, 5, 3), (CHUNK, 64, 16), (CHUNK + 1, 301, 40), (CHUNK + 3, 2 * kernels._BLOCK + 77, 8), (23, 100, 40)]
+SHAPES = [(1, 5, 3), (CHUNK, 64, 16), (CHUNK + 1, 301, 40), (CHUNK + 3, 2 * kernels._MAX_BLOCK + 77, 8), (23, 100, 40)]
 SHAPE_NAMES = ["one-row", "one-chunk", "one-row-more", "ragged-blocks", "three-chunks"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 
 
 @pytest.fixture(params=["none", "triton"])
-def path(request, monkeypatch):
+def implementation(request, monkeypatch):
     """What computes a chunk's softmax: PyTorch or the kernel, on whatever device the tests run."""
-    monkeypatch.setattr(cross_entropy, "choose_fusion", lambda _: FusionChoice(request.param, ""))
+    monkeypatch.setattr(cross_entropy, "choose_kernels", lambda _: KernelChoice(request.param, ""))
     return request.param
 
 
@@ -44,33 +44,33 @@ def random_inputs(shape, device, dtype, seed=3):
 def with_gradients(function, inputs, labels, autocast=False):
     inputs = [tensor.detach().requires_grad_() for tensor in inputs]
     with torch.autocast(labels.device.type, torch.bfloat16, enabled=autocast):
-        loss, num_right = function(*inputs, labels)
-    return loss.detach(), num_right, *torch.autograd.grad(GRAD_LOSS * loss, inputs)
+        loss, num_correct = function(*inputs, labels)
+    return loss.detach(), num_correct, *torch.autograd.grad(GRAD_LOSS * loss, inputs)
 
 
-def the_definition(inputs, labels, autocast=False):
+def reference_results(inputs, labels, autocast=False):
     """The definition's results, hidden's gradient from products of as many rows as ours.
 
     A BLAS sums the V terms of each of its elements in another order for 11 rows than for 8 and for 3: with MKL's
     kernels the errors of one and the other differ by up to 4 times, which is no matter of ours.
     """
     hidden, *decoder = inputs
-    pieces = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+    chunks = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
     gradients = [
         with_gradients(linear_cross_entropy_reference, [rows, *decoder], row_labels, autocast)[2]
-        for rows, row_labels in pieces
+        for rows, row_labels in chunks
     ]
-    loss, num_right, _, *grad_decoder = with_gradients(linear_cross_entropy_reference, inputs, labels, autocast)
-    return loss, num_right, torch.cat(gradients), *grad_decoder
+    loss, num_correct, _, *grad_decoder = with_gradients(linear_cross_entropy_reference, inputs, labels, autocast)
+    return loss, num_correct, torch.cat(gradients), *grad_decoder
 
 
-def assert_as_accurate_as_the_definition(batches, autocast=False):
-    ours, eager, truth = (
+def assert_as_accurate_as_reference(batches, autocast=False):
+    actual, eager, expected = (
         # All batches at once: of one number, the definition may by chance have no error at all.
         [torch.stack(tensors) for tensors in zip(*results, strict=True)]
         for results in (
             [with_gradients(linear_cross_entropy, inputs, labels, autocast) for inputs, labels in batches],
-            [the_definition(inputs, labels, autocast) for inputs, labels in batches],
+            [reference_results(inputs, labels, autocast) for inputs, labels in batches],
             [
                 with_gradients(linear_cross_entropy_reference, [tensor.double() for tensor in inputs], labels)
                 for inputs, labels in batches
@@ -78,68 +78,68 @@ def assert_as_accurate_as_the_definition(batches, autocast=False):
         )
     )
     for index, name in ((0, "loss"), (2, "grad_hidden"), (3, "grad_weight"), (4, "grad_bias")):
-        assert_as_accurate(name, ours[index], eager[index], truth[index])
+        assert_as_accurate(name, actual[index], eager[index], expected[index])
 
 
 @DTYPES
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_loss_and_gradients_are_as_accurate_as_the_definitions(shape, dtype, device):
     batches = [random_inputs(shape, device, dtype, seed) for seed in range(NUM_BATCHES[dtype])]
-    assert_as_accurate_as_the_definition(batches)
+    assert_as_accurate_as_reference(batches)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_under_autocast_with_fp32_parameters_they_are_too(shape, device):
     batches = [random_inputs(shape, device, torch.float32, seed) for seed in range(NUM_BATCHES[torch.bfloat16])]
-    assert_as_accurate_as_the_definition(batches, autocast=True)
+    assert_as_accurate_as_reference(batches, autocast=True)
 
 
 @DTYPES
 @pytest.mark.parametrize("scale, shift", [(1e4, 0.0), (1.0, 1e4), (1.0, -1e4)], ids=["wide", "high", "low"])
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_logits_that_overflow_an_exponential_lose_no_accuracy(scale, shift, dtype, device):
     batches = []
     for seed in range(NUM_BATCHES[dtype]):
         (hidden, weight, bias), labels = random_inputs((11, 301, 16), device, dtype, seed)
         batches.append(([hidden, weight, scale * bias + shift], labels))
-    assert_as_accurate_as_the_definition(batches)
+    assert_as_accurate_as_reference(batches)
 
 
 @DTYPES
 @pytest.mark.usefixtures("small_chunks")
 def test_the_kernel_gives_what_pytorch_gives(dtype, device):
-    (hidden, weight, bias), labels = random_inputs((6, kernels._BLOCK + 9, 8), device, dtype)
+    (hidden, weight, bias), labels = random_inputs((6, kernels._MAX_BLOCK + 9, 8), device, dtype)
     results = []
-    for step in (kernels.softmax_cross_entropy_, cross_entropy._softmax_cross_entropy_):
+    for softmax_cross_entropy_ in (kernels.softmax_cross_entropy_, cross_entropy._softmax_cross_entropy_):
         logits = torch.nn.functional.linear(hidden, weight, bias)
         losses = logits.new_empty(len(logits), dtype=torch.float32)
-        is_right = labels.new_empty(len(logits), dtype=torch.int32)
-        step(logits, labels, losses, is_right, -100, True)
-        results.append((losses, is_right, logits))
+        is_correct = labels.new_empty(len(logits), dtype=torch.int32)
+        softmax_cross_entropy_(logits, labels, losses, is_correct, -100, True)
+        results.append((losses, is_correct, logits))
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.usefixtures("path")
+@pytest.mark.usefixtures("implementation")
 def test_the_chunks_do_not_show_in_the_result(device, monkeypatch):
     inputs, labels = random_inputs((37, 101, 16), device, torch.float32)
-    whole = with_gradients(linear_cross_entropy, inputs, labels)
+    unchunked = with_gradients(linear_cross_entropy, inputs, labels)
     monkeypatch.setattr(cross_entropy, "_rows_per_chunk", lambda *_: CHUNK)
-    torch.testing.assert_close(with_gradients(linear_cross_entropy, inputs, labels), whole)
+    torch.testing.assert_close(with_gradients(linear_cross_entropy, inputs, labels), unchunked)
 
 
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_ignored_rows_count_for_nothing(device):
     inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
-    loss, num_right, grad_hidden, *_ = with_gradients(linear_cross_entropy, inputs, labels)
-    counts = labels != -100
-    assert grad_hidden[~counts].count_nonzero() == 0 and grad_hidden[counts].count_nonzero() > 0
-    alone = with_gradients(linear_cross_entropy, [inputs[0][counts], *inputs[1:]], labels[counts])
-    torch.testing.assert_close((loss, num_right), alone[:2])
+    loss, num_correct, grad_hidden, *_ = with_gradients(linear_cross_entropy, inputs, labels)
+    is_labeled = labels != -100
+    assert grad_hidden[~is_labeled].count_nonzero() == 0 and grad_hidden[is_labeled].count_nonzero() > 0
+    labeled_results = with_gradients(linear_cross_entropy, [inputs[0][is_labeled], *inputs[1:]], labels[is_labeled])
+    torch.testing.assert_close((loss, num_correct), labeled_results[:2])
 
 
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_rows_that_are_all_ignored_give_zeros(device):
     inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
     results = with_gradients(linear_cross_entropy, inputs, torch.full_like(labels, -100))
@@ -147,7 +147,7 @@ def test_rows_that_are_all_ignored_give_zeros(device):
 
 
 @DTYPES
-@pytest.mark.usefixtures("path")
+@pytest.mark.usefixtures("implementation")
 def test_no_rows_give_zeros(dtype, device):
     inputs, labels = random_inputs((0, 301, 16), device, dtype)
     results = with_gradients(linear_cross_entropy, inputs, labels)
@@ -156,51 +156,51 @@ def test_no_rows_give_zeros(dtype, device):
 
 
 @DTYPES
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_of_equal_logits_the_first_is_the_right_one(dtype, device):
-    vocab_size, rows = 2 * kernels._BLOCK + 77, 24
+    vocab_size, rows = 2 * kernels._MAX_BLOCK + 77, 24
     logits = torch.randint(4, (rows, vocab_size), generator=torch.Generator().manual_seed(0)).to(device, dtype)
     logits[0::4, :20] = 0  # the first of the largest is not the first column
-    logits[1::4, : kernels._BLOCK + 5] = 0  # nor in the first block
+    logits[1::4, : kernels._MAX_BLOCK + 5] = 0  # nor in the first block
     first = logits.argmax(1)
     second = (logits == 3).long().scatter(1, first[:, None], 0).argmax(1)  # equal, later
     last = vocab_size - 1 - (logits == 3).flip(1).long().argmax(1)
     hidden, bias = torch.eye(rows, device=device, dtype=dtype), torch.zeros(vocab_size, device=device, dtype=dtype)
-    counts = [linear_cross_entropy(hidden, logits.t(), bias, labels)[1] for labels in (first, second, last)]
-    assert torch.stack(counts).tolist() == [rows, 0, 0]
+    is_labeled = [linear_cross_entropy(hidden, logits.t(), bias, labels)[1] for labels in (first, second, last)]
+    assert torch.stack(is_labeled).tolist() == [rows, 0, 0]
 
 
 @DTYPES
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_the_number_right_is_the_definitions(dtype, device):
     (hidden, weight, bias), labels = random_inputs((5 * CHUNK, 7, 16), device, dtype)
     _, expected = linear_cross_entropy_reference(hidden, weight, bias, labels)
-    _, num_right = linear_cross_entropy(hidden, weight, bias, labels)
-    assert num_right.dtype == torch.int64 and num_right == expected and num_right > 0
+    _, num_correct = linear_cross_entropy(hidden, weight, bias, labels)
+    assert num_correct.dtype == torch.int64 and num_correct == expected and num_correct > 0
 
 
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_without_gradients_the_loss_has_the_same_bits(device):
     inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
-    trained = with_gradients(linear_cross_entropy, inputs, labels)[:2]
+    training_results = with_gradients(linear_cross_entropy, inputs, labels)[:2]
     with torch.no_grad():
-        evaluated = linear_cross_entropy(*(tensor.requires_grad_() for tensor in inputs), labels)
-    assert all(map(torch.equal, trained, evaluated))
+        evaluation_results = linear_cross_entropy(*(tensor.requires_grad_() for tensor in inputs), labels)
+    assert all(map(torch.equal, training_results, evaluation_results))
 
 
-@pytest.mark.parametrize("wanted", range(3), ids=["hidden", "weight", "bias"])
-@pytest.mark.usefixtures("path", "small_chunks")
-def test_a_gradient_is_the_same_whether_or_not_others_are_wanted(wanted, device):
+@pytest.mark.parametrize("input_index", range(3), ids=["hidden", "weight", "bias"])
+@pytest.mark.usefixtures("implementation", "small_chunks")
+def test_a_gradient_is_the_same_whether_or_not_others_are_wanted(input_index, device):
     inputs, labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
-    expected = with_gradients(linear_cross_entropy, inputs, labels)[2 + wanted]
-    inputs[wanted].requires_grad_()
+    expected = with_gradients(linear_cross_entropy, inputs, labels)[2 + input_index]
+    inputs[input_index].requires_grad_()
     loss, _ = linear_cross_entropy(*inputs, labels)
     (GRAD_LOSS * loss).backward()
-    assert torch.equal(inputs[wanted].grad, expected)
+    assert torch.equal(inputs[input_index].grad, expected)
 
 
 @DTYPES
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_the_same_input_gives_the_same_bits(dtype, device):
     inputs, labels = random_inputs((3 * CHUNK - 1, 301, 40), device, dtype)
     first, second = (with_gradients(linear_cross_entropy, inputs, labels) for _ in range(2))
@@ -224,7 +224,7 @@ def test_under_autocast_the_products_are_in_the_autocasts_dtype(device):
     assert torch.equal(loss, linear_cross_entropy(*rounded, labels)[0])
 
 
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_labels_and_rows_whose_memory_is_not_contiguous_are_no_different(device):
     (hidden, weight, bias), labels = random_inputs((CHUNK + 3, 301, 16), device, torch.float32)
     expected = linear_cross_entropy(hidden, weight, bias, labels)
@@ -236,13 +236,13 @@ def test_labels_and_rows_whose_memory_is_not_contiguous_are_no_different(device)
 def test_on_a_cpu_nothing_as_large_as_all_logits_is_allocated():
     rows, vocab_size, width = shape = (10 * CHUNK, 3000, 8)
     inputs, labels = random_inputs(shape, "cpu", torch.float32)
-    largest = {}
+    max_allocation = {}
     for function in (linear_cross_entropy, linear_cross_entropy_reference):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             with_gradients(function, inputs, labels)
-        largest[function] = max(event.self_cpu_memory_usage for event in profile.events())
-    assert largest[linear_cross_entropy_reference] >= 4 * rows * vocab_size
-    assert largest[linear_cross_entropy] == 4 * CHUNK * vocab_size >= 4 * width * vocab_size
+        max_allocation[function] = max(event.self_cpu_memory_usage for event in profile.events())
+    assert max_allocation[linear_cross_entropy_reference] >= 4 * rows * vocab_size
+    assert max_allocation[linear_cross_entropy] == 4 * CHUNK * vocab_size >= 4 * width * vocab_size
 
 
 @pytest.mark.gpu
@@ -255,7 +255,7 @@ def test_on_a_gpu_the_peak_is_two_gradients_of_the_weight_and_a_chunk():
     with_gradients(linear_cross_entropy, inputs, labels, autocast=True)
     peak = torch.cuda.max_memory_allocated() - before
     # The second one is, in the forward pass, the weight in bf16 and one chunk's product. Rows take less than 100 MB.
-    assert peak < cross_entropy._GPU_CHUNK + 2 * 4 * vocab_size * width + 100e6
+    assert peak < cross_entropy._GPU_CHUNK_BYTES + 2 * 4 * vocab_size * width + 100e6
 
 
 @pytest.mark.gpu
@@ -277,23 +277,23 @@ def test_a_chunk_fills_its_memory_at_least_half(device_type, limit, dtype, vocab
     assert rows == 1 or limit / 2 < rows * vocab_size * dtype.itemsize <= limit
 
 
-@pytest.mark.parametrize("wanted", [[True, True, True], [True, False, False]], ids=["all", "hidden"])
-@pytest.mark.usefixtures("path", "small_chunks")
-def test_the_custom_operation_keeps_pytorchs_rules(wanted, device):
+@pytest.mark.parametrize("needs_grad", [[True, True, True], [True, False, False]], ids=["all", "hidden"])
+@pytest.mark.usefixtures("implementation", "small_chunks")
+def test_the_custom_operation_keeps_pytorchs_rules(needs_grad, device):
     inputs, labels = random_inputs((CHUNK + 3, 30, 16), device, torch.float32)
-    inputs = [tensor.requires_grad_(want) for tensor, want in zip(inputs, wanted, strict=True)]
-    torch.library.opcheck(cross_entropy._linear_cross_entropy, (*inputs, labels, wanted))
+    inputs = [tensor.requires_grad_(needed) for tensor, needed in zip(inputs, needs_grad, strict=True)]
+    torch.library.opcheck(cross_entropy._linear_cross_entropy, (*inputs, labels, needs_grad))
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
-@pytest.mark.usefixtures("path", "small_chunks")
+@pytest.mark.usefixtures("implementation", "small_chunks")
 def test_torch_compile_captures_it_in_one_graph(autocast, device):
     torch.compiler.reset()
     inputs, labels = random_inputs((CHUNK + 3, 30, 16), device, torch.float32)
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
-    ours = with_gradients(compiled, inputs, labels, autocast)
+    actual = with_gradients(compiled, inputs, labels, autocast)
     expected = with_gradients(linear_cross_entropy, inputs, labels, autocast)
-    assert all(map(torch.equal, ours, expected))
+    assert all(map(torch.equal, actual, expected))
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_shapes_that_do_not_fit_are_an_error_that_names_them(shapes, device):
 
 def test_a_label_outside_the_vocabulary_gives_no_number_rather_than_other_memory(device):
     logits = torch.zeros(2, 30, device=device)
-    losses, is_right = torch.zeros(2, device=device), torch.zeros(2, dtype=torch.int32, device=device)
+    losses, is_correct = torch.zeros(2, device=device), torch.zeros(2, dtype=torch.int32, device=device)
     labels = torch.tensor([30, -1], device=device)
-    kernels.softmax_cross_entropy_(logits, labels, losses, is_right, -100, False)
-    assert losses.isnan().all() and not is_right.any()
+    kernels.softmax_cross_entropy_(logits, labels, losses, is_correct, -100, False)
+    assert losses.isnan().all() and not is_correct.any()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mosaicbert.ops import dispatch
-from mosaicbert.ops.dispatch import FusionChoice, choose_fusion, draw_seed, runs_fused
+from mosaicbert.ops.dispatch import KernelChoice, choose_kernels, draw_seed, uses_kernels
 from mosaicbert.ops.geglu import geglu, geglu_reference
 from mosaicbert.ops.layer_norm import dropout_add_layer_norm, dropout_add_layer_norm_reference
 
@@ -14,19 +14,19 @@ EPS = 1e-12
 
 
 @pytest.fixture
-def fused(monkeypatch):
+def enabled_kernels(monkeypatch):
     """Whatever the device, public functions take the kernels: on a CPU, in Triton's interpreter."""
-    monkeypatch.setattr(dispatch, "choose_fusion", lambda _: FusionChoice("triton", ""))
+    monkeypatch.setattr(dispatch, "choose_kernels", lambda _: KernelChoice("triton", ""))
 
 
-def no_module(name):
+def raise_module_not_found(name):
     def import_module(_):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     return import_module
 
 
-def raising(error):
+def raise_on_import(error):
     def import_module(_):
         raise error
 
@@ -39,7 +39,7 @@ def with_gradients(function, inputs):
     return out, *torch.autograd.grad(out.float().square().sum(), inputs)
 
 
-def random_sum(device, dtype=torch.float32):
+def random_inputs(device, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     shapes = ((9, 40), (9, 40), (40,), (40,))
     hidden, residual, *affine = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
@@ -56,39 +56,39 @@ REFERENCES = {
 }
 
 
-def inputs_of(operation, device):
-    return random_sum(device)[:1] if operation is geglu else random_sum(device)
+def make_inputs(operation, device):
+    return random_inputs(device)[:1] if operation is geglu else random_inputs(device)
 
 
 @pytest.mark.parametrize(
-    "choice, line",
+    "choice, text",
     [
-        (FusionChoice("triton", ""), "fused operations: triton"),
-        (FusionChoice("none", "triton is not installed"), "fused operations: none (triton is not installed)"),
+        (KernelChoice("triton", ""), "fused operations: triton"),
+        (KernelChoice("none", "triton is not installed"), "fused operations: none (triton is not installed)"),
     ],
     ids=["triton", "none"],
 )
-def test_a_choice_is_one_line(choice, line):
-    assert str(choice) == line
+def test_a_choice_is_one_line(choice, text):
+    assert str(choice) == text
 
 
 def test_the_processor_runs_the_definitions():
-    assert str(choose_fusion("cpu")) == "fused operations: none (the processor runs the definitions)"
+    assert str(choose_kernels("cpu")) == "fused operations: none (the processor runs the definitions)"
 
 
 @pytest.mark.parametrize("device_type", ["meta", "mps"])
 def test_what_is_no_gpu_of_tritons_runs_the_definitions(device_type):
-    assert choose_fusion(device_type) == FusionChoice("none", "for GPUs")
+    assert choose_kernels(device_type) == KernelChoice("none", "for GPUs")
 
 
 def test_without_a_gpu_cuda_runs_the_definitions(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_fusion.__wrapped__("cuda") == FusionChoice("none", "for GPUs")
+    assert choose_kernels.__wrapped__("cuda") == KernelChoice("none", "for GPUs")
 
 
 @pytest.mark.gpu
 def test_a_gpu_runs_the_kernels():
-    assert choose_fusion("cuda") == FusionChoice("triton", "")
+    assert choose_kernels("cuda") == KernelChoice("triton", "")
 
 
 def test_the_probe_finds_nothing_wrong_with_the_kernels(device):
@@ -104,9 +104,9 @@ def test_the_probe_works_wherever_the_first_call_happens(mode, device):
 @pytest.mark.parametrize(
     "import_module, reason",
     [
-        (no_module("triton"), "triton is not installed"),
-        (raising(RuntimeError("Failed to find C compiler.\nSet CC.")), "Failed to find C compiler."),
-        (raising(KeyError()), "KeyError"),
+        (raise_module_not_found("triton"), "triton is not installed"),
+        (raise_on_import(RuntimeError("Failed to find C compiler.\nSet CC.")), "Failed to find C compiler."),
+        (raise_on_import(KeyError()), "KeyError"),
     ],
     ids=["no-triton", "no-compiler", "wordless"],
 )
@@ -123,14 +123,14 @@ def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch, device)
 
 def test_a_driver_that_fails_leaves_the_definitions(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib, "import_module", raising(OSError("libcuda.so: cannot open")))
-    assert choose_fusion.__wrapped__("cuda") == FusionChoice("none", "libcuda.so: cannot open")
+    monkeypatch.setattr(importlib, "import_module", raise_on_import(OSError("libcuda.so: cannot open")))
+    assert choose_kernels.__wrapped__("cuda") == KernelChoice("none", "libcuda.so: cannot open")
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 def test_numbers_that_the_kernels_would_shorten_take_the_definition(device):
-    assert runs_fused(torch.zeros(1, device=device))
-    assert not runs_fused(torch.zeros(1, device=device, dtype=torch.float64))
+    assert uses_kernels(torch.zeros(1, device=device))
+    assert not uses_kernels(torch.zeros(1, device=device, dtype=torch.float64))
 
 
 def test_a_seed_follows_from_pytorchs_generator(device):
@@ -140,19 +140,19 @@ def test_a_seed_follows_from_pytorchs_generator(device):
     assert draw_seed(torch.device(device)) == first != second
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("operation", [geglu, add_layer_norm], ids=["geglu", "sum"])
 def test_the_public_function_computes_its_definition(operation, device):
-    inputs = inputs_of(operation, device)
+    inputs = make_inputs(operation, device)
     with torch.no_grad():
         expected = REFERENCES[operation](*inputs)
     torch.testing.assert_close(with_gradients(operation, inputs)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("operation", [geglu, add_layer_norm], ids=["geglu", "sum"])
 def test_dropout_follows_pytorchs_generator(operation, device):
-    inputs = inputs_of(operation, device)
+    inputs = make_inputs(operation, device)
     torch.manual_seed(5)
     first, second = operation(*inputs, dropout_p=0.5), operation(*inputs, dropout_p=0.5)
     torch.manual_seed(5)
@@ -160,10 +160,10 @@ def test_dropout_follows_pytorchs_generator(operation, device):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_under_autocast_a_fused_sum_is_in_the_autocasts_dtype_and_gradients_in_their_own(dtype, device):
-    inputs = [tensor.detach().requires_grad_() for tensor in random_sum(device, dtype)]
+    inputs = [tensor.detach().requires_grad_() for tensor in random_inputs(device, dtype)]
     with torch.autocast(device, torch.bfloat16):
         out = dropout_add_layer_norm(*inputs, EPS, 0.1)
     out.sum().backward()
@@ -171,18 +171,18 @@ def test_under_autocast_a_fused_sum_is_in_the_autocasts_dtype_and_gradients_in_t
     assert [tensor.grad.dtype for tensor in inputs] == [dtype, dtype, torch.float32, torch.float32]
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 def test_without_gradients_a_fused_sum_is_the_same(mode, device):
-    inputs = [tensor.requires_grad_() for tensor in random_sum(device)]
+    inputs = [tensor.requires_grad_() for tensor in random_inputs(device)]
     with mode():
         out = dropout_add_layer_norm(*inputs, EPS)
     assert torch.equal(out, dropout_add_layer_norm(*inputs, EPS))
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 def test_recomputed_activations_have_the_same_dropout(device):
-    inputs = random_sum(device)
+    inputs = random_inputs(device)
 
     def block(hidden, *others):
         return dropout_add_layer_norm(geglu(torch.cat([hidden, hidden], 1), 0.5), *others, EPS, 0.5)
@@ -197,11 +197,11 @@ def test_recomputed_activations_have_the_same_dropout(device):
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("enabled_kernels")
 def test_torch_compile_fuses_by_itself(device):
     compiled = torch.compile(lambda gate_up: geglu(gate_up, 0.1), fullgraph=True, backend="eager")
-    gate_up = random_sum(device)[0]
+    gate_up = random_inputs(device)[0]
     torch.manual_seed(5)
-    ours = compiled(gate_up)
+    actual = compiled(gate_up)
     torch.manual_seed(5)
-    assert torch.equal(ours, geglu_reference(gate_up, 0.1))
+    assert torch.equal(actual, geglu_reference(gate_up, 0.1))

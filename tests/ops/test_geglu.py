@@ -38,13 +38,13 @@ def seed_on(device, seed=2**62 + 17):
     return torch.tensor(seed, device=device)
 
 
-def kept_by(seed, tokens, width, dropout_p):
+def keep_mask_of(seed, tokens, width, dropout_p):
     """The kernel's mask: what is left where every output would be gelu(1)."""
     return kernels.geglu(torch.ones(tokens, 2 * width, device=seed.device), dropout_p, seed) != 0
 
 
 @pytest.fixture
-def roomy_gpu():
+def large_gpu():
     if torch.cuda.get_device_properties("cuda").total_memory < 40e9:
         pytest.skip("needs 40 GB of GPU memory")
     return "cuda"
@@ -54,10 +54,10 @@ def roomy_gpu():
 @pytest.mark.parametrize("tokens, width", SHAPES, ids=SHAPE_NAMES)
 def test_geglu_is_as_accurate_as_its_formula(tokens, width, dtype, device):
     gate_up, grad_out = random_inputs(tokens, width, device, dtype)
-    truth = with_gradient(formula, gate_up.double(), grad_out)
+    expected = with_gradient(formula, gate_up.double(), grad_out)
     eager = with_gradient(formula, gate_up, grad_out)
-    ours = with_gradient(geglu, gate_up, grad_out)
-    for name, *values in zip(("out", "grad_gate_up"), ours, eager, truth, strict=True):
+    actual = with_gradient(geglu, gate_up, grad_out)
+    for name, *values in zip(("out", "grad_gate_up"), actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
@@ -65,10 +65,10 @@ def test_geglu_is_as_accurate_as_its_formula(tokens, width, dtype, device):
 @pytest.mark.parametrize("tokens, width", SHAPES, ids=SHAPE_NAMES)
 def test_the_kernel_is_as_accurate_as_eager(tokens, width, dtype, device):
     gate_up, grad_out = random_inputs(tokens, width, device, dtype)
-    truth = with_gradient(geglu_reference, gate_up.double(), grad_out)
+    expected = with_gradient(geglu_reference, gate_up.double(), grad_out)
     eager = with_gradient(geglu_reference, gate_up, grad_out)
-    ours = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
-    for name, *values in zip(("out", "grad_gate_up"), ours, eager, truth, strict=True):
+    actual = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
+    for name, *values in zip(("out", "grad_gate_up"), actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
@@ -77,15 +77,15 @@ def test_the_kernel_is_as_accurate_as_eager(tokens, width, dtype, device):
 def test_with_dropout_the_kernel_is_as_accurate_as_eager_with_the_same_mask(tokens, width, dtype, device):
     gate_up, grad_out = random_inputs(tokens, width, device, dtype)
     seed = seed_on(device)
-    kept = kept_by(seed, tokens, width, 0.3)
+    keep_mask = keep_mask_of(seed, tokens, width, 0.3)
 
     def masked(gate_up):
-        return geglu_reference(gate_up) * kept / 0.7
+        return geglu_reference(gate_up) * keep_mask / 0.7
 
-    truth = with_gradient(masked, gate_up.double(), grad_out)
+    expected = with_gradient(masked, gate_up.double(), grad_out)
     eager = with_gradient(masked, gate_up, grad_out)
-    ours = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.3, seed), gate_up, grad_out)
-    for name, *values in zip(("out", "grad_gate_up"), ours, eager, truth, strict=True):
+    actual = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.3, seed), gate_up, grad_out)
+    for name, *values in zip(("out", "grad_gate_up"), actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
@@ -93,9 +93,9 @@ def test_tokens_whose_memory_is_not_contiguous_are_no_different(device):
     gate_up, grad_out = random_inputs(6, 20, device, torch.float32)
     strided = torch.stack([gate_up, gate_up], dim=-1)[..., 0]
     grad_strided = grad_out.t().contiguous().t()
-    ours = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
+    actual = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
     for result, expected in zip(
-        with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), strided, grad_strided), ours, strict=True
+        with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), strided, grad_strided), actual, strict=True
     ):
         assert torch.equal(result, expected)
 
@@ -103,18 +103,20 @@ def test_tokens_whose_memory_is_not_contiguous_are_no_different(device):
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5, 0.9])
 def test_the_share_of_dropped_elements_is_the_one_asked_for(dropout_p, device):
     tokens, width = 40, 1000
-    dropped = ~kept_by(seed_on(device), tokens, width, dropout_p)
+    is_dropped = ~keep_mask_of(seed_on(device), tokens, width, dropout_p)
     deviation = math.sqrt(dropout_p * (1 - dropout_p))
-    assert abs(float(dropped.double().mean()) - dropout_p) < 4 * deviation / math.sqrt(tokens * width)
+    assert abs(float(is_dropped.double().mean()) - dropout_p) < 4 * deviation / math.sqrt(tokens * width)
     for dim, count in ((0, tokens), (1, width)):  # no row and no column is left out
-        assert (dropped.double().mean(dim) - dropout_p).abs().max() < 6 * deviation / math.sqrt(count)
+        assert (is_dropped.double().mean(dim) - dropout_p).abs().max() < 6 * deviation / math.sqrt(count)
 
 
 def test_elements_are_dropped_independently_of_each_other(device):
-    dropped = ~kept_by(seed_on(device), 20, 2048, 0.5)
-    same_in_rows = [dropped[:, lag:] == dropped[:, :-lag] for lag in (1, 2, 3, 4, 1024)]  # the last is the next block
-    for same in (*same_in_rows, dropped[1:] == dropped[:-1]):
-        assert abs(float(same.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(same.numel())
+    is_dropped = ~keep_mask_of(seed_on(device), 20, 2048, 0.5)
+    row_matches = [
+        is_dropped[:, lag:] == is_dropped[:, :-lag] for lag in (1, 2, 3, 4, 1024)
+    ]  # the last is the next block
+    for is_equal in (*row_matches, is_dropped[1:] == is_dropped[:-1]):
+        assert abs(float(is_equal.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(is_equal.numel())
 
 
 def test_the_same_seed_gives_the_same_bits(device):
@@ -125,10 +127,12 @@ def test_the_same_seed_gives_the_same_bits(device):
     assert all(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("other", [18, 17 + 2**32], ids=["low-bits", "high-bits"])
-def test_another_seed_drops_others(other, device):
-    same = kept_by(seed_on(device, 17), 40, 500, 0.5) == kept_by(seed_on(device, other), 40, 500, 0.5)
-    assert abs(float(same.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(same.numel())
+@pytest.mark.parametrize("other_seed", [18, 17 + 2**32], ids=["low-bits", "high-bits"])
+def test_another_seed_drops_others(other_seed, device):
+    is_equal = keep_mask_of(seed_on(device, 17), 40, 500, 0.5) == keep_mask_of(
+        seed_on(device, other_seed), 40, 500, 0.5
+    )
+    assert abs(float(is_equal.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(is_equal.numel())
 
 
 @pytest.mark.parametrize("seed", [None, 3], ids=["no-dropout", "dropout"])
@@ -144,19 +148,19 @@ def test_torch_compile_captures_the_kernel_in_one_graph(seed, device):
     gate_up, grad_out = random_inputs(3, 20, device, torch.float32)
     seed = None if seed is None else seed_on(device, seed)
 
-    def step(gate_up):
+    def scaled_geglu(gate_up):
         return 2 * kernels.geglu(gate_up, 0.1, seed)
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    ours, expected = with_gradient(compiled, gate_up, grad_out), with_gradient(step, gate_up, grad_out)
-    assert all(map(torch.equal, ours, expected))
+    compiled = torch.compile(scaled_geglu, fullgraph=True, backend="aot_eager")
+    actual, expected = with_gradient(compiled, gate_up, grad_out), with_gradient(scaled_geglu, gate_up, grad_out)
+    assert all(map(torch.equal, actual, expected))
 
 
 def test_torch_compile_traces_the_definition_in_one_graph(device):
     gate_up, grad_out = random_inputs(3, 20, device, torch.float32)
     compiled = torch.compile(geglu, fullgraph=True, backend="aot_eager")
-    ours, expected = with_gradient(compiled, gate_up, grad_out), with_gradient(geglu_reference, gate_up, grad_out)
-    torch.testing.assert_close(ours, expected)
+    actual, expected = with_gradient(compiled, gate_up, grad_out), with_gradient(geglu_reference, gate_up, grad_out)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -164,12 +168,12 @@ def test_on_a_cpu_dropout_draws_what_a_module_behind_geglu_would_draw(dtype):
     gate_up, grad_out = random_inputs(7, 300, "cpu", dtype)
     dropout = nn.Dropout(0.1)
 
-    def two_steps(gate_up):
+    def separate_modules(gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
         return dropout(F.gelu(gate) * up)
 
     results = []
-    for function in (lambda gate_up: geglu(gate_up, 0.1), two_steps):
+    for function in (lambda gate_up: geglu(gate_up, 0.1), separate_modules):
         torch.manual_seed(11)
         results.append((*with_gradient(function, gate_up, grad_out), torch.get_rng_state()))
     assert all(map(torch.equal, *results))
@@ -194,8 +198,8 @@ def test_a_shape_that_is_not_tokens_by_pairs_is_an_error_that_says_so(shape, dev
 
 
 @pytest.mark.gpu
-def test_elements_beyond_two_to_the_31_are_reached(roomy_gpu):
-    gate_up = torch.randn(3 * 2**19, 2 * 1536, device=roomy_gpu, dtype=torch.bfloat16)
+def test_elements_beyond_two_to_the_31_are_reached(large_gpu):
+    gate_up = torch.randn(3 * 2**19, 2 * 1536, device=large_gpu, dtype=torch.bfloat16)
     out = kernels.geglu(gate_up, 0.0, None)
     assert out.numel() > 2**31
     assert torch.equal(out[-5:], kernels.geglu(gate_up[-5:], 0.0, None))

@@ -12,19 +12,19 @@ pytest.importorskip("triton")
 from mosaicbert.ops import layer_norm_kernels as kernels
 
 EPS = 1e-12
-SUM_RESULTS = ("out", "grad_hidden", "grad_residual", "grad_weight", "grad_bias")
-SUM_SHAPES = pytest.mark.parametrize(
+RESIDUAL_RESULTS = ("out", "grad_hidden", "grad_residual", "grad_weight", "grad_bias")
+RESIDUAL_SHAPES = pytest.mark.parametrize(
     "tokens, width", [(1, 8), (7, 300), (2, 1025), (150, 64)], ids=["one-token", "ragged", "wide", "many-tokens"]
 )
 
 
 def formula(hidden, weight, bias):
-    centred = hidden - hidden.mean(dim=-1, keepdim=True)
-    variance = centred.square().mean(dim=-1, keepdim=True)
-    return centred * torch.rsqrt(variance + EPS) * weight + bias
+    centered = hidden - hidden.mean(dim=-1, keepdim=True)
+    variance = centered.square().mean(dim=-1, keepdim=True)
+    return centered * torch.rsqrt(variance + EPS) * weight + bias
 
 
-def in_fp32(hidden, weight, bias):
+def fp32_layer_norm(hidden, weight, bias):
     return F.layer_norm(hidden.float(), weight.shape, weight.float(), bias.float(), EPS).to(hidden.dtype)
 
 
@@ -44,20 +44,20 @@ def random_inputs(tokens, width, mean, device, dtype):
 @pytest.mark.parametrize("tokens, width", [(1, 8), (7, 300)], ids=["one-token", "ragged"])
 def test_layer_norm_equals_its_formula(tokens, width, device):
     inputs, grad_out = random_inputs(tokens, width, 1.0, device, torch.float64)
-    truth = with_gradients(formula, inputs, grad_out)
-    ours = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
-    torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-10)
+    expected = with_gradients(formula, inputs, grad_out)
+    actual = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("mean", [0.0, 100.0], ids=["centred", "large-mean"])
+@pytest.mark.parametrize("mean", [0.0, 100.0], ids=["centered", "large-mean"])
 @pytest.mark.parametrize("tokens, width", [(1, 8), (7, 300), (3000, 64)], ids=["one-token", "ragged", "many-tokens"])
 def test_layer_norm_is_as_accurate_as_one_computed_in_fp32(tokens, width, mean, dtype, device):
     inputs, grad_out = random_inputs(tokens, width, mean, device, dtype)
-    truth = with_gradients(formula, [tensor.double() for tensor in inputs], grad_out.double())
-    eager = with_gradients(in_fp32, inputs, grad_out)
-    ours = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
-    for name, *values in zip(("out", "grad_hidden", "grad_weight", "grad_bias"), ours, eager, truth, strict=True):
+    expected = with_gradients(formula, [tensor.double() for tensor in inputs], grad_out.double())
+    eager = with_gradients(fp32_layer_norm, inputs, grad_out)
+    actual = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
+    for name, *values in zip(("out", "grad_hidden", "grad_weight", "grad_bias"), actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
@@ -79,11 +79,11 @@ def test_under_autocast_the_gradients_of_fp32_parameters_are_fp32(device):
 def test_on_a_cpu_the_gradients_of_fp32_parameters_are_summed_in_fp32():
     (hidden, weight, bias), grad_out = random_inputs(3000, 64, 1.0, "cpu", torch.bfloat16)
     inputs = [hidden, weight.float(), bias.float()]
-    truth = with_gradients(formula, [tensor.double() for tensor in inputs], grad_out.double())
-    eager = with_gradients(in_fp32, inputs, grad_out)
+    expected = with_gradients(formula, [tensor.double() for tensor in inputs], grad_out.double())
+    eager = with_gradients(fp32_layer_norm, inputs, grad_out)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
-    for name, *values in zip(("grad_weight", "grad_bias"), ours[2:], eager[2:], truth[2:], strict=True):
+        actual = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
+    for name, *values in zip(("grad_weight", "grad_bias"), actual[2:], eager[2:], expected[2:], strict=True):
         assert_as_accurate(name, *values)
 
 
@@ -100,24 +100,24 @@ def test_without_autocast_the_output_has_the_inputs_dtype(dtype, device):
 
 
 @pytest.fixture
-def roomy_gpu():
+def large_gpu():
     if torch.cuda.get_device_properties("cuda").total_memory < 40e9:
         pytest.skip("needs 40 GB of GPU memory")
     return "cuda"
 
 
-def random_sum(tokens, width, mean, device, dtype):
+def random_residual_inputs(tokens, width, mean, device, dtype):
     (hidden, weight, bias), grad_out = random_inputs(tokens, width, mean, device, dtype)
     residual = torch.randn(tokens, width, generator=torch.Generator().manual_seed(8)).to(device, dtype)
     return [hidden, residual, weight, bias], grad_out
 
 
-def sum_formula(hidden, residual, weight, bias):
+def residual_formula(hidden, residual, weight, bias):
     return formula(hidden + residual, weight, bias)
 
 
-def sum_in_eager(hidden, residual, weight, bias):
-    return in_fp32(hidden + residual, weight, bias)
+def eager_residual_norm(hidden, residual, weight, bias):
+    return fp32_layer_norm(hidden + residual, weight, bias)
 
 
 def run_kernel(dropout_p=0.0, seed=None):
@@ -128,7 +128,7 @@ def seed_on(device, seed=2**62 + 17):
     return torch.tensor(seed, device=device)
 
 
-def kept_by(seed, tokens, width, dropout_p):
+def keep_mask_of(seed, tokens, width, dropout_p):
     """The kernel's mask: of rows of ones, what is kept comes out above the row's mean."""
     ones, zeros = torch.ones(tokens, width, device=seed.device), torch.zeros(tokens, width, device=seed.device)
     affine = (torch.ones(width, device=seed.device), torch.zeros(width, device=seed.device))
@@ -137,93 +137,93 @@ def kept_by(seed, tokens, width, dropout_p):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("mean", [0.0, 100.0], ids=["centred", "large-mean"])
-@SUM_SHAPES
+@pytest.mark.parametrize("mean", [0.0, 100.0], ids=["centered", "large-mean"])
+@RESIDUAL_SHAPES
 def test_the_kernel_is_as_accurate_as_eager(tokens, width, mean, dtype, device):
-    inputs, grad_out = random_sum(tokens, width, mean, device, dtype)
-    truth = with_gradients(sum_formula, [tensor.double() for tensor in inputs], grad_out.double())
-    eager = with_gradients(sum_in_eager, inputs, grad_out)
-    ours = with_gradients(run_kernel(), inputs, grad_out)
-    for name, *values in zip(SUM_RESULTS, ours, eager, truth, strict=True):
+    inputs, grad_out = random_residual_inputs(tokens, width, mean, device, dtype)
+    expected = with_gradients(residual_formula, [tensor.double() for tensor in inputs], grad_out.double())
+    eager = with_gradients(eager_residual_norm, inputs, grad_out)
+    actual = with_gradients(run_kernel(), inputs, grad_out)
+    for name, *values in zip(RESIDUAL_RESULTS, actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("tokens, width", [(7, 300), (2, 1025), (150, 64)], ids=["ragged", "wide", "many-tokens"])
 def test_with_dropout_the_kernel_is_as_accurate_as_eager_with_the_same_mask(tokens, width, dtype, device):
-    inputs, grad_out = random_sum(tokens, width, 1.0, device, dtype)
+    inputs, grad_out = random_residual_inputs(tokens, width, 1.0, device, dtype)
     seed = seed_on(device)
-    kept = kept_by(seed, tokens, width, 0.3)
+    keep_mask = keep_mask_of(seed, tokens, width, 0.3)
 
     def masked(function):
-        return lambda hidden, *others: function(hidden * kept / 0.7, *others)
+        return lambda hidden, *others: function(hidden * keep_mask / 0.7, *others)
 
-    truth = with_gradients(masked(sum_formula), [tensor.double() for tensor in inputs], grad_out.double())
-    eager = with_gradients(masked(sum_in_eager), inputs, grad_out)
-    ours = with_gradients(run_kernel(0.3, seed), inputs, grad_out)
-    for name, *values in zip(SUM_RESULTS, ours, eager, truth, strict=True):
+    expected = with_gradients(masked(residual_formula), [tensor.double() for tensor in inputs], grad_out.double())
+    eager = with_gradients(masked(eager_residual_norm), inputs, grad_out)
+    actual = with_gradients(run_kernel(0.3, seed), inputs, grad_out)
+    for name, *values in zip(RESIDUAL_RESULTS, actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
-    assert torch.equal(ours[1] != 0, kept & (ours[2] != 0))
+    assert torch.equal(actual[1] != 0, keep_mask & (actual[2] != 0))
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5])
 def test_the_share_of_dropped_elements_is_the_one_asked_for(dropout_p, device):
     tokens, width = 100, 500
-    dropped = ~kept_by(seed_on(device), tokens, width, dropout_p)
+    is_dropped = ~keep_mask_of(seed_on(device), tokens, width, dropout_p)
     deviation = math.sqrt(dropout_p * (1 - dropout_p))
-    assert abs(float(dropped.double().mean()) - dropout_p) < 4 * deviation / math.sqrt(tokens * width)
+    assert abs(float(is_dropped.double().mean()) - dropout_p) < 4 * deviation / math.sqrt(tokens * width)
     for dim, count in ((0, tokens), (1, width)):  # no row and no column is left out
-        assert (dropped.double().mean(dim) - dropout_p).abs().max() < 6 * deviation / math.sqrt(count)
+        assert (is_dropped.double().mean(dim) - dropout_p).abs().max() < 6 * deviation / math.sqrt(count)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_drops_others(device):
-    inputs, grad_out = random_sum(50, 64, 0.0, device, torch.float32)
-    first, again, other = (
+    inputs, grad_out = random_residual_inputs(50, 64, 0.0, device, torch.float32)
+    first, repeated, other_seed_result = (
         with_gradients(run_kernel(0.5, seed_on(device, seed)), inputs, grad_out) for seed in (17, 17, 18)
     )
-    assert all(map(torch.equal, first, again))
-    same = (first[1] != 0) == (other[1] != 0)
-    assert abs(float(same.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(same.numel())
+    assert all(map(torch.equal, first, repeated))
+    is_equal = (first[1] != 0) == (other_seed_result[1] != 0)
+    assert abs(float(is_equal.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(is_equal.numel())
 
 
 def test_gradients_of_fp32_parameters_are_fp32_and_as_accurate_as_eager(device):
-    inputs, grad_out = random_sum(150, 64, 1.0, device, torch.bfloat16)
+    inputs, grad_out = random_residual_inputs(150, 64, 1.0, device, torch.bfloat16)
     inputs[2:] = [tensor.float() for tensor in inputs[2:]]
-    truth = with_gradients(sum_formula, [tensor.double() for tensor in inputs], grad_out.double())
-    eager = with_gradients(sum_in_eager, inputs, grad_out)
-    ours = with_gradients(run_kernel(), inputs, grad_out)
-    for name, *values in zip(SUM_RESULTS, ours, eager, truth, strict=True):
+    expected = with_gradients(residual_formula, [tensor.double() for tensor in inputs], grad_out.double())
+    eager = with_gradients(eager_residual_norm, inputs, grad_out)
+    actual = with_gradients(run_kernel(), inputs, grad_out)
+    for name, *values in zip(RESIDUAL_RESULTS, actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
 def test_rows_whose_memory_is_not_contiguous_are_no_different(device):
-    inputs, grad_out = random_sum(7, 300, 0.0, device, torch.float32)
+    inputs, grad_out = random_residual_inputs(7, 300, 0.0, device, torch.float32)
     strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
-    ours = with_gradients(run_kernel(), strided, grad_out.t().contiguous().t())
-    assert all(map(torch.equal, ours, with_gradients(run_kernel(), inputs, grad_out)))
+    actual = with_gradients(run_kernel(), strided, grad_out.t().contiguous().t())
+    assert all(map(torch.equal, actual, with_gradients(run_kernel(), inputs, grad_out)))
 
 
 def test_no_tokens_give_no_tokens_and_no_gradient(device):
-    inputs, grad_out = random_sum(0, 64, 0.0, device, torch.float32)
+    inputs, grad_out = random_residual_inputs(0, 64, 0.0, device, torch.float32)
     out, *_, grad_bias = with_gradients(run_kernel(), inputs, grad_out)
     assert out.shape == (0, 64) and not grad_bias.any()
 
 
 def test_a_row_too_wide_for_registers_is_an_error_that_says_so(device):
-    inputs, _ = random_sum(1, 8193, 0.0, device, torch.float32)
+    inputs, _ = random_residual_inputs(1, 8193, 0.0, device, torch.float32)
     with pytest.raises(ValueError, match="hidden_size=8193 is above 8192"):
         run_kernel()(*inputs)
 
 
 def test_without_a_backward_pass_nothing_is_kept_for_one(device):
-    inputs, _ = random_sum(7, 300, 0.0, device, torch.float32)
+    inputs, _ = random_residual_inputs(7, 300, 0.0, device, torch.float32)
     out, normed, rstd = kernels.dropout_add_layer_norm(*inputs, EPS, 0.0, None, False)
     assert torch.equal(out, run_kernel()(*inputs)) and normed.numel() == rstd.numel() == 0
 
 
 @pytest.mark.parametrize("seed", [None, 3], ids=["no-dropout", "dropout"])
 def test_the_custom_operations_keep_pytorchs_rules(seed, device):
-    inputs, grad_out = random_sum(3, 20, 0.0, device, torch.float32)
+    inputs, grad_out = random_residual_inputs(3, 20, 0.0, device, torch.float32)
     rest = (0.1, None if seed is None else seed_on(device, seed))
     torch.library.opcheck(kernels.dropout_add_layer_norm, (*inputs, EPS, *rest, True))
     torch.library.opcheck(
@@ -233,25 +233,25 @@ def test_the_custom_operations_keep_pytorchs_rules(seed, device):
 
 @pytest.mark.parametrize("seed", [None, 3], ids=["no-dropout", "dropout"])
 def test_torch_compile_captures_the_kernel_in_one_graph(seed, device):
-    inputs, grad_out = random_sum(3, 20, 0.0, device, torch.float32)
+    inputs, grad_out = random_residual_inputs(3, 20, 0.0, device, torch.float32)
     step = run_kernel(0.1, None if seed is None else seed_on(device, seed))
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    ours, expected = with_gradients(compiled, inputs, grad_out), with_gradients(step, inputs, grad_out)
-    assert all(map(torch.equal, ours, expected))
+    actual, expected = with_gradients(compiled, inputs, grad_out), with_gradients(step, inputs, grad_out)
+    assert all(map(torch.equal, actual, expected))
 
 
 def test_torch_compile_traces_the_definition_in_one_graph(device):
-    inputs, grad_out = random_sum(3, 20, 0.0, device, torch.float32)
+    inputs, grad_out = random_residual_inputs(3, 20, 0.0, device, torch.float32)
     compiled = torch.compile(dropout_add_layer_norm, fullgraph=True, backend="aot_eager")
-    ours = with_gradients(lambda *tensors: compiled(*tensors, EPS), inputs, grad_out)
+    actual = with_gradients(lambda *tensors: compiled(*tensors, EPS), inputs, grad_out)
     expected = with_gradients(lambda *tensors: dropout_add_layer_norm_reference(*tensors, EPS), inputs, grad_out)
-    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_on_a_cpu_the_sum_is_what_three_modules_gave(dropout_p, autocast):
-    inputs, grad_out = random_sum(7, 300, 1.0, "cpu", torch.float32)
+    inputs, grad_out = random_residual_inputs(7, 300, 1.0, "cpu", torch.float32)
     if autocast:
         inputs[:2] = [tensor.bfloat16() for tensor in inputs[:2]]
     dropout = nn.Dropout(dropout_p)
@@ -269,22 +269,22 @@ def test_on_a_cpu_the_sum_is_what_three_modules_gave(dropout_p, autocast):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_more_rows_than_programs_are_as_accurate_as_eager(dtype):
-    inputs, grad_out = random_sum(100_000, 300, 1.0, "cuda", dtype)
-    truth = with_gradients(sum_formula, [tensor.double() for tensor in inputs], grad_out.double())
-    eager = with_gradients(sum_in_eager, inputs, grad_out)
-    ours = with_gradients(run_kernel(), inputs, grad_out)
-    for name, *values in zip(SUM_RESULTS, ours, eager, truth, strict=True):
+    inputs, grad_out = random_residual_inputs(100_000, 300, 1.0, "cuda", dtype)
+    expected = with_gradients(residual_formula, [tensor.double() for tensor in inputs], grad_out.double())
+    eager = with_gradients(eager_residual_norm, inputs, grad_out)
+    actual = with_gradients(run_kernel(), inputs, grad_out)
+    for name, *values in zip(RESIDUAL_RESULTS, actual, eager, expected, strict=True):
         assert_as_accurate(name, *values)
 
 
 @pytest.mark.gpu
-def test_elements_beyond_two_to_the_31_are_reached(roomy_gpu):
-    hidden = torch.randn(3 * 2**20, 768, device=roomy_gpu, dtype=torch.bfloat16)
+def test_elements_beyond_two_to_the_31_are_reached(large_gpu):
+    hidden = torch.randn(3 * 2**20, 768, device=large_gpu, dtype=torch.bfloat16)
     assert hidden.numel() > 2**31
-    affine = torch.randn(2, 768, device=roomy_gpu).unbind()
+    affine = torch.randn(2, 768, device=large_gpu).unbind()
     out, normed, rstd = kernels.dropout_add_layer_norm(hidden, hidden, *affine, EPS, 0.0, None, True)
-    last = kernels.dropout_add_layer_norm(hidden[-5:], hidden[-5:], *affine, EPS, 0.0, None, True)
-    assert all(map(torch.equal, (out[-5:], normed[-5:], rstd[-5:]), last))
+    tail = kernels.dropout_add_layer_norm(hidden[-5:], hidden[-5:], *affine, EPS, 0.0, None, True)
+    assert all(map(torch.equal, (out[-5:], normed[-5:], rstd[-5:]), tail))
     gradient, *_ = kernels.dropout_add_layer_norm_backward(hidden, normed, rstd, affine[0], 0.0, None)
-    expected, *_ = kernels.dropout_add_layer_norm_backward(hidden[-5:], *last[1:], affine[0], 0.0, None)
+    expected, *_ = kernels.dropout_add_layer_norm_backward(hidden[-5:], *tail[1:], affine[0], 0.0, None)
     assert torch.equal(gradient[-5:], expected)
