@@ -1,9 +1,8 @@
-"""What a model and a run cost: parameters, FLOPs, memory, hours. Arithmetic on recipes; imports no torch."""
+"""Parameters, FLOPs and memory of a model and of a run: arithmetic on recipes, without torch."""
 
 from dataclasses import dataclass
 
 from mosaicbert.config import DataConfig, ModelConfig, Recipe
-from mosaicbert.train_plan import TrainPlan
 
 BERT_MAX_POSITIONS = 512
 _LOSS_CHUNK_BYTES = 256 * 2**20  # see ops.cross_entropy
@@ -11,14 +10,14 @@ _LOSS_CHUNK_BYTES = 256 * 2**20  # see ops.cross_entropy
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device's dense bf16 peak, from NVIDIA's data sheets, and what an hour of it is taken to cost."""
+    """Dense bf16 peak of a device, from NVIDIA's data sheets, and an assumed price."""
 
     name: str
     peak_flops: float  # FLOP/s
     dollars_per_hour: float
 
 
-# The A100's price is the one behind the paper's cost estimate; the others are round numbers to compare with.
+# The A100's price is that of the paper's cost estimate; the others are round numbers for comparison.
 ACCELERATORS = (
     Accelerator("A100", 312e12, 2.50),
     Accelerator("H100", 989e12, 3.00),
@@ -27,7 +26,7 @@ ACCELERATORS = (
 
 
 def count_parameters(model: ModelConfig) -> int:
-    """Exact number of parameters with the masked-language-modelling head; the decoder shares the embeddings'."""
+    """Return the exact number of parameters with the masked-language-modeling head, whose decoder is tied."""
     width, inner = model.hidden_size, model.intermediate_size
     norm = 2 * width
     attention = 4 * width * width + 4 * width
@@ -42,16 +41,16 @@ def count_parameters(model: ModelConfig) -> int:
 
 
 def training_flops(model: ModelConfig, *, tokens: float, squared_lengths: float, masked: float) -> float:
-    """FLOPs of a forward and a backward pass: two per multiply-add, the backward costs twice the forward.
+    """Return the FLOPs of a forward and a backward pass: two per multiply-add, the backward costs twice the forward.
 
-    The head counts at masked tokens only; the last layer's feed-forward counts in full, although training skips it at
-    tokens that are not masked. For MosaicBERT-Base at 128 tokens, 30% masked, that gives 737 MFLOP per token.
+    The head counts at masked tokens only. The last layer's feed-forward counts in full, although training skips it at
+    tokens that are not masked. MosaicBERT-Base at 128 tokens, 30% masked, takes 737 MFLOP per token.
 
     Args:
-        model: the encoder's shape.
-        tokens: real tokens, without padding.
-        squared_lengths: sum over documents of the length squared: what attention costs.
-        masked: tokens to predict.
+        model: Shape of the encoder.
+        tokens: Number of real tokens, without padding.
+        squared_lengths: Sum over documents of the squared length, to which the cost of attention is proportional.
+        masked: Number of masked tokens.
     """
     width = model.hidden_size
     matrices_per_mlp = 3 if model.architecture == "mosaicbert" else 2
@@ -63,40 +62,37 @@ def training_flops(model: ModelConfig, *, tokens: float, squared_lengths: float,
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a run would take. FLOPs and tokens assume that every sample is full.
+    """Cost of a run if every sample is full.
 
     Attributes:
-        parameters: of the model.
-        steps: None if the run's duration is a time, as are samples, tokens and flops.
-        samples: trained.
-        tokens: trained.
-        flops: of the whole run.
-        flops_per_token: of a forward and a backward pass.
-        memory_bytes: per device.
+        parameters: Number of parameters of the model.
+        tokens: Number of tokens of the run; None for a run whose duration is a time.
+        flops: FLOPs of the run; None for a run whose duration is a time.
+        flops_per_token: FLOPs of a forward and a backward pass per token.
+        memory_bytes: Memory per device in bytes.
     """
 
     parameters: int
-    steps: int | None
-    samples: int | None
     tokens: int | None
     flops: float | None
     flops_per_token: float
     memory_bytes: float
 
 
-def estimate(recipe: Recipe) -> Estimate:
-    """Works out what `recipe` would take; starts nothing."""
+def estimate(recipe: Recipe, num_samples: int | None) -> Estimate:
+    """Estimate the cost of a run.
+
+    Args:
+        recipe: Recipe of the run.
+        num_samples: Number of samples of the run; None for a run whose duration is a time.
+    """
     length = recipe.data.max_seq_len
     flops_per_token = training_flops(
         recipe.model, tokens=1, squared_lengths=length, masked=_mean_mask_rate(recipe.data)
     )
-    plan = TrainPlan(recipe, tokens_per_sample=length)
-    samples = None if plan.num_steps is None else plan.first_sample(plan.num_steps)
-    tokens = None if samples is None else samples * length
+    tokens = None if num_samples is None else num_samples * length
     return Estimate(
         parameters=count_parameters(recipe.model),
-        steps=plan.num_steps,
-        samples=samples,
         tokens=tokens,
         flops=None if tokens is None else tokens * flops_per_token,
         flops_per_token=flops_per_token,

@@ -7,15 +7,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mosaicbert.config import DataConfig, Duration, Recipe, SourceConfig, TokenizerConfig, TrainConfig
+from mosaicbert.config import DataConfig, Duration, SourceConfig, TrainConfig
 from mosaicbert.train_plan import TrainPlan, TrainPosition, has_passed
 
-_RECIPE = Recipe(
-    run_name="test",
-    data=DataConfig(sources={"text": SourceConfig(path="text.jsonl")}),
-    tokenizer=TokenizerConfig(source="train"),
-    train=TrainConfig(duration="1 steps"),
-)
+_DATA = DataConfig(sources={"text": SourceConfig(path="text.jsonl")})
 _SIZES_AT_MOST = 9  # eight on the way, and the last
 
 
@@ -23,7 +18,7 @@ def _plan(duration, tokens_per_sample=100.0, batch=10, initial=None, warmup=None
     train = TrainConfig(
         duration=duration, global_batch_samples=batch, initial_batch_samples=initial, batch_warmup_tokens=warmup
     )
-    return TrainPlan(replace(_RECIPE, data=replace(_RECIPE.data, **data), train=train), tokens_per_sample)
+    return TrainPlan(replace(_DATA, **data), train, tokens_per_sample)
 
 
 def _sizes(plan, batches):
@@ -166,7 +161,7 @@ def _walk(plan, seconds_per_step=0.7, tokens_per_sample=99):
 )
 def test_the_share_done_rises_from_0_to_exactly_1_at_the_end(duration, batch):
     plan = _plan(duration, **batch)
-    shares = [plan.share_done(position) for position in _walk(plan)]
+    shares = [plan.fraction_done(position) for position in _walk(plan)]
     assert shares[0] == 0.0
     assert shares[-1] == 1.0
     assert (np.diff(shares) > 0).all()
@@ -176,7 +171,7 @@ def test_the_share_done_rises_from_0_to_exactly_1_at_the_end(duration, batch):
 def test_the_share_done_is_that_of_the_unit_of_the_duration(unit):
     position = TrainPosition(steps=1, samples=30, tokens=600, seconds=9000.0)
     plan = _plan(f"12000 {unit}")
-    assert plan.share_done(position) == {"samples": 30, "tokens": 600, "s": 9000}[unit] / 12_000
+    assert plan.fraction_done(position) == {"samples": 30, "tokens": 600, "s": 9000}[unit] / 12_000
 
 
 @pytest.mark.parametrize(
@@ -198,7 +193,7 @@ def test_behind_its_end_a_run_stays_done():
     for duration in ("7 steps", "70 samples", "7000 tokens", "7s"):
         plan, beyond = _plan(duration), TrainPosition(steps=8, samples=80, tokens=8000, seconds=8.0)
         assert plan.is_done(beyond)
-        assert plan.share_done(beyond) == 1.0
+        assert plan.fraction_done(beyond) == 1.0
 
 
 @given(
@@ -277,3 +272,13 @@ def _fires(interval, step):
 def test_a_position_counts_in_each_unit():
     position = TrainPosition(steps=1, samples=2, tokens=3, seconds=4.5)
     assert [position.count(unit) for unit in ("steps", "samples", "tokens", "seconds")] == [1, 2, 3, 4.5]
+
+
+@pytest.mark.parametrize("duration, expected", [("7 steps", 70), ("79 samples", 70), ("7001 tokens", 80), ("7s", None)])
+def test_the_samples_of_a_run_are_those_of_its_whole_batches(duration, expected):
+    assert _plan(duration).num_samples == expected
+
+
+@pytest.mark.parametrize("duration, expected", [("7 steps", 7), ("79 samples", 7), ("7001 tokens", None), ("7s", None)])
+def test_the_number_of_steps_is_exact_for_steps_and_samples_alone(duration, expected):
+    assert _plan(duration).exact_num_steps == expected

@@ -1,21 +1,22 @@
-"""What a run would do, said without starting anything."""
+"""The `show` command: size, work, memory, time and price of a run, before it starts."""
 
 from rich.console import Console
 from rich.table import Table
 
-from mosaicbert.config import OptimizerConfig, Recipe, SourceConfig
+from mosaicbert.config import OptimizerConfig, Recipe, SourceConfig, TrainConfig
 from mosaicbert.estimate import ACCELERATORS, Estimate, estimate
+from mosaicbert.train_plan import TrainPlan
 
-_ASSUMED_MFU = 0.30  # what MosaicBERT's own run reached on A100s
-
+_ASSUMED_MFU = 0.30  # that of MosaicBERT's own run on A100s
 
 _SAMPLING = {"truncate": "the beginnings of texts", "chunk": "whole texts in pieces"}
 
 
 def show(recipe: Recipe, console: Console) -> None:
-    """Prints the size, the work, the memory, the time and the price of `recipe`."""
-    expected = estimate(recipe)
+    """Print the size, the work, the memory, the time and the price of a run."""
     model, data, train = recipe.model, recipe.data, recipe.train
+    plan = TrainPlan(data, train, tokens_per_sample=data.max_seq_len)
+    expected = estimate(recipe, plan.num_samples)
     rows = {
         "run": f"{recipe.run_name}, into {recipe.run_folder}",
         "model": f"{model.architecture}, {expected.parameters:,} parameters: {model.num_hidden_layers} layers of "
@@ -24,7 +25,7 @@ def show(recipe: Recipe, console: Console) -> None:
         "samples": f"{_SAMPLING[data.sampling]}, up to {data.max_seq_len} tokens each, {data.mask_rate:.0%}"
         f"{'' if data.final_mask_rate is None else f' changing to {data.final_mask_rate:.0%}'} of them masked",
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
-        "training": _describe_length(recipe, expected),
+        "training": _describe_length(train, plan, expected),
         "optimizer": f"{recipe.optimizer.name}, {_describe_schedule(recipe.optimizer)}",
         "work": f"{expected.flops_per_token / 1e6:,.0f} MFLOP per token"
         f"{'' if expected.flops is None else f', {expected.flops:.3g} FLOP in all'}",
@@ -60,15 +61,14 @@ def _by_device(recipe: Recipe, expected: Estimate) -> Table:
     return table
 
 
-def _describe_length(recipe: Recipe, expected: Estimate) -> str:
-    train = recipe.train
+def _describe_length(train: TrainConfig, plan: TrainPlan, expected: Estimate) -> str:
     grown = f"{train.global_batch_samples:,}"
     if train.initial_batch_samples is not None:
         grown = f"{train.initial_batch_samples:,}, growing to {grown} over {train.batch_warmup_tokens:,} tokens"
-    if expected.steps is None:
+    if plan.num_steps is None:
         return f"{train.duration}, in steps of {grown} samples"
     return (
-        f"{train.duration}: {expected.samples:,} samples in {expected.steps:,} steps of {grown}; "
+        f"{train.duration}: {plan.num_samples:,} samples in {plan.num_steps:,} steps of {grown}; "
         f"at most {expected.tokens:,} tokens"
     )
 

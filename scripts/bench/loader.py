@@ -8,18 +8,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import harness
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from mosaicbert.batch import StepBatch
 from mosaicbert.config import DataConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loading.loader import build_train_loader
-from mosaicbert.data.store import ShardRecord, SplitRecord, StoreRecord, sha256_of, write_shard
+from mosaicbert.data.loading.loader import build_train_loader, make_train_plan, open_store
+from mosaicbert.data.store import SplitRecord, StoreRecord, sha256_of, write_shard
 from mosaicbert.data.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 30_528
@@ -46,12 +47,12 @@ def main() -> None:
 def measure(recipe: Recipe, what: str) -> None:
     """Times a step of a run on one GPU, and of the first of eight ranks, which looks at the other seven's share too."""
     loaders = {"rank 0 of 1": steps_of(recipe, 1), "rank 0 of 8": steps_of(recipe, 8)}
-    facts, units = {}, {}
+    extra_fields, units = {}, {}
     for by, steps in loaders.items():
         seen = [next(steps) for _ in range(STEPS_AHEAD)]
         batches = [batch for step in seen for batch in step.micro_batches]
         units[by] = sum(batch.num_tokens for batch in batches) / STEPS_AHEAD
-        facts[by] = {
+        extra_fields[by] = {
             "fill_rate": round(units[by] * STEPS_AHEAD / sum(batch.shape[0] for batch in batches), 4),
             "shapes": len({batch.shape for batch in batches}),
             "micro_batches": len(batches) // STEPS_AHEAD,
@@ -67,17 +68,17 @@ def measure(recipe: Recipe, what: str) -> None:
         },
         seconds=10.0,
         units=units,
-        facts=facts,
+        extra_fields=extra_fields,
     )
     for by in loaders:
-        print(f"  {by}: {facts[by]}")
+        print(f"  {by}: {extra_fields[by]}")
 
 
 def measure_resuming(recipe: Recipe) -> None:
     """Times everything from opening the store to the first batch, at the beginning and far behind it."""
 
     def first_step(step: int) -> StepBatch:
-        return next(iter(build_train_loader(recipe, 0, 1, first_step=step)))
+        return next(iter(build_loader(recipe, 1, first_step=step)))
 
     far = HUGE // recipe.train.global_batch_samples * 9 // 10
     harness.record(
@@ -91,10 +92,24 @@ def measure_resuming(recipe: Recipe) -> None:
 
 def steps_of(recipe: Recipe, world_size: int) -> Iterator[StepBatch]:
     started = time.perf_counter()
-    steps = iter(build_train_loader(recipe, 0, world_size))
+    steps = iter(build_loader(recipe, world_size))
     next(steps)
     print(f"  first step after {time.perf_counter() - started:.2f} s")
     return steps
+
+
+def build_loader(recipe: Recipe, world_size: int, first_step: int = 0) -> DataLoader[StepBatch]:
+    record = StoreRecord.read(recipe.store_folder)
+    return build_train_loader(
+        make_train_plan(recipe.data, recipe.train, record),
+        recipe.data,
+        open_store(recipe.store_folder, record),
+        seed=recipe.seed,
+        micro_batch_tokens=recipe.train.micro_batch_tokens,
+        rank=0,
+        world_size=world_size,
+        first_step=first_step,
+    )
 
 
 def make_up_recipe(store: Path, max_seq_len: int, samples: int) -> Recipe:
@@ -118,7 +133,7 @@ def make_up_store(folder: Path, *, num_samples: int, max_seq_len: int, num_links
     shard = write_shard(folder / "train" / "data-00000.arrow", "text", ids, seqlens)
     for number in range(1, num_links):
         (folder / "train" / f"data-{number:05d}.arrow").hardlink_to(folder / "train" / shard.file)
-    shards = [ShardRecord(**asdict(shard) | {"file": f"data-{number:05d}.arrow"}) for number in range(num_links)]
+    shards = [replace(shard, file=f"data-{number:05d}.arrow") for number in range(num_links)]
     tokenizer = train_tokenizer(["the text matters not, the number of entries does"], VOCAB_SIZE)
     tokenizer.add_tokens([f"word{number}" for number in range(VOCAB_SIZE - tokenizer.get_vocab_size())])
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -5,9 +5,9 @@ from PIL import Image
 
 from mosaicbert.commands.check import check
 from mosaicbert.config import ConfigError, SourceConfig
-from mosaicbert.data.loading.loader import plan_run
 from mosaicbert.data.prepare.pipeline import prepare
 from tests.data.corpus import texts, write_jsonl
+from tests.data.loaders import plan_of
 from tests.recipes import tiny_recipe
 
 
@@ -36,27 +36,30 @@ def _check(recipe, console):
 
 def test_it_says_what_a_run_would_make_of_the_store(recipe, console):
     _, said = _check(recipe, console)
-    assert "checksums, sizes and ids are right" in said
-    assert "steps:            40 for 640 samples; one pass over all samples is " in said
-    assert "source few:       41 documents; left out: 1 duplicate (2.44%), 1 too short (2.44%)" in said
+    assert "checksums, sizes and ids are correct" in said
+    assert "steps:            40 for 640 samples; one epoch over all samples is " in said
+    assert "source few:       41 documents; skipped: 1 duplicate (2.44%), 1 too short (2.44%)" in said
     assert "unigram entropy" in said
 
 
 def test_a_source_that_is_passed_over_many_times_is_warned_of(recipe, console):
     _, said = _check(recipe, console)
-    assert "warning: few is passed over" in said
-    assert "warning: many is passed over" not in said
+    assert "warning: source few is repeated for" in said
+    assert "warning: source many is repeated for" not in said
 
 
-@pytest.mark.parametrize("duration, said_of_steps", [("40 steps", "40 for 40 steps"), ("2min", "as many as 2min hold")])
+@pytest.mark.parametrize(
+    "duration, said_of_steps", [("40 steps", "40 for 40 steps"), ("2min", "not known before the run, for 2min")]
+)
 def test_the_steps_are_said_of_a_length_in_any_unit(recipe, console, duration, said_of_steps):
     _, said = _check(replace(recipe, train=replace(recipe.train, duration=duration)), console)
-    assert f"steps:            {said_of_steps}; one pass" in said
+    assert f"steps:            {said_of_steps}; one epoch" in said
 
 
 def test_a_length_in_tokens_is_converted_by_the_tokens_of_this_store(recipe, console):
-    plan = plan_run(replace(recipe, train=replace(recipe.train, duration="20_000 tokens")))
-    _, said = _check(plan.recipe, console)
+    recipe = replace(recipe, train=replace(recipe.train, duration="20_000 tokens"))
+    plan = plan_of(recipe)
+    _, said = _check(recipe, console)
     assert f"steps:            {plan.num_steps:,} for 20_000 tokens" in said
     assert plan.num_steps > 20_000 / 32 / 16, "the samples of this store are not full"
 

@@ -54,14 +54,14 @@ def test_a_time_is_shown_with_its_price_and_the_tokens_that_each_device_trains_i
     assert said["training"] == f"{duration}, in steps of 4,096 samples"
     assert said["work"] == "737 MFLOP per token"
     (a100,) = (line for line in said[""].splitlines() if "A100" in line)
-    tokens = recipe.train.length.amount * 312e12 * 0.3 / estimate(recipe).flops_per_token
+    tokens = recipe.train.length.amount * 312e12 * 0.3 / estimate(recipe, None).flops_per_token
     assert a100.replace("│", " ").split() == ["A100", f"{tokens:,.2g}", f"{8 * tokens:,.2g}", "2.50", dollars]
     assert "device-hours" not in said[""]
 
 
 def test_the_price_of_a_length_in_tokens_is_that_of_its_device_hours(console):
     recipe, said = _shown(console, _PAPERS)
-    hours = estimate(recipe).flops / (312e12 * 0.3) / 3600
+    hours = estimate(recipe, 70_000 * 4096).flops / (312e12 * 0.3) / 3600
     (a100,) = (line for line in said[""].splitlines() if "A100" in line)
     wanted = ["A100", f"{hours:,.2f}", f"{hours / 8:,.2f}", "2.50", f"{2.5 * hours:,.2f}"]
     assert a100.replace("│", " ").split() == wanted

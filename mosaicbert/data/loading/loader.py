@@ -1,104 +1,181 @@
-"""Recipe to data loaders."""
+"""Data loaders of training and evaluation, and the training plan over a token store."""
 
 import signal
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from mosaicbert.batch import StepBatch
-from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.data.loading.collator import EVAL_SEED, NUM_SPECIAL_TOKENS, EvalDataset, MlmCollator, TrainDataset
+from mosaicbert.config import ConfigError, DataConfig, EvalConfig, SourceConfig, TrainConfig
+from mosaicbert.config.recipe import NUM_SPECIAL_TOKENS
+from mosaicbert.data.loading.collator import MlmCollator
+from mosaicbert.data.loading.dataset import EvalDataset, TrainDataset
 from mosaicbert.data.loading.sample_order import Group
-from mosaicbert.data.prepare.pipeline import open_store
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION
-from mosaicbert.data.store import StoreRecord, open_tokenizer
-from mosaicbert.data.tokenizer import vocabulary_of
+from mosaicbert.data.store import TRAIN, VALIDATION, SplitRecord, StoreRecord, TokenStore, open_tokenizer
+from mosaicbert.data.tokenizer import Vocabulary, vocabulary_of
 from mosaicbert.processes import end_with_parent
 from mosaicbert.train_plan import TrainPlan
 
+_EVAL_SEED = 0  # runs with different seeds are evaluated with the same masks
 
-def build_train_loader(
-    recipe: Recipe, rank: int, world_size: int, *, first_step: int = 0, skipped: Collection[int] = ()
-) -> DataLoader[StepBatch]:
-    """The training steps of one rank, to the end of the run, or without end if its duration is a time or in tokens.
+
+@dataclass(frozen=True)
+class OpenStore:
+    """A token store that is open for reading.
+
+    Attributes:
+        train: Training split.
+        validation: Validation split.
+        vocabulary: Vocabulary of the store's tokenizer.
+    """
+
+    train: TokenStore
+    validation: TokenStore
+    vocabulary: Vocabulary
+
+
+def open_store(folder: Path, record: StoreRecord) -> OpenStore:
+    """Open a token store.
 
     Args:
-        recipe: of the run.
-        rank: of this process among world_size.
-        world_size: processes that share a step.
-        first_step: to begin at; nothing before it is read.
-        skipped: numbers of the batches that are left out, see `TrainDataset`.
+        folder: Folder of the store.
+        record: Record of the store.
+
+    Raises:
+        ConfigError: If the tokenizer in the folder is not the one that the store was made with.
     """
-    plan = plan_run(recipe)
-    rates = recipe.data.mask_rate, recipe.data.final_mask_rate or 0.0
-    maker = _build_maker(recipe, TRAIN, recipe.seed, max(rates), rank, world_size)
-    steps = TrainDataset(
-        maker,
-        groups=sample_groups(recipe, maker.store.samples_by_source),
+    vocabulary = vocabulary_of(open_tokenizer(folder, record))
+    return OpenStore(TokenStore(folder, TRAIN), TokenStore(folder, VALIDATION), vocabulary)
+
+
+def make_train_plan(data: DataConfig, train: TrainConfig, record: StoreRecord) -> TrainPlan:
+    """Make the training plan of a run over a token store.
+
+    Args:
+        data: Data section of the recipe.
+        train: Train section of the recipe.
+        record: Record of the store.
+
+    Raises:
+        ConfigError: If a source has a weight but no training sample.
+    """
+    split = record.splits[TRAIN]
+    groups = sample_groups(data.sources, split.samples_by_source())
+    num_tokens = list(_tokens_by_source(split).values()) if len(groups) > 1 else [split.tokens]
+    means = [tokens / group.num_samples for tokens, group in zip(num_tokens, groups, strict=True)]
+    mean = np.average(means, weights=[group.weight for group in groups])
+    return TrainPlan(data, train, tokens_per_sample=float(mean) + NUM_SPECIAL_TOKENS)
+
+
+def build_train_loader(
+    plan: TrainPlan,
+    data: DataConfig,
+    store: OpenStore,
+    *,
+    seed: int,
+    micro_batch_tokens: int,
+    rank: int,
+    world_size: int,
+    first_step: int = 0,
+    skipped: Collection[int] = (),
+) -> DataLoader[StepBatch]:
+    """Build the loader of one rank's training steps.
+
+    It ends with the run if the plan has an exact number of steps, otherwise it has no end.
+
+    Args:
+        plan: Training plan of the run.
+        data: Data section of the recipe.
+        store: Token store of the run.
+        seed: Seed of the sample order and of the masks.
+        micro_batch_tokens: Maximum number of tokens of a micro-batch.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        first_step: Step to begin at.
+        skipped: Numbers of the batches to skip, see `TrainDataset`.
+    """
+    collator = MlmCollator(
+        store=store.train,
+        vocabulary=store.vocabulary,
+        seed=seed,
+        max_seq_len=data.max_seq_len,
+        micro_batch_tokens=micro_batch_tokens,
+        max_mask_rate=max(data.mask_rate, data.final_mask_rate or 0.0),
+        rank=rank,
+        world_size=world_size,
+    )
+    dataset = TrainDataset(
+        collator,
+        groups=sample_groups(data.sources, store.train.samples_by_source),
         first_sample=plan.first_sample,
-        num_steps=plan.num_steps if recipe.train.length.unit in ("steps", "samples") else None,
+        num_steps=plan.exact_num_steps,
         mask_rate=plan.mask_rate,
         first_step=first_step,
         skipped=skipped,
     )
-    # Copies to a GPU go on beside the computation only from memory that stays where it is.
+    # Copies to a GPU overlap with the computation only from pinned memory.
     return DataLoader(
-        steps,
+        dataset,
         batch_size=None,
-        num_workers=recipe.data.num_workers,
+        num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
     )
 
 
-def _start_worker(_number: int) -> None:
-    # Signals are for the training process, which still needs steps. Copies of its open files, locks among them, may not
-    # outlive it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def build_eval_loader(
+    config: EvalConfig, store: OpenStore, *, max_seq_len: int, micro_batch_tokens: int, rank: int, world_size: int
+) -> DataLoader[StepBatch]:
+    """Build the loader of one rank's evaluation steps.
 
-
-def plan_run(recipe: Recipe) -> TrainPlan:
-    """The course of a run over its token store."""
-    split = StoreRecord.read(recipe.store_folder).splits[TRAIN]
-    tokens: dict[str, int] = {}
-    for shard in split.shards:
-        tokens[shard.source] = tokens.get(shard.source, 0) + shard.tokens
-    groups = sample_groups(recipe, split.samples_by_source())
-    per_group = list(tokens.values()) if len(groups) > 1 else [split.tokens]
-    means = [tokens / group.num_samples for tokens, group in zip(per_group, groups, strict=True)]
-    mean = np.average(means, weights=[group.weight for group in groups])
-    return TrainPlan(recipe, tokens_per_sample=float(mean) + NUM_SPECIAL_TOKENS)
-
-
-def build_eval_loader(recipe: Recipe, rank: int, world_size: int) -> DataLoader[StepBatch]:
-    """The held-out samples of one rank, in portions.
+    Args:
+        config: Eval section of the recipe.
+        store: Token store of the run.
+        max_seq_len: Tokens of the longest sample.
+        micro_batch_tokens: Maximum number of tokens of a micro-batch.
+        rank: Rank of this process.
+        world_size: Number of ranks.
 
     Raises:
-        ValueError: there are fewer held-out samples than ranks.
+        ValueError: If there are fewer validation samples than ranks.
     """
-    maker = _build_maker(recipe, VALIDATION, EVAL_SEED, recipe.eval.mask_rate, rank, world_size)
-    steps = EvalDataset(maker, max_samples=recipe.eval.max_samples, mask_rate=recipe.eval.mask_rate)
-    return DataLoader(steps, batch_size=None)
+    collator = MlmCollator(
+        store=store.validation,
+        vocabulary=store.vocabulary,
+        seed=_EVAL_SEED,
+        max_seq_len=max_seq_len,
+        micro_batch_tokens=micro_batch_tokens,
+        max_mask_rate=config.mask_rate,
+        rank=rank,
+        world_size=world_size,
+    )
+    return DataLoader(
+        EvalDataset(collator, max_samples=config.max_samples, mask_rate=config.mask_rate), batch_size=None
+    )
 
 
-def sample_groups(recipe: Recipe, samples_by_source: dict[str, int]) -> list[Group]:
-    """The training samples as the recipe mixes them: all together, or each source with its weight.
+def sample_groups(sources: Mapping[str, SourceConfig], samples_by_source: Mapping[str, int]) -> list[Group]:
+    """Group the training samples as the recipe mixes them: all in one group, or one group for each weighted source.
+
+    Args:
+        sources: Sources of the recipe, by name.
+        samples_by_source: Number of training samples of each source, in the order of the store.
 
     Raises:
-        ConfigError: a source has a weight but no training sample.
+        ConfigError: If a source has a weight but no training sample.
     """
-    for name, source in recipe.data.sources.items():
+    for name, source in sources.items():
         if source.weight is not None and name not in samples_by_source:
             raise ConfigError(
-                f"data.sources.{name}.weight={source.weight}: the store holds no training sample of this source; "
-                "give it more text, or leave it out."
+                f"`data.sources.{name}.weight` must not be set for a source without training samples in the store, "
+                f"got {source.weight}. Give the source more text, or remove it."
             )
-    weights = {name: recipe.data.sources[name].weight for name in samples_by_source}
+    weights = {name: sources[name].weight for name in samples_by_source}
     if None in weights.values():
         return [Group(first_sample=0, num_samples=sum(samples_by_source.values()), weight=1.0)]
     groups: list[Group] = []
@@ -109,17 +186,16 @@ def sample_groups(recipe: Recipe, samples_by_source: dict[str, int]) -> list[Gro
     return groups
 
 
-def _build_maker(
-    recipe: Recipe, split: str, seed: int, largest_mask_rate: float, rank: int, world_size: int
-) -> MlmCollator:
-    tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
-    return MlmCollator(
-        store=open_store(recipe, split),
-        vocabulary=vocabulary_of(tokenizer),
-        seed=seed,
-        max_seq_len=recipe.data.max_seq_len,
-        micro_batch_tokens=recipe.train.micro_batch_tokens,
-        largest_mask_rate=largest_mask_rate,
-        rank=rank,
-        world_size=world_size,
-    )
+def _tokens_by_source(split: SplitRecord) -> dict[str, int]:
+    tokens: dict[str, int] = {}
+    for shard in split.shards:
+        tokens[shard.source] = tokens.get(shard.source, 0) + shard.tokens
+    return tokens
+
+
+def _start_worker(_number: int) -> None:
+    # Signals are for the training process, which still needs steps. Copies of its open files, locks among them, must
+    # not outlive it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,36 +1,14 @@
 """Which tokens are masked: a function of (seed, epoch, sample, position) that no worker, rank or resume can change."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mosaicbert.data.loading.counter_rng import Words, key_of, mix, uniform
+from mosaicbert.data.tokenizer import Vocabulary
 
 # BERT's split of the chosen tokens (Devlin et al. 2019, arXiv:1810.04805): 80% [MASK], 10% another token, 10% kept.
 _MASK_SHARE = 0.8
 _RANDOM_SHARE = 0.1
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What masking must know of a tokenizer.
-
-    Attributes:
-        cls_id: the id of [CLS], which begins every sequence.
-        sep_id: the id of [SEP], which ends it.
-        mask_id: the id of [MASK].
-        pad_id: the id of [PAD], which filler consists of.
-        ordinary_ids: (N,) ids of the tokenizer's entries that are not special: what may be masked, and drawn.
-        is_special: (largest id + 1,) bool, True for [PAD], [UNK], [CLS], [SEP], [MASK] and for ids that have no entry.
-    """
-
-    cls_id: int
-    sep_id: int
-    mask_id: int
-    pad_id: int
-    ordinary_ids: NDArray[np.int64]
-    is_special: NDArray[np.bool_]
 
 
 def choose_masked(

@@ -9,11 +9,12 @@ import torch
 from scipy import stats
 
 from mosaicbert.config import SourceConfig
-from mosaicbert.data.loading.loader import build_eval_loader, build_train_loader, plan_run, sample_groups
+from mosaicbert.data.loading.loader import sample_groups
 from mosaicbert.data.loading.sample_order import WINDOW, Group, mixed_order
-from mosaicbert.data.prepare.pipeline import open_store, prepare
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION
+from mosaicbert.data.prepare.pipeline import prepare
+from mosaicbert.data.store import TRAIN, VALIDATION, TokenStore
 from tests.data.corpus import short_texts, texts, write_jsonl
+from tests.data.loaders import eval_loader_of, plan_of, train_loader_of
 from tests.recipes import tiny_recipe
 
 _STEPS = 12
@@ -27,7 +28,7 @@ def _mixed(folder, **data):
         name: SourceConfig(path=str(write_jsonl(folder / f"{name}.jsonl", part)), weight=weight)
         for name, part, weight in (("large", documents[:220], 0.3), ("small", documents[220:], 0.7))
     }
-    fields = {"max_seq_len": 32, "held_out_fraction": 0.2, "num_workers": 0, "sources": sources} | data
+    fields = {"max_seq_len": 32, "validation_fraction": 0.2, "num_workers": 0, "sources": sources} | data
     recipe = tiny_recipe(folder, folder / "large.jsonl", data=fields, train=_TRAIN)
     prepare(recipe)
     return recipe
@@ -73,7 +74,7 @@ def _documents(batches):
     return sorted(found)
 
 
-def _global_batches(recipe, world_size=1, build=build_train_loader, **fields):
+def _global_batches(recipe, world_size=1, build=train_loader_of, **fields):
     """Each step's documents, of all ranks together."""
     loaders = [build(recipe, rank, world_size, **fields) for rank in range(world_size)]
     return [_documents(batch for step in steps for batch in step.micro_batches) for steps in zip(*loaders, strict=True)]
@@ -88,7 +89,7 @@ def _originals(documents):
 
 
 def _resumed(recipe, step, num_workers=0):
-    return build_train_loader(_changed(recipe, "data", num_workers=num_workers), 0, 1, first_step=step)
+    return train_loader_of(_changed(recipe, "data", num_workers=num_workers), 0, 1, first_step=step)
 
 
 def _growing(recipe, **train):
@@ -99,8 +100,8 @@ def _growing(recipe, **train):
 
 def _mean_tokens(recipe):
     """Real tokens of a sample in the mean, [CLS] and [SEP] included, counted in the store."""
-    store = open_store(recipe, TRAIN)
-    groups = sample_groups(recipe, store.samples_by_source)
+    store = TokenStore(recipe.store_folder, TRAIN)
+    groups = sample_groups(recipe.data.sources, store.samples_by_source)
     means = []
     for group in groups:
         documents = store.read(group.first_sample + np.arange(group.num_samples))
@@ -159,7 +160,7 @@ def test_skipped_batches_are_left_out_by_all_ranks(recipe):
 @pytest.mark.parametrize("duration", ["1s", "20 tokens"])
 def test_a_run_that_ends_by_time_or_tokens_has_batches_without_end(plain, duration, num_workers):
     endless = _changed(_changed(plain, "train", duration=duration), "data", num_workers=num_workers)
-    loader = build_train_loader(endless, 0, 1, first_step=4, skipped={6})
+    loader = train_loader_of(endless, 0, 1, first_step=4, skipped={6})
     found = list(itertools.islice(loader, 3 * _STEPS))
     assert [step.batch for step in found] == [4, 5, *range(7, 5 + 3 * _STEPS)]
     within = [_documents(step.micro_batches) for step in found if step.batch < _STEPS]
@@ -171,7 +172,7 @@ def test_a_run_that_ends_by_time_or_tokens_has_batches_without_end(plain, durati
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_batches_grow_as_planned_for_any_number_of_ranks(recipe, world_size):
     growing = _growing(recipe)
-    loaders = [build_train_loader(growing, rank, world_size) for rank in range(world_size)]
+    loaders = [train_loader_of(growing, rank, world_size) for rank in range(world_size)]
     counted = []
     for steps in zip(*loaders, strict=True):
         (samples,) = {step.global_samples for step in steps}
@@ -192,9 +193,9 @@ def test_growing_batches_are_the_same_for_any_number_of_ranks_and_workers_and_fr
 
 def test_each_sample_of_an_epoch_is_used_once_while_batches_grow(plain):
     """The epoch ends within a batch, so that batch and those before it hold every sample, and its rest is new again."""
-    store = open_store(plain, TRAIN)
+    store = TokenStore(plain.store_folder, TRAIN)
     wanted = Counter((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
-    last = plan_run(_growing(plain))._batches_within(store.num_samples)
+    last = plan_of(_growing(plain))._batches_within(store.num_samples)
     whole = [Counter(_originals(documents)) for documents in _global_batches(_growing(plain))]
     before, with_the_last = sum(whole[:last], Counter()), sum(whole[: last + 1], Counter())
     assert last > 8, "the epoch must end behind the change of sizes"
@@ -206,7 +207,7 @@ def test_nothing_is_left_after_the_last_step(plain):
 
 
 def test_a_loader_gives_the_same_batches_again(recipe):
-    loader = build_train_loader(recipe, 0, 1)
+    loader = train_loader_of(recipe, 0, 1)
     first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
     assert first == second
 
@@ -217,20 +218,20 @@ def test_another_seed_gives_other_batches(plain):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_every_rank_knows_the_masked_tokens_of_all_ranks(recipe, world_size):
-    for steps in zip(*(build_train_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
+    for steps in zip(*(train_loader_of(recipe, rank, world_size) for rank in range(world_size)), strict=True):
         total = sum(int((batch.labels != -100).sum()) for step in steps for batch in step.micro_batches)
         assert {step.global_masked for step in steps} == {total}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_all_micro_batches_of_a_step_have_the_same_shape_on_all_ranks(recipe, world_size):
-    for steps in zip(*(build_train_loader(recipe, rank, world_size) for rank in range(world_size)), strict=True):
+    for steps in zip(*(train_loader_of(recipe, rank, world_size) for rank in range(world_size)), strict=True):
         assert len({batch.shape for step in steps for batch in step.micro_batches}) == 1
 
 
 def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
-    store = open_store(recipe, TRAIN)
-    groups = sample_groups(recipe, store.samples_by_source)
+    store = TokenStore(recipe.store_folder, TRAIN)
+    groups = sample_groups(recipe.data.sources, store.samples_by_source)
     for number, documents in enumerate(_global_batches(recipe)):
         _, samples = mixed_order(np.arange(16 * number, 16 * (number + 1)), groups, recipe.seed)
         assert _originals(documents) == sorted((2, *ids.tolist(), 3) for ids in store.read(samples))
@@ -238,43 +239,41 @@ def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
 
 def test_the_mask_rate_of_a_step_is_that_of_the_recipe(chunked):
     wide = _changed(chunked, "train", global_batch_samples=2000, duration="8000 samples")
-    steps = list(build_train_loader(wide, 0, 1))
+    steps = list(train_loader_of(wide, 0, 1))
     assert [step.mask_rate for step in steps] == pytest.approx([0.05, 0.05 + 0.55 / 3, 0.60 - 0.55 / 3, 0.60])
     for number, step in enumerate(steps):
         ordinary = sum(token >= 5 for document in _originals(_documents(step.micro_batches)) for token in document)
-        assert step.mask_rate == plan_run(wide).mask_rate(number)
+        assert step.mask_rate == plan_of(wide).mask_rate(number)
         assert stats.binomtest(step.global_masked, ordinary, step.mask_rate).pvalue > 1e-3
     assert steps[0].global_masked < steps[-1].global_masked / 8
 
 
 def test_a_resumed_run_continues_the_schedule_of_mask_rates(chunked):
-    whole = [step.global_masked for step in build_train_loader(chunked, 0, 1)]
+    whole = [step.global_masked for step in train_loader_of(chunked, 0, 1)]
     assert [step.global_masked for step in _resumed(chunked, 7)] == whole[7:]
     assert sum(whole[7:]) > 2 * sum(whole[:5])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 7])
 def test_evaluation_sees_every_held_out_sample_once_for_any_number_of_ranks(plain, world_size):
-    store = open_store(plain, VALIDATION)
-    documents = [found for step in _global_batches(plain, world_size, build_eval_loader) for found in step]
+    store = TokenStore(plain.store_folder, VALIDATION)
+    documents = [found for step in _global_batches(plain, world_size, eval_loader_of) for found in step]
     wanted = sorted((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
     assert _originals(documents) == wanted
 
 
 @pytest.mark.parametrize("world_size", [2, 5, 7])
 def test_evaluation_has_the_same_masks_for_any_number_of_ranks(recipe, world_size):
-    assert _global_batches(recipe, world_size, build_eval_loader) == _global_batches(recipe, build=build_eval_loader)
+    assert _global_batches(recipe, world_size, eval_loader_of) == _global_batches(recipe, build=eval_loader_of)
 
 
 def test_evaluation_is_the_same_whatever_the_seed_of_the_run(plain):
     few = _changed(plain, "eval", max_samples=20)
-    assert _global_batches(replace(few, seed=18), build=build_eval_loader) == _global_batches(
-        few, build=build_eval_loader
-    )
+    assert _global_batches(replace(few, seed=18), build=eval_loader_of) == _global_batches(few, build=eval_loader_of)
 
 
 def test_evaluation_is_the_same_whenever_it_is_made(plain):
-    loader = build_eval_loader(plain, 0, 1)
+    loader = eval_loader_of(plain, 0, 1)
     first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
     assert first == second
 
@@ -282,33 +281,33 @@ def test_evaluation_is_the_same_whenever_it_is_made(plain):
 def test_evaluation_has_a_mask_rate_of_its_own(plain):
     rates = []
     for rate in (0.15, 0.60):
-        (step,) = build_eval_loader(_changed(plain, "eval", mask_rate=rate), 0, 1)
+        (step,) = eval_loader_of(_changed(plain, "eval", mask_rate=rate), 0, 1)
         rates.append(step.global_masked / sum(batch.num_tokens for batch in step.micro_batches))
     assert rates[0] == pytest.approx(0.14, abs=0.03)
     assert rates[1] == pytest.approx(0.56, abs=0.05)
 
 
 def test_a_part_of_the_held_out_samples_is_not_their_beginning(plain):
-    (documents,) = _global_batches(_changed(plain, "eval", max_samples=20), build=build_eval_loader)
-    beginning = open_store(plain, VALIDATION).read(np.arange(20))
+    (documents,) = _global_batches(_changed(plain, "eval", max_samples=20), build=eval_loader_of)
+    beginning = TokenStore(plain.store_folder, VALIDATION).read(np.arange(20))
     assert len(documents) == 20
     assert len(set(_originals(documents)) & {(2, *ids.tolist(), 3) for ids in beginning}) < 15
 
 
 def test_every_rank_evaluates_as_many_steps(plain):
-    steps = [list(build_eval_loader(plain, rank, 7)) for rank in range(7)]
+    steps = [list(eval_loader_of(plain, rank, 7)) for rank in range(7)]
     assert {len(items) for items in steps} == {1}
     assert all(step.micro_batches for items in steps for step in items)
 
 
 def test_fewer_held_out_samples_than_ranks_are_refused(plain):
-    with pytest.raises(ValueError, match="5 held-out samples cannot be shared by 6 processes"):
-        build_eval_loader(_changed(plain, "eval", max_samples=5), 0, 6)
+    with pytest.raises(ValueError, match="must be at least 6, the number of processes, got 5"):
+        eval_loader_of(_changed(plain, "eval", max_samples=5), 0, 6)
 
 
 def test_tokens_are_converted_to_steps_by_the_samples_of_the_mixture_with_their_frames(recipe):
     asked = 10**12
-    plan = plan_run(_changed(recipe, "train", duration=f"{asked} tokens"))
+    plan = plan_of(_changed(recipe, "train", duration=f"{asked} tokens"))
     assert asked / 16 / plan.num_steps == pytest.approx(_mean_tokens(recipe), rel=1e-9)
 
 
@@ -319,34 +318,34 @@ def test_tokens_of_sources_of_unequal_lengths_are_those_that_a_run_meets(tmp_pat
     }
     recipe = tiny_recipe(tmp_path, tmp_path, data={"sources": sources}, train={"duration": "1_000_000_000 tokens"})
     prepare(recipe)
-    store = open_store(recipe, TRAIN)
-    groups = sample_groups(recipe, store.samples_by_source)
+    store = TokenStore(recipe.store_folder, TRAIN)
+    groups = sample_groups(recipe.data.sources, store.samples_by_source)
     _, samples = mixed_order(np.arange(2 * WINDOW), groups, recipe.seed)
     tokens = sum(len(ids) + 2 for ids in store.read(samples))
-    assert plan_run(recipe).num_steps == pytest.approx(1e9 / 16 / (tokens / len(samples)), rel=1e-3)
+    assert plan_of(recipe).num_steps == pytest.approx(1e9 / 16 / (tokens / len(samples)), rel=1e-3)
     alike = (sum(len(ids) for ids in store.read(np.arange(store.num_samples))) / store.num_samples) + 2
     assert tokens / len(samples) < 0.8 * alike, "sources of these lengths tell nothing"
 
 
 def test_a_run_of_some_tokens_trains_about_as_many_in_the_steps_that_are_expected(recipe):
     asked = _changed(recipe, "train", duration="100_000 tokens")
-    steps = itertools.islice(build_train_loader(asked, 0, 1), plan_run(asked).num_steps)
+    steps = itertools.islice(train_loader_of(asked, 0, 1), plan_of(asked).num_steps)
     assert sum(step.global_tokens for step in steps) == pytest.approx(100_000, rel=0.02)
 
 
 def test_sources_without_weights_are_one_group(plain):
-    (group,) = sample_groups(plain, {"text": 70})
+    (group,) = sample_groups(plain.data.sources, {"text": 70})
     assert (group.first_sample, group.num_samples) == (0, 70)
 
 
 def test_several_sources_without_weights_are_mixed_by_size(plain):
     both = _changed(plain, "data", sources={name: SourceConfig(path="here") for name in ("large", "small")})
-    (group,) = sample_groups(both, {"large": 70, "small": 30})
+    (group,) = sample_groups(both.data.sources, {"large": 70, "small": 30})
     assert (group.first_sample, group.num_samples) == (0, 100)
 
 
 def test_sources_with_weights_are_groups_in_the_order_of_the_store(mixture):
-    groups = sample_groups(mixture, {"small": 30, "large": 70})
+    groups = sample_groups(mixture.data.sources, {"small": 30, "large": 70})
     assert groups == [
         Group(first_sample=0, num_samples=30, weight=0.7),
         Group(first_sample=30, num_samples=70, weight=0.3),
@@ -354,15 +353,15 @@ def test_sources_with_weights_are_groups_in_the_order_of_the_store(mixture):
 
 
 def test_each_group_holds_the_samples_of_its_source(mixture):
-    store = open_store(mixture, TRAIN)
-    large, small = sample_groups(mixture, store.samples_by_source)
+    store = TokenStore(mixture.store_folder, TRAIN)
+    large, small = sample_groups(mixture.data.sources, store.samples_by_source)
     assert large.num_samples + small.num_samples == store.num_samples
     assert (large.first_sample, small.first_sample) == (0, large.num_samples)
 
 
 def test_a_weighted_source_is_read_as_often_as_its_weight_says(mixture):
-    store = open_store(mixture, TRAIN)
-    _, small = sample_groups(mixture, store.samples_by_source)
+    store = TokenStore(mixture.store_folder, TRAIN)
+    _, small = sample_groups(mixture.data.sources, store.samples_by_source)
     of_small = {(2, *ids.tolist(), 3) for ids in store.read(small.first_sample + np.arange(small.num_samples))}
     read = [found for documents in _global_batches(mixture) for found in _originals(documents)]
     share = sum(document in of_small for document in read)

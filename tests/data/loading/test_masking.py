@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from mosaicbert.data.loading.masking import Vocabulary, choose_masked, replace_masked, token_counters
-from mosaicbert.data.tokenizer import vocabulary_of
+from mosaicbert.data.loading.masking import choose_masked, replace_masked, token_counters
+from mosaicbert.data.tokenizer import Vocabulary, vocabulary_of
 
 _SPECIALS = [0, 1, 2, 3, 4]
 _ENTRIES = 1000
