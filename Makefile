@@ -16,13 +16,13 @@ test-newest: .venv-newest/installed   # the same suite with the newest torch and
 check: .venv/installed                # style, types and tests
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/pyright --pythonpath .venv/bin/python && .venv/bin/python -m pytest
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.venv-newest/installed: pyproject.toml overrides-newest.txt
+.venv-newest/installed: pyproject.toml setup.py overrides-newest.txt
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet uv
 	.venv-newest/bin/uv pip install --quiet --python .venv-newest/bin/python --override overrides-newest.txt --editable '.[dev]'

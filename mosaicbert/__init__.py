@@ -1,6 +1,7 @@
 """Pretrain a BERT fast: from a YAML recipe to a Hugging Face folder.
 
-Importing this package registers its classes with Hugging Face's Auto classes; they are imported on first use.
+Importing this package registers its model classes with Hugging Face's Auto classes. torch and transformers are imported
+when a model class is first used.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`python -m mosaicbert` is the command `mosaicbert`."""
+"""Entry point of `python -m mosaicbert`."""
 
 from mosaicbert.cli import main
 

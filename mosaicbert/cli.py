@@ -1,4 +1,7 @@
-"""The commands. Each parses, calls one function, prints. Work is imported inside, so that --help is instant."""
+"""Command line: each command parses its arguments, calls one function and prints the result.
+
+Commands import their work inside their functions, so that `--help` is instant.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,44 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_EPILOG = "Overrides are written section.key=value, e.g. train.precision=fp32; every key of a recipe can be given."
+import mosaicbert
 
+_OVERRIDES = "Overrides are written section.key=value, e.g. train.precision=fp32. Every key of a recipe can be given."
 
-# What the base installation, which only loads and runs models, leaves out.
-_TRAINERS_MODULES = frozenset(
-    {"composer", "datasets", "matplotlib", "omegaconf", "pyarrow", "rich", "scipy", "sklearn", "xxhash", "yaml"}
+# Modules of mosaicbert[train] that the base installation does not have.
+_TRAIN_EXTRA_MODULES = frozenset(
+    {
+        "composer",
+        "datasets",
+        "matplotlib",
+        "omegaconf",
+        "pyarrow",
+        "rich",
+        "scipy",
+        "sklearn",
+        "torchmetrics",
+        "xxhash",
+        "yaml",
+        "zstandard",
+    }
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command. Exits with 2 and one line if the user's recipe, data or files cannot work."""
+    """Run one command and exit with its code.
+
+    Args:
+        arguments: Arguments of the command line. The default is those of this process.
+
+    Raises:
+        SystemExit: Always, with code 2 and one line on stderr if a recipe, data or files of the user are invalid, and
+            with code 1 and one line if a run cannot continue.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
-    # Defaults for the libraries below, before they are imported; whoever wants others sets the variables.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else every file that is opened is reported
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a busy core makes threads that spin three times as slow
+    # Defaults of libraries, set before their import. Variables that the user has set are kept.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reports every file that it opens
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads are three times slower on busy cores
     from mosaicbert.config import ConfigError, TrainingFault
 
     try:
@@ -36,10 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"mosaicbert {parsed.command}: {fault}", file=sys.stderr)
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if error.name not in _TRAINERS_MODULES:
+        if error.name not in _TRAIN_EXTRA_MODULES:
             raise
         print(
-            f"mosaicbert {parsed.command}: {error.name} is not installed; pip install 'mosaicbert[train]'.",
+            f"mosaicbert {parsed.command}: {error.name} is not installed. Run `pip install 'mosaicbert[train]'`.",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -47,26 +72,35 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = _parser()
-    parsed, behind = parser.parse_known_args(arguments)
-    # argparse takes positional arguments in one piece only; overrides may stand behind an option as well.
-    strangers = [word for word in behind if word.startswith("-") or "=" not in word]
-    if strangers or (behind and "overrides" not in parsed):
-        parser.error(f"unrecognized arguments: {' '.join(strangers or behind)}")
-    if behind:
-        parsed.overrides += behind
+    parsed, trailing = parser.parse_known_args(arguments)
+    # argparse requires positional arguments to be contiguous; overrides may also follow an option.
+    unknown = [word for word in trailing if word.startswith("-") or "=" not in word]
+    if unknown or (trailing and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or trailing)}")
+    if trailing:
+        parsed.overrides += trailing
     return parsed
 
 
 def load(parsed: argparse.Namespace) -> Any:
-    """The recipe that a command was given, of the kind that it takes."""
+    """Load the recipe of a command, a file or a shipped recipe, with the schema of the command."""
     from mosaicbert.config import Recipe
     from mosaicbert.config.finetune import FinetuneRecipe
     from mosaicbert.config.glue import GlueRecipe
     from mosaicbert.config.load import load_recipe
     from mosaicbert.config.pareto import ParetoRecipe
+    from mosaicbert.config.shipped import find_recipe
 
-    kinds: dict[str, type[Any]] = {"finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto": ParetoRecipe}
-    return load_recipe(parsed.recipe, parsed.overrides, kinds.get(parsed.command, Recipe))
+    schemas: dict[str, type[Any]] = {"finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto": ParetoRecipe}
+    path = find_recipe(parsed.recipe, parsed.command if parsed.command in schemas else "pretrain")
+    return load_recipe(path, parsed.overrides, schemas.get(parsed.command, Recipe))
+
+
+def _recipes(_parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    from mosaicbert.commands.recipes import describe_recipes
+
+    print(describe_recipes())
+    return 0
 
 
 def _finetune(parsed: argparse.Namespace, _arguments: list[str]) -> int:
@@ -101,7 +135,8 @@ def _pareto(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
     from rich.console import Console
 
-    from mosaicbert.pareto.command import compare, pareto
+    from mosaicbert.pareto.command import pareto
+    from mosaicbert.pareto.compare import compare
 
     if parsed.compare:
         first, second = parsed.compare
@@ -161,44 +196,62 @@ def _hide_file_progress() -> None:
     logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
 
 
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _OVERRIDES
+    recipe = "YAML file, or name of a shipped recipe, e.g. quickstart (see `mosaicbert recipes`)"
+    parser.add_argument("recipe", metavar="RECIPE", help=recipe)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a value of the recipe")
+
+
+def _add_pareto(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    compared = "test whether the scores of A are better than those of B instead; each is a run folder or FOLDER@STEP"
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=compared)
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, e.g. runs/quickstart")
+    output = "folder of report.png and report.html (default: folder of the first run)"
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help=output)
+
+
+def _add_nothing(_parser: argparse.ArgumentParser) -> None:
+    pass
+
+
 class _Command(NamedTuple):
-    """What a command is for, what does it, and whether it takes a recipe or the folders of runs."""
+    """Command of the command line.
+
+    Attributes:
+        purpose: Imperative phrase for `--help`.
+        run: Function that runs the command and returns the exit code.
+        add_arguments: Function that adds the arguments to the command's parser.
+    """
 
     purpose: str
     run: Callable[[argparse.Namespace, list[str]], int]
-    takes_recipe: bool = True
+    add_arguments: Callable[[argparse.ArgumentParser], None] = _add_recipe
 
 
 _COMMANDS = {
-    "show": _Command("say what a recipe would do: parameters, tokens, FLOPs, memory, time and cost", _show),
-    "prepare": _Command("turn the recipe's text into its token store", _prepare),
-    "check": _Command("read the whole token store and say whether it is fit for the recipe's run", _check),
-    "pretrain": _Command("train the recipe to its end, or continue where it was cut off, and export it", _pretrain),
-    "finetune": _Command("fine-tune a pretrained encoder on your own labelled texts", _finetune),
-    "glue": _Command("fine-tune a model or a run's checkpoints on the tasks of GLUE, and score them", _glue),
-    "export": _Command("write the Hugging Face folder of the recipe's newest checkpoint", _export),
-    "pareto": _Command("set scores against the time and the money that they took, or compare two checkpoints", _pareto),
-    "report": _Command("draw the curves of runs, finished or not, into a PNG and an HTML page", _report, False),
+    "recipes": _Command("List the shipped recipes", _recipes, _add_nothing),
+    "show": _Command("Print parameters, tokens, FLOPs, memory, time and cost of a recipe; start nothing", _show),
+    "prepare": _Command("Tokenize the text of a recipe into its token store", _prepare),
+    "check": _Command("Read the whole token store and check that it fits the recipe", _check),
+    "pretrain": _Command("Train a recipe to its end, or resume it, and export the model", _pretrain),
+    "finetune": _Command("Fine-tune a pretrained encoder on your own labeled texts", _finetune),
+    "glue": _Command("Fine-tune a model or the checkpoints of a run on GLUE, and score them", _glue),
+    "export": _Command("Write the newest checkpoint of a recipe as a Hugging Face folder", _export),
+    "pareto": _Command("Plot scores against training time and cost, or compare two checkpoints", _pareto, _add_pareto),
+    "report": _Command("Plot the curves of runs, finished or not, as a PNG and an HTML page", _report, _add_runs),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mosaicbert", description="Pretrain a BERT: from a YAML recipe to a Hugging Face folder."
-    )
+    description = "Pretrain a BERT: from a YAML recipe to a Hugging Face folder."
+    parser = argparse.ArgumentParser(prog="mosaicbert", description=description)
+    parser.add_argument("--version", action="version", version=f"mosaicbert {mosaicbert.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (purpose, _, takes_recipe) in _COMMANDS.items():
-        epilog = _EPILOG if takes_recipe else None
-        command = commands.add_parser(name, help=purpose, description=purpose, epilog=epilog)
-        if takes_recipe:
-            command.add_argument("recipe", metavar="RECIPE", help="a YAML file, e.g. recipes/quickstart.yaml")
-            overrides = "replaces a value of the recipe"
-            command.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides)
-            if name == "pareto":
-                versus = "say whether A is better than B instead: folders with scores, or FOLDER@STEP"
-                command.add_argument("--compare", nargs=2, metavar=("A", "B"), help=versus)
-        else:
-            command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a folder, e.g. runs/quickstart")
-            output = "folder for report.png and report.html; the first run's if not given"
-            command.add_argument("--output", metavar="FOLDER", type=Path, help=output)
+    for name, command in _COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.purpose, description=f"{command.purpose}."))
     return parser

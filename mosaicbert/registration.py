@@ -1,7 +1,7 @@
-"""Makes Hugging Face's Auto classes know ours, as soon as both are imported and no sooner.
+"""Registration of the model classes with Hugging Face's Auto classes.
 
-`import mosaicbert` alone takes milliseconds, so that a command's --help does too. Whoever imports transformers' Auto
-classes, before or after, finds `mosaicbert` among the model types.
+The classes are registered when transformers' Auto modules are imported, before or after this package, and not earlier:
+`import mosaicbert` alone takes milliseconds, and so does `mosaicbert --help`.
 """
 
 import importlib.abc
@@ -34,7 +34,7 @@ _REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _RegisteringFinder(importlib.abc.MetaPathFinder):
-    """Runs a module's registration right after the module's own code."""
+    """Import hook that registers the model classes right after an Auto module has been executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,10 +56,10 @@ class _RegisteringFinder(importlib.abc.MetaPathFinder):
 
 
 def register_auto_classes() -> None:
-    """Registers with those Auto modules that are imported already, and arranges it for the others."""
-    waiting = [name for name in _REGISTRATIONS if name not in sys.modules]
+    """Register the model classes with Auto modules that are imported already, and with others on their import."""
+    pending = [name for name in _REGISTRATIONS if name not in sys.modules]
     for name, register in _REGISTRATIONS.items():
-        if name not in waiting:
+        if name not in pending:
             register(sys.modules[name])
-    if waiting:
+    if pending:
         sys.meta_path.insert(0, _RegisteringFinder())

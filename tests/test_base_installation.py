@@ -1,11 +1,13 @@
 """What works where only torch, transformers and this package are installed."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mosaicbert.cli import _TRAIN_EXTRA_MODULES
 from mosaicbert.export.parity import _link_requirements
 
 _ROOT = Path(__file__).parents[1]
@@ -44,4 +46,28 @@ def test_a_command_that_needs_the_trainer_says_what_to_install(run_in_base_insta
     recipe = _ROOT / "recipes" / "quickstart.yaml"
     answer = run_in_base_installation(f"from mosaicbert.cli import main; main(['pretrain', {str(recipe)!r}])")
     assert answer.returncode == 2
-    assert answer.stderr.strip() == "mosaicbert pretrain: omegaconf is not installed; pip install 'mosaicbert[train]'."
+    assert (
+        answer.stderr.strip()
+        == "mosaicbert pretrain: omegaconf is not installed. Run `pip install 'mosaicbert[train]'`."
+    )
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "recipes"])
+def test_help_version_and_the_list_of_recipes_need_no_trainer(command, run_in_base_installation):
+    answer = run_in_base_installation(f"from mosaicbert.cli import main; main([{command!r}])")
+    assert answer.returncode == 0, answer.stderr
+    assert "mosaicbert" in answer.stdout
+
+
+def test_modules_of_the_train_extra_are_those_that_the_base_installation_lacks():
+    base = {"torch", "transformers", "safetensors", "numpy"}
+    base |= {"packaging", "tokenizers"}  # requirements of transformers
+    optional = {"triton", "flash_attn", "wandb"}  # imported where they are installed
+    imported = set[str]()
+    for path in (_ROOT / "mosaicbert").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).split(".")[0])
+    assert imported - set(sys.stdlib_module_names) - base - optional - {"mosaicbert"} == _TRAIN_EXTRA_MODULES

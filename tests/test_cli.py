@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import mosaicbert
 from mosaicbert.cli import _COMMANDS, main
 from mosaicbert.config import TrainingFault
 from mosaicbert.config.load import save_recipe
@@ -14,17 +15,46 @@ from tests.report.folders import training_lines, write_run
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in _COMMANDS)], ids=" ".join)
-def test_help_answers_without_importing_anything_slow(command):
+_INSTANT = [([*command, "--help"], "usage: mosaicbert") for command in ([], *([name] for name in _COMMANDS))]
+_INSTANT += [(["--version"], f"mosaicbert {mosaicbert.__version__}"), (["recipes"], "mosaicbert pretrain RECIPE")]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), _INSTANT, ids=[" ".join(arguments) for arguments, _ in _INSTANT])
+def test_help_version_and_the_list_of_recipes_answer_without_importing_anything_slow(arguments, expected):
     code = (
         "import sys\nfrom mosaicbert.cli import main\n"
-        f"try: main({[*command, '--help']!r})\nexcept SystemExit: pass\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
         "slow = {'torch', 'transformers', 'composer', 'datasets', 'omegaconf', 'numpy'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "usage: mosaicbert" in answer.stdout
+    assert expected in answer.stdout
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"mosaicbert {mosaicbert.__version__}\n"
+
+
+def test_show_takes_the_name_of_a_shipped_recipe_in_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["show", "quickstart", "run_name=renamed"])
+    assert ended.value.code == 0
+    assert "runs/renamed" in capsys.readouterr().out
+
+
+def test_an_unknown_recipe_is_one_line_that_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["show", "quikstart"])
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "got 'quikstart'" in printed
+    assert "'quickstart'" in printed and "mosaicbert recipes" in printed
 
 
 def test_what_starts_several_processes_does_not_wait_for_composer():
@@ -107,7 +137,7 @@ def test_a_missing_recipe_is_named(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["show", "recipes/none.yaml"])
     assert ended.value.code == 2
-    assert "recipes/none.yaml: no such recipe" in capsys.readouterr().err
+    assert "got 'recipes/none.yaml'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
