@@ -22,8 +22,8 @@ _SCHEMAS = {"": Recipe, "finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto"
 # same levels, with the reasons. A part is the longest of these names that a module's path starts with.
 _LEVELS = (
     ("config",),
-    ("batch", "ops", "filesystem", "processes", "environment"),
-    ("estimate", "train_plan", "model"),
+    ("batch", "ops", "console", "filesystem", "processes"),
+    ("environment", "estimate", "train_plan", "model"),
     ("data", "registration"),  # data itself: the token store and the tokenizer
     ("data.prepare", "data.loading"),
     ("export", "report", "scores"),
@@ -140,7 +140,7 @@ def test_every_key_of_a_recipe_is_used_by_a_recipe(folder):
 
     paths = list((_PACKAGE.parent / "recipes" / folder).glob("*.yaml"))
     written = set[str]().union(*(_keys(OmegaConf.to_container(OmegaConf.load(path))) for path in paths))
-    of_one_machine = {"slice"}
+    of_one_machine = {"partition"}
     # The shape that every BERT shares, see ModelConfig.
     constants = {"type_vocab_size", "layer_norm_eps", "initializer_range", "pad_token_id"}
     assert _fields(_SCHEMAS[folder]) - written == (constants | of_one_machine if not folder else set())

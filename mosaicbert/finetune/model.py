@@ -1,12 +1,11 @@
-"""Any encoder with a classifier on it, and how Composer trains it."""
+"""Loading any pretrained encoder with a new classification head."""
 
 import re
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,9 +15,7 @@ from transformers import (
 )
 
 from mosaicbert.config import ConfigError
-from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
-from mosaicbert.train.composer import ComposerModel
 
 _PUBLISHED_TOKENIZER = "bert-base-uncased"
 _NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
@@ -76,7 +73,7 @@ def with_fresh_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return type(model)(model.config)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; that of bert-base-uncased for a published MosaicBERT that comes without, as they say.
 
     Raises:
@@ -129,33 +126,3 @@ def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER)}
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
-
-
-class Trainee(ComposerModel):
-    """A classifier, as Composer trains it: a batch of `Collator` in, logits (B, L) out.
-
-    Args:
-        model: of `load_classifier`.
-        problem: Hugging Face's problem_type.
-        cpu_autocast: dtype of matrix products on the CPU, where Composer itself offers only fp32.
-    """
-
-    def __init__(self, model: PreTrainedModel, problem: str, cpu_autocast: torch.dtype) -> None:
-        super().__init__()
-        self.model = model
-        self.problem = problem
-        self.cpu_autocast = cpu_autocast
-
-    def forward(self, batch: dict[str, Any]) -> Tensor:
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        on_cpu = not inputs["input_ids"].is_cuda
-        with torch.autocast("cpu", self.cpu_autocast, enabled=on_cpu and self.cpu_autocast != torch.float32):
-            return self.model(**inputs).logits
-
-    def loss(self, outputs: Tensor, batch: dict[str, Any], *_: Any, **__: Any) -> Tensor:
-        logits, labels = outputs.float(), batch["labels"]
-        if self.problem == REGRESSION:
-            return F.mse_loss(logits[:, 0], labels.float())
-        if self.problem == MULTI_LABEL:
-            return F.binary_cross_entropy_with_logits(logits, labels)
-        return F.cross_entropy(logits, labels)

@@ -1,7 +1,6 @@
 """Labelled texts, as tasks have them, and where they are read from: files with columns, or datasets of the Hub."""
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ Label = int | float | list[int]
 KINDS = (".jsonl", ".csv", ".parquet")
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts have line breaks
 _BLOCK = 2**26  # bytes of a CSV that pyarrow reads at once: a line is in one, and the first tells kinds of cells
-_UNKNOWN = -1  # how datasets of the Hub write that an example has no class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,42 +104,6 @@ def is_file_name(name: str) -> bool:
     """Whether a name is that of a file, and not of a dataset or a split on the Hub."""
     suffix = Path(name).suffix.lower()
     return suffix in KINDS or (suffix != "" and Path(name).is_file())
-
-
-def read_hub(name: str, subset: str | None, split: str, revision: str, *, with_names: bool = False) -> pa.Table:
-    """A split of a dataset of the Hub, whole.
-
-    Args:
-        name: of the dataset.
-        subset: its configuration.
-        split: of it.
-        revision: branch, tag or commit.
-        with_names: classes by their names, where the dataset has names for them; else by their numbers.
-
-    Raises:
-        ConfigError: it is not there, or the Hub is out of reach.
-    """
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        rows = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except (DatasetsError, OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{name} ({subset}): split {split} cannot be read: {reason}") from error
-    table: pa.Table = rows.with_format("arrow")[:]
-    for column, feature in rows.features.items() if with_names else ():
-        names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
-        if names:
-            cells = [_named(cell, names) for cell in table.column(column).to_pylist()]
-            table = table.set_column(table.column_names.index(column), column, pa.array(cells))
-    return table
-
-
-def _named(cell: Any, names: Sequence[str]) -> Any:
-    if isinstance(cell, list):
-        return [_named(one, names) for one in cell]
-    return None if cell is None or cell == _UNKNOWN else names[cell]
 
 
 def text_columns(table: pa.Table, columns: tuple[str, ...], place: str) -> tuple[list[str], ...]:

@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mosaicbert.config import OptimizerConfig, TrainingFault
 from mosaicbert.config.glue import Protocol
-from mosaicbert.finetune.collator import Collator, Encoded, build_loader, encode
-from mosaicbert.finetune.model import Trainee, is_unpadded, longest_input, padding_of
+from mosaicbert.finetune.collator import ClassificationCollator, EncodedExample, encode
+from mosaicbert.finetune.composer_model import ClassifierComposerModel
+from mosaicbert.finetune.loader import build_classification_loader
+from mosaicbert.finetune.model import is_unpadded, longest_input, padding_of
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.train.composer import Callback, DataSpec, Logger, State, Trainer
-from mosaicbert.train.lr_schedule import learning_rate_share
 from mosaicbert.train.optimizers import build_optimizer
+from mosaicbert.train.progress.lr_schedule import learning_rate_fraction
 
 _EVALUATION_BATCH = 64
 _SECONDS_BETWEEN_LINES = 10.0
@@ -54,9 +56,9 @@ class _LearningRate(Callback):
         self.num_steps = num_steps
 
     def batch_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        share = learning_rate_share(self.config, (state.timestamp.batch.value + 1) / (self.num_steps + 1))
+        fraction = learning_rate_fraction(self.config, (state.timestamp.batch.value + 1) / (self.num_steps + 1))
         for group in state.optimizers[0].param_groups:
-            group["lr"] = group["peak_lr"] * share
+            group["lr"] = group["peak_lr"] * fraction
 
 
 class _Progress(Callback):
@@ -105,9 +107,9 @@ def fine_tune(
     """
     on_gpu = torch.cuda.is_available()
     protocol, length = settings.protocol, longest_input(model, settings.max_seq_len)
-    collator = Collator(is_unpadded=is_unpadded(model), pad_token_id=padding_of(tokenizer))
+    collator = ClassificationCollator(is_unpadded=is_unpadded(model), pad_token_id=padding_of(tokenizer))
     seed = settings.seed if settings.shuffle else None
-    loader = build_loader(
+    loader = build_classification_loader(
         encode(tokenizer, train, length), collator, protocol.batch_size, epochs=protocol.epochs, seed=seed
     )
     optimizer = OptimizerConfig(
@@ -117,7 +119,7 @@ def fine_tune(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         trainer = Trainer(
-            model=Trainee(model, settings.problem, cpu_autocast=settings.precision),
+            model=ClassifierComposerModel(model, settings.problem, cpu_autocast=settings.precision),
             train_dataloader=_data_spec(loader),
             max_duration=f"{len(loader)}ba",
             optimizers=build_optimizer(model, optimizer, "cuda" if on_gpu else "cpu"),
@@ -140,12 +142,12 @@ def fine_tune(
     return logits
 
 
-def _predict(trainer: Trainer, examples: list[Encoded], collator: Collator) -> Tensor:
-    loader = build_loader(examples, collator, _EVALUATION_BATCH)
+def _predict(trainer: Trainer, examples: list[EncodedExample], collator: ClassificationCollator) -> Tensor:
+    loader = build_classification_loader(examples, collator, _EVALUATION_BATCH)
     return torch.cat([logits.float() for logits in trainer.predict(_data_spec(loader))])
 
 
-def _data_spec(loader: torch.utils.data.DataLoader[Encoded]) -> DataSpec:
+def _data_spec(loader: torch.utils.data.DataLoader[EncodedExample]) -> DataSpec:
     return DataSpec(
         loader,
         split_batch=lambda batch, _size: [batch],

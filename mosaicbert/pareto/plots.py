@@ -76,7 +76,7 @@ _PLACES = (  # of a label: offset in typographic points, and which of its corner
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Panel:
+class _CostPanel:
     """One of the two: what is paid, by ours and by the paper."""
 
     title: str
@@ -84,12 +84,12 @@ class _Panel:
     reference_cost: Callable[[Reference], tuple[float, ...]]
 
 
-_HOURS = _Panel(
+_HOURS = _CostPanel(
     title="wall-clock hours of pretraining",
     cost=lambda point: point.hours,
     reference_cost=lambda reference: reference.hours,
 )
-_DOLLARS = _Panel(
+_DOLLARS = _CostPanel(
     title="dollars of pretraining",
     cost=lambda point: point.dollars,
     reference_cost=lambda reference: reference.dollars,
@@ -100,7 +100,7 @@ def draw_pareto(
     points: Sequence[Point],
     references: Sequence[Reference],
     *,
-    floors: Mapping[str, float],
+    baselines: Mapping[str, float],
     labels: Mapping[str, str],
     measure: str,
     caption: str,
@@ -111,7 +111,7 @@ def draw_pareto(
     Args:
         points: one at least.
         references: drawn in grey, without a part in the frontier.
-        floors: what the models of a series score from random weights, by its name; a level line.
+        baselines: what the models of a series score from random weights, by its name; a level line.
         labels: of the series, by their names, for the legend.
         measure: what the average is, for the axis.
         caption: what stands below, wrapped to the figure's width.
@@ -124,13 +124,13 @@ def draw_pareto(
     columns = len(panels) + bool(apart)
     with matplotlib.rc_context(_STYLE):
         has_intervals = any(point.interval for point in points)
-        has_floors = any(name in floors for name in names)
-        entries = _legend_entries(names, labels, references, has_floors=has_floors, has_intervals=has_intervals)
+        has_baselines = any(name in baselines for name in names)
+        entries = _legend_entries(names, labels, references, has_baselines=has_baselines, has_intervals=has_intervals)
         width = _FIGURE_WIDTHS[columns]
         lines = textwrap.wrap(caption, int(_CHARACTERS_PER_INCH * width))
         figure = Figure(figsize=(width, _PANEL_HEIGHT), layout="constrained", dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
-        rows = _add_legend(figure, entries)
+        rows = _add_series_legend(figure, entries)
         figure.set_figheight(_PANEL_HEIGHT + _LEGEND_ROW * rows + _CAPTION_ROW * len(lines))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color=_GREY, parse_math=False)
         row: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
@@ -141,7 +141,7 @@ def draw_pareto(
             axes.sharey(row[0])
             axes.tick_params(labelleft=False)
         for panel, axes in zip(panels, row, strict=True):
-            _draw_panel(axes, panel, points, names, beside, floors)
+            _draw_cost_panel(axes, panel, points, names, beside, baselines)
         canvas.draw()  # lays out, so that it is known where things are
         figure.set_layout_engine("none")
         for panel, axes in zip(panels, row, strict=True):
@@ -157,13 +157,13 @@ def as_png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
-def _draw_panel(
+def _draw_cost_panel(
     axes: Axes,
-    panel: _Panel,
+    panel: _CostPanel,
     points: Sequence[Point],
     names: list[str],
     references: Sequence[Reference],
-    floors: Mapping[str, float],
+    baselines: Mapping[str, float],
 ) -> None:
     for index, reference in enumerate(references):
         axes.plot(panel.reference_cost(reference), reference.averages, **_reference_style(index))
@@ -173,8 +173,8 @@ def _draw_panel(
             placed.sort(key=lambda pair: pair[0])
             if placed:
                 _draw_curve(axes, [cost for cost, _ in placed], [point for _, point in placed], index)
-        if name in floors and any(panel.cost(point) is not None for point in points if point.series == name):
-            axes.axhline(floors[name], **_floor_style(run_colour(index)), gid=f"untrained {name}")
+        if name in baselines and any(panel.cost(point) is not None for point in points if point.series == name):
+            axes.axhline(baselines[name], **_baseline_style(run_colour(index)), gid=f"untrained {name}")
     ours = [cost for point in points if (cost := panel.cost(point)) is not None]
     _scale(axes, [*ours, *(cost for reference in references for cost in panel.reference_cost(reference))])
     costs, averages = _frontier(panel, points)
@@ -233,7 +233,7 @@ def _draw_curve(axes: Axes, costs: list[float], points: list[Point], index: int)
     )
 
 
-def _frontier(panel: _Panel, points: Sequence[Point]) -> tuple[list[float], list[float]]:
+def _frontier(panel: _CostPanel, points: Sequence[Point]) -> tuple[list[float], list[float]]:
     placed = [(cost, point.average) for point in points if (cost := panel.cost(point)) is not None]
     best = find_frontier([cost for cost, _ in placed], [average for _, average in placed])
     along = sorted(pair for pair, is_best in zip(placed, best, strict=True) if is_best)
@@ -287,7 +287,7 @@ def _reference_style(index: int) -> dict[str, Any]:
     }
 
 
-def _floor_style(colour: str) -> dict[str, Any]:
+def _baseline_style(colour: str) -> dict[str, Any]:
     return {"color": colour, "linewidth": 0.8, "linestyle": (0, (6, 2)), "zorder": 2.2}
 
 
@@ -300,21 +300,21 @@ def _legend_entries(
     labels: Mapping[str, str],
     references: Sequence[Reference],
     *,
-    has_floors: bool,
+    has_baselines: bool,
     has_intervals: bool,
 ) -> list[tuple[Any, str]]:
     entries = [(Line2D([], [], **_series_style(index)), labels[name]) for index, name in enumerate(names)]
     meaning = "frontier; bars: 95% intervals" if has_intervals else "frontier"
     entries.append((Line2D([], [], **_frontier_style()), meaning))
-    if has_floors:
-        entries.append((Line2D([], [], **_floor_style(_GREY)), "level: the same model from random weights"))
+    if has_baselines:
+        entries.append((Line2D([], [], **_baseline_style(_GREY)), "level: the same model from random weights"))
     entries += [
         (Line2D([], [], **_reference_style(index)), reference.label) for index, reference in enumerate(references)
     ]
     return entries
 
 
-def _add_legend(figure: Figure, entries: list[tuple[Any, str]]) -> int:
+def _add_series_legend(figure: Figure, entries: list[tuple[Any, str]]) -> int:
     """Puts it above the panels, in as many columns as fit, and returns its rows."""
     columns = len(entries)
     while True:
@@ -329,14 +329,14 @@ def _add_legend(figure: Figure, entries: list[tuple[Any, str]]) -> int:
         # Set afterwards: as labels, a leading underscore would hide a series and a dollar sign would begin a formula.
         for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
             text.set_parse_math(False)
-            text.set_text(_short(name, _LONGEST_ENTRY))
+            text.set_text(_truncate(name, _LONGEST_ENTRY))
         if columns == 1 or legend.get_window_extent().width <= _WIDEST_LEGEND * figure.bbox.width:
             return math.ceil(len(entries) / columns)
         legend.remove()
         columns -= 1
 
 
-def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _Panel, points: Sequence[Point]) -> None:
+def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points: Sequence[Point]) -> None:
     """Writes steps or runs beside the points, frontier first; leaves out what finds no free place."""
     placed = [(cost, point) for point in points if (cost := panel.cost(point)) is not None]
     best = find_frontier([cost for cost, _ in placed], [point.average for _, point in placed])
@@ -348,7 +348,7 @@ def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _Panel, points: Se
         cost, point = placed[index]
         for x, y, horizontal, vertical in _PLACES:
             label = axes.annotate(
-                _short(_describe(point, points), _LONGEST_LABEL),
+                _truncate(_describe(point, points), _LONGEST_LABEL),
                 (cost, point.average),
                 (x, y),
                 textcoords="offset points",
@@ -416,5 +416,5 @@ def _distinguish(folders: Sequence[str]) -> dict[str, str]:
     return {folder: "-".join(one[first : len(one) - last]) for folder, one in words.items()}
 
 
-def _short(text: str, longest: int) -> str:
+def _truncate(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

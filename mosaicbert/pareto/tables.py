@@ -1,14 +1,17 @@
-"""What is printed and written: tables of names, costs and tasks, and what must be known to read them."""
+"""Tables of names, costs and tasks, for the console and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mosaicbert.config.glue import MNLI, TASKS
-from mosaicbert.pareto.points import Point, Selection
+from mosaicbert.config.glue import TASKS
+from mosaicbert.console import print_line
+from mosaicbert.pareto.points import Point
+from mosaicbert.pareto.selection import Selection
 from mosaicbert.scores.statistics import deviation_of, mean_of
 
 _UNITS = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
@@ -98,31 +101,18 @@ def task_grid(points: Sequence[Point], selection: Selection) -> Grid:
     return Grid(header=header, rows=rows, num_names=1)
 
 
-def explain(scores: Sequence[Mapping[str, Mapping[int, float]]], selection: Selection) -> list[str]:
-    """Sentences on what the intervals hold, and what they do not.
-
-    Args:
-        scores: of each checkpoint, by task and seed.
-        selection: what is averaged.
-    """
-    if all(len(seeds) == 1 for one in scores for seeds in one.values()):
-        return ["No task has several seeds, so there are no intervals.", *explain_chain(selection)]
-    found = [
-        "Intervals: 95%, by a bootstrap over the fine-tuning seeds of each task. They hold nothing of other "
-        "pretraining seeds, and with three to five seeds too little by some percent: see docs/glue.md."
-    ]
-    single = [TASKS[task].title for task in selection.variants if any(len(one[task]) == 1 for one in scores)]
-    if single:
-        found.append(f"With a single seed, and so without a part in the intervals: {', '.join(single)}.")
-    return found + explain_chain(selection)
+def print_tables(console: Console, grids: Sequence[Grid], remarks: Sequence[str]) -> None:
+    """Print tables, and remarks below them."""
+    for grid in grids:
+        console.print(grid.as_rich())
+    for remark in remarks:
+        print_line(console, remark)
 
 
-def explain_chain(selection: Selection) -> list[str]:
-    """A sentence on the tasks whose seeds all begin with one model."""
-    chained = [TASKS[task].title for task, variant in selection.variants.items() if variant.start == MNLI]
-    if not chained:
-        return []
-    return [f"Begun with one model fine-tuned on MNLI, whose chance is in no interval and no p: {', '.join(chained)}."]
+def as_markdown(title: str, grids: Sequence[Grid], remarks: Sequence[str]) -> str:
+    """Write tables and remarks as a Markdown page."""
+    tables = "\n".join(grid.as_markdown() for grid in grids)
+    return f"# {title}\n\n{tables}\n" + "".join(f"- {remark}\n" for remark in remarks)
 
 
 def _describe_seeds(seeds: list[float]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from mosaicbert.config.load import recipe_differences
 from mosaicbert.report.curves import column
 from mosaicbert.report.plots import run_colour
-from mosaicbert.report.runs import Run, describe_processor
+from mosaicbert.report.runs import Run, describe_cpu
 
 _UNKNOWN = "\N{EN DASH}"
 _LONGEST_VALUE = 100  # characters of what else is known of a fault, e.g. the samples of its batches
@@ -140,7 +140,7 @@ def _device(run: Run) -> str:
     gpus = Counter(str(name) for name in run.environment.get("gpus") or [])
     if gpus:
         return ", ".join(f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in gpus.items())
-    return describe_processor(run.environment) if "processor" in run.environment else _UNKNOWN
+    return describe_cpu(run.environment) if "cpu" in run.environment else _UNKNOWN
 
 
 def _last(lines: list[dict[str, Any]], name: str) -> float:

@@ -56,7 +56,7 @@ _MARKS = {"skipped": ("|", "skipped step"), "rollback": ("v", "rollback")}  # of
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Panel:
+class _MetricPanel:
     """One small graph against tokens.
 
     Attributes:
@@ -78,11 +78,11 @@ class _Panel:
     tick: Callable[[float], str] = "{:,g}".format
 
 
-def _named(name: str) -> Callable[[list[dict[str, Any]]], Numbers]:
+def _metric(name: str) -> Callable[[list[dict[str, Any]]], Numbers]:
     return partial(column, name=name)
 
 
-def _short_number(value: float) -> str:
+def _with_unit(value: float) -> str:
     unit, name = next(((unit, name) for unit, name in _SHORT_UNITS if abs(value) >= unit), (1.0, ""))
     return f"{value / unit:g}{name}"
 
@@ -92,18 +92,18 @@ def _percent(share: float) -> str:
 
 
 _PANELS = (
-    _Panel(title="masked-token accuracy", training=_named("accuracy"), held_out="eval_accuracy", tick=_percent),
-    _Panel(title="gradient norm", training=_named("grad_norm"), logarithmic=True),
-    _Panel(title="real tokens per second", training=_named("tokens_per_second"), tick=_short_number),
-    _Panel(title="model FLOPs utilisation", training=_named("mfu"), tick=_percent),
-    _Panel(title="loader wait, share of time", training=wait_share, tick=_percent),
-    _Panel(title="learning rate", training=_named("lr"), noisy=False),
-    _Panel(title="mask rate", training=_named("mask_rate"), noisy=False, tick=_percent),
-    _Panel(title="global batch (samples)", training=_named("batch_samples"), noisy=False),
-    _Panel(
-        title="fill rate; dashed: padding", training=_named("fill_rate"), dashed=_named("padding_rate"), tick=_percent
+    _MetricPanel(title="masked-token accuracy", training=_metric("accuracy"), held_out="eval_accuracy", tick=_percent),
+    _MetricPanel(title="gradient norm", training=_metric("grad_norm"), logarithmic=True),
+    _MetricPanel(title="real tokens per second", training=_metric("tokens_per_second"), tick=_with_unit),
+    _MetricPanel(title="model FLOPs utilisation", training=_metric("mfu"), tick=_percent),
+    _MetricPanel(title="loader wait, share of time", training=wait_share, tick=_percent),
+    _MetricPanel(title="learning rate", training=_metric("lr"), noisy=False),
+    _MetricPanel(title="mask rate", training=_metric("mask_rate"), noisy=False, tick=_percent),
+    _MetricPanel(title="global batch (samples)", training=_metric("batch_samples"), noisy=False),
+    _MetricPanel(
+        title="fill rate; dashed: padding", training=_metric("fill_rate"), dashed=_metric("padding_rate"), tick=_percent
     ),
-    _Panel(title="memory (GiB)", training=_named("memory_gib"), noisy=False),
+    _MetricPanel(title="memory (GiB)", training=_metric("memory_gib"), noisy=False),
 )
 
 
@@ -156,10 +156,10 @@ def draw_runs(runs: list[Run]) -> bytes:
         for index, panel in enumerate(panels):
             row, place = divmod(index, _COLUMNS)
             axes = figure.add_subplot(grid[1 + row, 2 * place : 2 * place + 2])
-            _draw_panel(axes, panel, runs)
+            _draw_metric(axes, panel, runs)
             if index + _COLUMNS < len(panels):  # another one below
                 axes.set_xlabel("")
-        _add_legend(figure, runs)
+        _add_run_legend(figure, runs)
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=_DPI)
     return png.getvalue()
@@ -205,7 +205,7 @@ def _mark_faults(axes: Axes, run: Run, along: Numbers, colour: str, height: floa
             )
 
 
-def _draw_panel(axes: Axes, panel: _Panel, runs: list[Run]) -> None:
+def _draw_metric(axes: Axes, panel: _MetricPanel, runs: list[Run]) -> None:
     token_unit, tokens = _token_unit(runs)
     for index, run in enumerate(runs):
         colour, style = run_colour(index), _line_style(index)
@@ -270,9 +270,9 @@ def _scale_logarithmically(axes: Axes, multiples: tuple[float, ...]) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _add_legend(figure: Figure, runs: list[Run]) -> None:
+def _add_run_legend(figure: Figure, runs: list[Run]) -> None:
     curves = [
-        (Line2D([], [], color=run_colour(index), linestyle=_line_style(index), linewidth=2), _short(run.label))
+        (Line2D([], [], color=run_colour(index), linestyle=_line_style(index), linewidth=2), _truncate_start(run.label))
         for index, run in enumerate(runs)
     ]
     meanings = [(Line2D([], [], color=_GREY, linewidth=1.3), "training, smoothed; faint: each step")]
@@ -307,7 +307,7 @@ def _line_style(index: int) -> Literal["-", "-.", ":"]:
     return _LINE_STYLES[index // len(_COLOURS) % len(_LINE_STYLES)]
 
 
-def _short(label: str) -> str:
+def _truncate_start(label: str) -> str:
     return label if len(label) <= _LONGEST_LABEL else f"...{label[-_LONGEST_LABEL:]}"
 
 

@@ -37,10 +37,10 @@ class Run:
     finished: bool
 
 
-def describe_processor(environment: dict[str, Any]) -> str:
-    """The processor of an environment.json, and how many of its cores the run had."""
-    cores: int = environment["cores"]
-    return f"{environment['processor']}, {cores} core{'' if cores == 1 else 's'}"
+def describe_cpu(environment: dict[str, Any]) -> str:
+    """Describe the CPU of an environment.json and the number of its cores that the run used."""
+    num_cores: int = environment["num_cores"]
+    return f"{environment['cpu']}, {num_cores} core{'' if num_cores == 1 else 's'}"
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mosaicbert.config import ConfigError
 
-FILE_NAME = "scores.jsonl"
+SCORES_FILE = "scores.jsonl"
 _VERSION = re.compile("@[0-9a-f]{12}$")  # behind the name of a model that is no run of ours
 PRETRAINED = "pretraining"  # what a fine-tuning begins with, if not with the weights of another one
 
@@ -54,7 +54,7 @@ class Score:
         metrics: by name, as fractions: 0.5 is 50.
         protocol: fingerprint of `settings`.
         settings: everything about the fine-tuning that changes a score, the model and the seed apart.
-        start: the weights that it began with: `PRETRAINED`, or the name of the task that had been fine-tuned before.
+        initialized_from: Initial weights: `PRETRAINED`, or the name of the task that they were fine-tuned on.
         is_partial: whether the data were less than the official.
         seconds: that the fine-tuning took.
         pretraining: None for a model that is no run of ours.
@@ -69,7 +69,7 @@ class Score:
     metrics: dict[str, float]
     protocol: str
     settings: dict[str, Any]
-    start: str
+    initialized_from: str
     is_partial: bool
     seconds: float
     pretraining: Pretraining | None

@@ -42,9 +42,9 @@ def where() -> tuple[str, str]:
     """What the bits depend on: the version of torch, and the processor."""
     import torch
 
-    from mosaicbert.train.run_folder import describe_environment
+    from mosaicbert.environment import describe_environment
 
-    return torch.__version__.split("+")[0], describe_environment()["processor"]
+    return torch.__version__.split("+")[0], describe_environment()["cpu"]
 
 
 def train(folder: Path) -> list[float]:

@@ -6,7 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mosaicbert.config.glue import SEEDS, TASKS
-from mosaicbert.scores.records import FILE_NAME, Pretraining, Score
+from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe
+from mosaicbert.pareto.checkpoints import ScoredCheckpoint, read_checkpoints
+from mosaicbert.scores.records import SCORES_FILE, Pretraining, Score
+
+FIVE_TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
+
+
+def pareto_recipe(folder: Path, series, **changes) -> ParetoRecipe:
+    """A recipe of these series, whose files go to `folder`/figure."""
+    return ParetoRecipe(run_name="figure", runs_folder=str(folder), pareto=ParetoConfig(series=series, **changes))
 
 
 def line(task: str, value: float, **changes) -> Score:
@@ -19,7 +28,7 @@ def line(task: str, value: float, **changes) -> Score:
         "metrics": {name: value / 100 for name in TASKS[task].metrics},
         "protocol": f"{task}-paper",
         "settings": {},
-        "start": "mnli" if TASKS[task].from_mnli else "pretraining",
+        "initialized_from": "mnli" if TASKS[task].from_mnli else "pretraining",
         "is_partial": False,
         "seconds": 9.0,
         "pretraining": cost(100, 3600.0),
@@ -45,9 +54,18 @@ def cost(steps: int, wall_seconds: float) -> Pretraining:
 def write_scores(folder: Path, lines) -> str:
     """A folder with these lines, as a recipe names it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE_NAME).open("a") as file:
+    with (folder / SCORES_FILE).open("a") as file:
         file.writelines(json.dumps(asdict(score)) + "\n" for score in lines)
     return str(folder)
+
+
+def read_folders(tmp_path: Path, *folders) -> list[ScoredCheckpoint]:
+    """The checkpoints of folders with these lines."""
+    return [
+        checkpoint
+        for index, lines in enumerate(folders)
+        for checkpoint in read_checkpoints(write_scores(tmp_path / f"run{index}", lines))
+    ]
 
 
 def scored_checkpoint(

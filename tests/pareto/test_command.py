@@ -6,33 +6,11 @@ import pytest
 from rich.console import Console
 
 from mosaicbert.config import ConfigError
-from mosaicbert.config.glue import SEEDS, TASKS
-from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe, SeriesConfig
-from mosaicbert.pareto.command import compare, pareto
+from mosaicbert.config.glue import TASKS
+from mosaicbert.config.pareto import ParetoRecipe, SeriesConfig
+from mosaicbert.pareto.command import pareto
 from mosaicbert.pareto.plots import draw_pareto
-from tests.pareto.scored import cost, line, scored_checkpoint, write_scores
-
-_FIVE = ("cola", "sst2", "mrpc", "stsb", "rte")
-
-
-def _recipe(folder: Path, series, **changes) -> ParetoRecipe:
-    return ParetoRecipe(run_name="figure", runs_folder=str(folder), pareto=ParetoConfig(series=series, **changes))
-
-
-@pytest.fixture
-def two(tmp_path, monkeypatch) -> ParetoRecipe:
-    """A run of two checkpoints, the later one dearer and better, and a run that is beaten in both."""
-    monkeypatch.chdir(tmp_path)
-    write_scores(Path("runs/a"), scored_checkpoint(100, 3600.0, 70.0, tasks=_FIVE))
-    write_scores(Path("runs/a"), scored_checkpoint(900, 9 * 3600.0, 80.0, tasks=_FIVE))
-    write_scores(Path("runs/[b]"), scored_checkpoint(500, 10 * 3600.0, 75.0, tasks=(*_FIVE, "qnli")))
-    return _recipe(
-        Path("runs"),
-        {
-            "Ours": SeriesConfig(runs=["runs/a"], devices=2, dollars_per_device_hour=3.0),
-            "Theirs": SeriesConfig(runs=["runs/[b]"]),
-        },
-    )
+from tests.pareto.scored import FIVE_TASKS, cost, line, pareto_recipe, scored_checkpoint, write_scores
 
 
 def _lines(recipe: ParetoRecipe) -> list[dict]:
@@ -52,7 +30,7 @@ def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two, console):
     assert first["ci_low"] < first["average"] < first["ci_high"]
     assert first["average"] == pytest.approx(sum(task["mean"] for task in first["tasks"].values()) / 5)
     mrpc = first["tasks"]["mrpc"]
-    assert (mrpc["metrics"], mrpc["num_seeds"], mrpc["start"]) == (["accuracy", "f1"], 5, "mnli")
+    assert (mrpc["metrics"], mrpc["num_seeds"], mrpc["initialized_from"]) == (["accuracy", "f1"], 5, "mnli")
     assert (mrpc["protocol"], mrpc["is_partial"]) == ("mrpc-paper", False)
     assert [one["on_frontier_hours"] for one in (first, second, third)] == [True, True, False]
     assert [one["on_frontier_dollars"] for one in (first, second, third)] == [True, True, None]
@@ -64,7 +42,7 @@ def test_in_a_terminal_of_80_columns_names_and_numbers_are_whole(tmp_path, monke
     write_scores(Path(run), scored_checkpoint(123_456, 1e7, 70.0))
     series = {"MosaicBERT": SeriesConfig(runs=[run], dollars_per_device_hour=3.0)}
     console = Console(record=True, width=80)
-    pareto(_recipe(Path("runs"), series), console)
+    pareto(pareto_recipe(Path("runs"), series), console)
     printed = console.export_text()
     (row,) = [json.loads(text) for text in Path("runs/figure/pareto.jsonl").read_text().splitlines()]
     assert f" MosaicBERT  {run}@123456 " in printed
@@ -78,7 +56,7 @@ def _with_untrained(recipe: ParetoRecipe, run: str) -> ParetoRecipe:
 
 
 def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(two, console, monkeypatch):
-    run = write_scores(Path("runs/none"), scored_checkpoint(1, 1.0, 90.0, tasks=_FIVE[1:]))
+    run = write_scores(Path("runs/none"), scored_checkpoint(1, 1.0, 90.0, tasks=FIVE_TASKS[1:]))
     recipe, drawn = _with_untrained(two, run), {}
     monkeypatch.setattr(
         "mosaicbert.pareto.command.draw_pareto",
@@ -88,7 +66,7 @@ def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(
     *trained, untrained = _lines(recipe)
     assert (untrained["series"], untrained["run"], untrained["step"]) == ("Theirs", run, 1)
     assert untrained["average"] == pytest.approx(90.0, abs=1.0)
-    assert drawn["floors"] == {"Theirs": untrained["average"]}
+    assert drawn["baselines"] == {"Theirs": untrained["average"]}
     assert untrained["on_frontier_hours"] is untrained["on_frontier_dollars"] is None
     assert [line["is_untrained"] for line in (*trained, untrained)] == [False, False, False, True]
     rows = [row.split(" | ") for row in (recipe.run_folder / "pareto.md").read_text().splitlines() if row[:2] == "| "]
@@ -96,12 +74,12 @@ def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(
     assert [row[-1] for row in rows if row[0] == "| 4" and len(row) == 7] == ["- |"]
     # It beats all of them at next to no cost, and takes nothing from them; but only what it has, too, is averaged.
     assert [line["on_frontier_hours"] for line in trained] == [True, True, False]
-    assert list(trained[0]["tasks"]) == [task for task in TASKS if task in _FIVE[1:]]
+    assert list(trained[0]["tasks"]) == [task for task in TASKS if task in FIVE_TASKS[1:]]
     assert "Left out: CoLA (no score of runs/none@1)." in console.export_text()
 
 
 def test_a_run_of_more_than_a_step_is_not_untrained(two, console):
-    run = write_scores(Path("runs/some"), scored_checkpoint(2, 1.0, 90.0, tasks=_FIVE))
+    run = write_scores(Path("runs/some"), scored_checkpoint(2, 1.0, 90.0, tasks=FIVE_TASKS))
     with pytest.raises(ConfigError, match=r"pareto.series.Theirs.untrained: runs/some@2 is not of a run of one step"):
         pareto(_with_untrained(two, run), console)
     run = write_scores(Path("runs/other"), [line("cola", 50.0, step=None, pretraining=None)])
@@ -127,7 +105,7 @@ def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_numbe
 def test_all_eight_tasks_fit_100_columns(tmp_path):
     run = write_scores(tmp_path / "a", scored_checkpoint(10, 60.0, 80.0))
     console = Console(record=True, width=100)
-    pareto(_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
+    pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
     tables = console.export_text().partition("Score:")[0]
     assert "…" not in tables
     assert max(map(len, tables.splitlines())) <= 100
@@ -157,13 +135,13 @@ def test_the_same_scores_give_the_same_files(two, console):
 
 def test_tasks_with_one_seed_are_named(tmp_path, console):
     run = write_scores(tmp_path / "a", scored_checkpoint(10, 60.0, 80.0))
-    pareto(_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
+    pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
     assert "With a single seed, and so without a part in the intervals: QQP, MNLI, QNLI." in console.export_text()
 
 
 def test_without_a_second_seed_anywhere_there_are_no_intervals(tmp_path, console):
     run = write_scores(tmp_path / "a", [line("cola", 50.0), line("rte", 60.0)])
-    recipe = _recipe(tmp_path, {"a": SeriesConfig(runs=[run])})
+    recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])})
     pareto(recipe, console)
     assert "No task has several seeds, so there are no intervals." in console.export_text()
     (point,) = _lines(recipe)
@@ -172,7 +150,7 @@ def test_without_a_second_seed_anywhere_there_are_no_intervals(tmp_path, console
 
 def test_partial_data_that_the_recipe_names_are_marked_everywhere(tmp_path, console):
     run = write_scores(tmp_path / "a", [line("cola", 50.0, is_partial=True), line("rte", 60.0)])
-    recipe = _recipe(tmp_path, {"a": SeriesConfig(runs=[run])}, tasks=["cola", "rte"])
+    recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}, tasks=["cola", "rte"])
     pareto(recipe, console)
     assert "partial data" in console.export_text()
     assert "CoLA Matthews (partial)" in (recipe.run_folder / "pareto.md").read_text()
@@ -181,19 +159,19 @@ def test_partial_data_that_the_recipe_names_are_marked_everywhere(tmp_path, cons
 
 def test_checkpoints_of_unknown_cost_are_named_and_a_figure_without_points_is_refused(two, console):
     run = write_scores(Path("runs/gone"), [line("cola", 50.0, pretraining=None)])
-    pareto(_recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=[run])}), console)
+    pareto(pareto_recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=[run])}), console)
     assert "Left out: runs/gone@100 (removed before it was scored" in console.export_text()
     with pytest.raises(ConfigError, match="no point is left"):
-        pareto(_recipe(Path("new"), {"c": SeriesConfig(runs=[run])}), console)
+        pareto(pareto_recipe(Path("new"), {"c": SeriesConfig(runs=[run])}), console)
 
 
 def test_a_step_that_was_trained_again_and_other_devices_are_said(two, console):
     write_scores(Path("runs/a"), [line("cola", 90.0, step=900, pretraining=cost(900, 5 * 3600.0))])
     spent = replace(cost(300, 3600.0), device="B200", num_devices=4)
-    elsewhere = [replace(one, pretraining=spent) for one in scored_checkpoint(300, 3600.0, 60.0, tasks=_FIVE)]
+    elsewhere = [replace(one, pretraining=spent) for one in scored_checkpoint(300, 3600.0, 60.0, tasks=FIVE_TASKS)]
     run = write_scores(Path("runs/elsewhere"), elsewhere)
     series = two.pareto.series | {"Elsewhere": SeriesConfig(runs=[run], dollars_per_device_hour=1.0)}
-    recipe = _recipe(Path("new"), series, tasks=["cola"])
+    recipe = pareto_recipe(Path("new"), series, tasks=["cola"])
     pareto(recipe, console)
     text = console.export_text()
     assert "runs/a@900: 22 score(s) of its earlier weights are not used." in text
@@ -203,7 +181,7 @@ def test_a_step_that_was_trained_again_and_other_devices_are_said(two, console):
 
 
 def test_nothing_is_written_when_a_run_is_refused(two, console):
-    recipe = _recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
+    recipe = pareto_recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
     with pytest.raises(ConfigError, match="runs/nowhere"):
         pareto(recipe, console)
     assert not Path("new").exists()
@@ -212,116 +190,5 @@ def test_nothing_is_written_when_a_run_is_refused(two, console):
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(two, console):
     Path("file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written") as caught:
-        pareto(_recipe(Path("file"), two.pareto.series), console)
+        pareto(pareto_recipe(Path("file"), two.pareto.series), console)
     assert "\n" not in str(caught.value)
-
-
-def test_a_clearly_better_run_is_called_better_whichever_comes_first(two, console):
-    test = compare(two, "runs/a", "runs/[b]", console)
-    assert test.difference == pytest.approx(5.0, abs=0.5)
-    assert test.interval[0] > 4.0
-    assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in _FIVE)
-    assert test.p_value < 0.001
-    assert "A is better than B: by" in console.export_text()
-    compare(two, "runs/[b]", "runs/a", console)
-    text = console.export_text()
-    assert "B is better than A: by" in text
-    assert "not about their recipes under other pretraining seeds" in text
-    assert "MRPC acc/F1" in text
-    assert "whose chance is in no interval and no p: MRPC, STS-B, RTE" in text
-
-
-def test_a_run_is_its_newest_scored_checkpoint_unless_a_step_is_given(two, console):
-    compare(two, "runs/a", "runs/a@100", console)
-    assert console.export_text().startswith("A: runs/a@900\nB: runs/a@100\n")
-
-
-def _seeds(task: str, values, **changes):
-    return [line(task, value, seed=seed, **changes) for value, seed in zip(values, SEEDS, strict=False)]
-
-
-def test_too_few_seeds_are_said_to_be_too_few(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [80.0, 81.0]), line("cola", 90.0)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [50.0, 51.5]), line("cola", 10.0)])
-    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert (test.p_value, test.interval) == (None, None)
-    text = console.export_text()
-    assert "Too few seeds to tell" in text and "from 2 pair(s)" in text
-    assert "Not tested, having a single pair: CoLA." in text
-
-
-def test_a_task_that_the_second_wins_does_not_hide_one_that_the_first_wins_by_more(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [80, 81, 80]), *_seeds("cola", [40, 41, 41])])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [70, 70, 70]), *_seeds("cola", [44, 44, 45])])
-    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert test.interval[0] > 0
-    assert "A is better than B: by 3.33" in console.export_text()
-
-
-def test_a_difference_that_could_be_chance_is_not_called_one(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61, 64, 60]), *_seeds("cola", [50, 51, 52])])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [61, 61, 62, 60, 61]), *_seeds("cola", [51, 50, 52])])
-    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert test.p_value > 0.05
-    assert "No difference shown" in console.export_text()
-
-
-def test_a_single_pair_can_be_compared_and_tells_nothing(tmp_path, console):
-    first, second = (write_scores(tmp_path / name, [line("rte", value)]) for name, value in (("a", 50.0), ("b", 60.0)))
-    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert "Too few seeds to tell" in console.export_text()
-
-
-def test_only_pairs_of_the_same_seed_count_and_others_are_said(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61, 99]), line("cola", 90.0, seed=1)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [50, 50, 50]), line("cola", 10.0, seed=2)])
-    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    assert (test.num_pairs, test.difference) == (3, pytest.approx(11.0))
-    text = console.export_text()
-    assert "RTE: 1 score(s) without a partner" in text
-    assert "CoLA: 2 score(s) without a partner" in text
-
-
-def test_tasks_with_one_pair_are_shown_and_not_tested(tmp_path, console):
-    folders = [
-        write_scores(tmp_path / name, scored_checkpoint(10, 60.0, value)) for name, value in (("a", 80.0), ("b", 81.0))
-    ]
-    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=folders)}), *folders, console)
-    assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in _FIVE)
-    text = console.export_text()
-    assert "Not tested, having a single pair: QQP, MNLI, QNLI." in text
-    assert "of them the 5 with several pairs" in text
-    assert "B is better than A on the 5 tested of 8 tasks: by" in text
-
-
-def test_an_answer_that_the_untested_tasks_turn_round_says_so(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [61.0, 61.2, 61.1]), line("qqp", 60.0)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [60, 60, 60]), line("qqp", 90.0)])
-    compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
-    text = console.export_text()
-    assert "A is better than B on the 1 tested of 2 tasks: by 1.10 (p = 0.0027)." in text
-    assert "But the mean of 2 GLUE tasks, untested ones included, is 14.45 in favour of B." in text
-
-
-def test_a_model_from_elsewhere_can_be_compared(tmp_path, console):
-    ours = write_scores(tmp_path / "a", _seeds("rte", [60, 62, 61]))
-    bert = write_scores(tmp_path / "bert", _seeds("rte", [65, 64, 66], step=None, pretraining=None))
-    test = compare(_recipe(tmp_path, {"a": SeriesConfig(runs=[ours])}), ours, bert, console)
-    assert test.difference == pytest.approx(-4.0)
-
-
-@pytest.mark.parametrize(
-    "first, second, words",
-    [
-        ("runs/a@900", "runs/a", "both are runs/a@900"),
-        ("./runs/a/", "runs/a", "both are ./runs/a/@900"),
-        ("runs/a@7", "runs/a", "step 7 has not been scored; of runs/a there are 100, 900"),
-        ("runs/a", "runs/nowhere", "runs/nowhere"),
-        ("runs/a", "runs/other-seeds", "no seed of a task is common"),
-    ],
-    ids=["same", "same-otherwise-spelt", "no-step", "no-run", "no-pair"],
-)
-def test_a_comparison_that_cannot_be_is_refused(two, console, first, second, words):
-    write_scores(Path("runs/other-seeds"), [line("rte", 50.0, seed=1, pretraining=cost(100, 5.0))])
-    with pytest.raises(ConfigError, match=words):
-        compare(two, first, second, console)

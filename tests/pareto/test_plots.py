@@ -35,7 +35,7 @@ _RUN = [_point(100, 0.5, 60.0), _point(1500, 1.0, 72.0), _point(3000, 2.0, 71.0)
 
 def _draw(points, references=REFERENCES, **changes):
     arguments = {
-        "floors": {},
+        "baselines": {},
         "labels": {point.series: f"{point.series}: 1 device" for point in points},
         "measure": "mean of 5 GLUE tasks",
         "caption": "Below.",
@@ -118,7 +118,7 @@ def test_the_frontier_is_a_step_line_through_the_points_that_none_beats():
 
 def test_what_a_model_scores_from_random_weights_is_a_level_in_its_colour_and_in_sight():
     points = [_point(1, 1.0, 60.0, series="a", run="a"), _point(1, 2.0, 61.0, series="b", run="b")]
-    figure = _draw(points, floors={"b": 40.0})
+    figure = _draw(points, baselines={"b": 40.0})
     for axes in figure.axes:
         (level,) = [line for line in axes.lines if str(line.get_gid()).startswith("untrained")]
         assert list(level.get_ydata()) == [40.0, 40.0]

@@ -40,7 +40,7 @@ def training_lines(steps: int, *, seed: int = 0, speed: float = 9000.0, of_steps
                 "grad_norm": math.exp(0.3 * noise[5][index]) * (0.5 + 4 / (1 + 0.1 * index)),
                 "lr": 1e-3 * min(1.0, progress / 0.06) * (1.0 - 0.98 * progress),
                 "mask_rate": 0.3 - 0.15 * progress,
-                "masked": 400,
+                "num_masked": 400,
                 "batch_samples": batch,
                 "fill_rate": fill,
                 "padding_rate": 1 - fill,
@@ -76,8 +76,8 @@ def write_run(folder: Path, metrics: list[dict], *, faults=(), finished=True, **
         "started": "2025-01-02T03:04:05+00:00",
         "commit": "0123abcd",
         "gpus": [],
-        "processor": "Abacus",
-        "cores": 1,
+        "cpu": "Abacus",
+        "num_cores": 1,
     }
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "store.json").write_text(json.dumps({"splits": {}, "unigram_entropy": ENTROPY}))

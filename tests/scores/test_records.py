@@ -23,7 +23,7 @@ def _score(seed=19, **changes):
         "metrics": {"accuracy": 0.5, "f1": 0.7},
         "protocol": "abc",
         "settings": {"shuffle": True},
-        "start": "mnli",
+        "initialized_from": "mnli",
         "is_partial": False,
         "seconds": 1.0,
         "pretraining": _COST,

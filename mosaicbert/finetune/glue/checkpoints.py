@@ -15,8 +15,8 @@ from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.load import load_recipe
 from mosaicbert.estimate import training_flops
 from mosaicbert.filesystem import is_locked
-from mosaicbert.report.runs import describe_processor
-from mosaicbert.scores.records import FILE_NAME, Pretraining
+from mosaicbert.report.runs import describe_cpu
+from mosaicbert.scores.records import SCORES_FILE, Pretraining
 from mosaicbert.train.checkpoint.format import CheckpointError, checkpoint_path, read_state, step_of
 from mosaicbert.train.run_folder import RunFolder, newest_export
 
@@ -29,7 +29,7 @@ _BLOCK = 2**24  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class CheckpointToScore:
     """A model to score.
 
     Attributes:
@@ -55,7 +55,7 @@ class Checkpoint:
         return self.model if self.step is None else f"step {self.step:,}"
 
 
-class Target:
+class CheckpointSource:
     """Where the models of a recipe are, and where their scores go.
 
     Args:
@@ -66,10 +66,10 @@ class Target:
         self.config = recipe.glue
         self.run, self._step = _find_run(Path(recipe.glue.model))
         folder = recipe.run_folder if self.run is None else self.run.path
-        self.scores = folder / FILE_NAME
-        self.work = folder / "glue"  # models fine-tuned on MNLI, while other tasks need them
+        self.scores_path = folder / SCORES_FILE
+        self.work_folder = folder / "glue"  # models fine-tuned on MNLI, while other tasks need them
 
-    def checkpoints(self) -> list[Checkpoint]:
+    def checkpoints(self) -> list[CheckpointToScore]:
         """What there is to score now, oldest first.
 
         Raises:
@@ -94,10 +94,10 @@ class Target:
         return [self._describe(self.run, step) for step in steps]
 
     @cached_property
-    def _other_model(self) -> Checkpoint:
+    def _other_model(self) -> CheckpointToScore:
         path = Path(self.config.model)
         model = str(path) if path.is_dir() else self.config.model  # a shell completes folders with a slash
-        return Checkpoint(model=model, step=None, pretraining=None, version=_version_of(model))
+        return CheckpointToScore(model=model, step=None, pretraining=None, version=_version_of(model))
 
     def is_growing(self) -> bool:
         """Whether more checkpoints may come: all are wanted, and a process trains the run."""
@@ -107,18 +107,18 @@ class Target:
     def _wants_all(self) -> bool:
         return self.config.checkpoints == "all" and self._step is None
 
-    def has_removed(self, checkpoint: Checkpoint) -> bool:
+    def has_removed(self, checkpoint: CheckpointToScore) -> bool:
         """Whether a run, of which all checkpoints are wanted, keeps one no longer."""
         return self._wants_all and self.run is not None and not Path(checkpoint.model).is_dir()
 
-    def has_replaced(self, checkpoint: Checkpoint) -> bool:
+    def has_replaced(self, checkpoint: CheckpointToScore) -> bool:
         """Whether a run has gone back and trained the step of a checkpoint again."""
         if self.run is None or checkpoint.step is None or checkpoint.pretraining is None:
             return False
         now = self._describe(self.run, checkpoint.step).pretraining
         return now is not None and not now.is_same_training(checkpoint.pretraining)
 
-    def _describe(self, run: RunFolder, step: int) -> Checkpoint:
+    def _describe(self, run: RunFolder, step: int) -> CheckpointToScore:
         pretraining = None
         try:
             state = read_state(checkpoint_path(run.checkpoints, step))
@@ -126,7 +126,7 @@ class Target:
             pretraining = _cost(load_recipe(run.recipe), environment, state["position"], state["training_seconds"])
         except CheckpointError:
             pass  # it has been removed, while its export is still there
-        return Checkpoint(model=str(run.export_of(step)), step=step, pretraining=pretraining)
+        return CheckpointToScore(model=str(run.export_of(step)), step=step, pretraining=pretraining)
 
 
 def _version_of(model: str) -> str | None:
@@ -190,6 +190,6 @@ def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float
         seconds=seconds,
         wall_seconds=position["seconds"],
         flops=flops,
-        device=gpus[0] if gpus else describe_processor(environment),
+        device=gpus[0] if gpus else describe_cpu(environment),
         num_devices=(recipe.train.num_processes or len(gpus)) if gpus else 1,
     )

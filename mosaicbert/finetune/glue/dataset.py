@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
-from mosaicbert.finetune.tables import KINDS, Examples, read_file, read_hub, require_column, text_columns
+from mosaicbert.data.prepare.hub import load_hub_table
+from mosaicbert.finetune.tables import KINDS, Examples, read_file, require_column, text_columns
 
 _PARTIAL = "_partial"  # behind the name of a split that is known to be a part
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskData:
+class GlueTaskData:
     """The splits of a task.
 
     Attributes:
@@ -33,7 +34,7 @@ class TaskData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundTask:
+class DataSummary:
     """What is known of a task's data before it is trained on; of a dataset on the Hub, nothing.
 
     Attributes:
@@ -45,7 +46,7 @@ class FoundTask:
     digest: str | None = None
 
 
-def find_tasks(config: GlueConfig) -> tuple[dict[str, FoundTask], dict[str, str]]:
+def find_tasks(config: GlueConfig) -> tuple[dict[str, DataSummary], dict[str, str]]:
     """Which tasks can be scored. Nothing is read of a dataset on the Hub: a part of a task there fails when it is read.
 
     Returns:
@@ -57,11 +58,11 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, FoundTask], dict[str, str]
     is_local = Path(config.data).is_dir()
     if not is_local and (config.data.startswith((".", "/", "~")) or config.data.count("/") > 1):
         raise ConfigError(f"glue.data={config.data}: no such folder; give one, or a dataset's name on the Hub.")
-    available: dict[str, FoundTask] = {}
+    available: dict[str, DataSummary] = {}
     left_out: dict[str, str] = {}
     for name in config.tasks:
-        found = _look(config, name) if is_local else FoundTask()
-        if isinstance(found, FoundTask):
+        found = _look(config, name) if is_local else DataSummary()
+        if isinstance(found, DataSummary):
             available[name] = found
         else:
             left_out[name] = found
@@ -69,15 +70,15 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, FoundTask], dict[str, str]
     if chained and MNLI not in available:
         why = left_out.get(MNLI, "glue.tasks leaves it out")
         raise ConfigError(
-            f"glue.chain=true begins {', '.join(chained)} with the model fine-tuned on MNLI, which is not there "
-            f"({why}); give its data, or set glue.chain=false."
+            f"glue.init_from_mnli=true begins {', '.join(chained)} with the model fine-tuned on MNLI, which is not "
+            f"there ({why}); give its data, or set glue.init_from_mnli=false."
         )
     if not available:
         raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(left_out.values())}.")
     return available, left_out
 
 
-def _look(config: GlueConfig, name: str) -> FoundTask | str:
+def _look(config: GlueConfig, name: str) -> DataSummary | str:
     """What there is of a task in a folder, or why it cannot be scored."""
     task, sizes, digest = TASKS[name], dict[str, int](), hashlib.sha256()
     for split, official in task.num_examples.items():
@@ -96,10 +97,10 @@ def _look(config: GlueConfig, name: str) -> FoundTask | str:
         known = [column.cast(pa.float32()) if pa.types.is_floating(column.type) else column for column in known]
         for row in zip(*(column.to_pylist() for column in known), strict=True):
             digest.update(repr(row).encode())
-    return FoundTask(sizes=sizes, digest=digest.hexdigest()[:12])
+    return DataSummary(sizes=sizes, digest=digest.hexdigest()[:12])
 
 
-def read_task(config: GlueConfig, name: str) -> TaskData:
+def read_glue_task(config: GlueConfig, name: str) -> GlueTaskData:
     """Reads the splits of a task.
 
     Raises:
@@ -115,14 +116,14 @@ def read_task(config: GlueConfig, name: str) -> TaskData:
         )
     train = splits.pop("train")
     validation = {split.removeprefix("validation"): examples for split, examples in splits.items()}
-    return TaskData(task=name, train=train, validation=validation, is_partial=is_partial)
+    return GlueTaskData(task=name, train=train, validation=validation, is_partial=is_partial)
 
 
 def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
     files = _find(config, name, split)
     if files:
         return _examples(TASKS[name], _read_files(files, TASKS[name]), str(files[0]))
-    table = read_hub(config.data, name, split, config.revision)
+    table = load_hub_table(config.data, name, split, config.revision)
     return _examples(TASKS[name], table, f"{config.data} ({name}, {split})")
 
 

@@ -36,7 +36,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class JobEvent:
     """What has happened to a job.
 
     Attributes:
@@ -73,10 +73,10 @@ class _Worker:
     connection: Connection | None = None
     job: Job | None = None
     since: float = field(default=0.0)
-    is_forgotten: bool = False  # what it is at has been taken out of the queue
+    is_cancelled: bool = False  # its job has been removed from the queue
 
 
-class Queue:
+class JobQueue:
     """Runs jobs, several at a time, each in a process that lives on for the next.
 
     Use it in a `with`, which ends the processes; jobs that are under way then are lost.
@@ -97,7 +97,7 @@ class Queue:
         self._done: set[str] = set()
         self._failed: set[str] = set()
 
-    def __enter__(self) -> "Queue":
+    def __enter__(self) -> "JobQueue":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,17 +117,17 @@ class Queue:
         """Puts jobs behind those that wait."""
         self.pending += jobs
 
-    def forget(self, names: Collection[str]) -> None:
-        """Takes jobs out, also those under way, done and failed: others may come by the same names."""
+    def cancel(self, names: Collection[str]) -> None:
+        """Remove jobs, including running, finished and failed ones, so that other jobs may have their names."""
         self.pending = [job for job in self.pending if job.name not in names]
         self._done -= set(names)
         self._failed -= set(names)
         for name in names:
             self._attempts.pop(name, None)
         for worker in self._workers:
-            worker.is_forgotten |= worker.job is not None and worker.job.name in names
+            worker.is_cancelled |= worker.job is not None and worker.job.name in names
 
-    def events(self) -> Generator[Event | None]:
+    def events(self) -> Generator[JobEvent | None]:
         """Yields what happens until nothing is left to do; and None from time to time, when more may be added."""
         while self.pending or self.running:
             yield from self._leave_out()
@@ -135,13 +135,13 @@ class Queue:
             yield from self._collect()
             yield None
 
-    def _leave_out(self) -> Generator[Event]:
+    def _leave_out(self) -> Generator[JobEvent]:
         while (job := next((job for job in self.pending if job.needs in self._failed), None)) is not None:
             self.pending.remove(job)
             self._failed.add(job.name)
-            yield Event(kind="left out", job=job, reason=f"it needs {job.needs}, which has failed")
+            yield JobEvent(kind="left out", job=job, reason=f"it needs {job.needs}, which has failed")
 
-    def _start(self) -> Generator[Event]:
+    def _start(self) -> Generator[JobEvent]:
         for worker in self._workers:
             ready = next((job for job in self.pending if job.needs is None or job.needs in self._done), None)
             if worker.job is not None or ready is None:
@@ -151,13 +151,13 @@ class Queue:
                 self._end(worker)  # while it was at nothing
             if worker.process is None:
                 self._begin(worker)
-            worker.job, worker.since, worker.is_forgotten = ready, time.monotonic(), False
+            worker.job, worker.since, worker.is_cancelled = ready, time.monotonic(), False
             assert worker.connection is not None
             with contextlib.suppress(OSError):  # it has just died, which is seen when it is asked for the result
                 worker.connection.send(ready.payload)
-            yield Event(kind="started", job=ready)
+            yield JobEvent(kind="started", job=ready)
 
-    def _collect(self) -> Generator[Event]:
+    def _collect(self) -> Generator[JobEvent]:
         busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
         for connection in wait([one for one in busy if one is not None], timeout=_TICK_SECONDS):
             assert isinstance(connection, Connection)
@@ -171,11 +171,11 @@ class Queue:
                 answer = _Answer(reason=f"its process ended with {worker.process.exitcode}", is_usable=False)
             if not answer.is_usable:
                 self._end(worker)
-            if worker.is_forgotten:
+            if worker.is_cancelled:
                 continue
             if not answer.reason:
                 self._done.add(job.name)
-                yield Event(kind="done", job=job, result=answer.result)
+                yield JobEvent(kind="done", job=job, result=answer.result)
                 continue
             self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
             is_last = self._attempts[job.name] >= _ATTEMPTS
@@ -184,7 +184,7 @@ class Queue:
             else:
                 self.pending.insert(0, job)  # others may wait for it
             kind = "failed" if is_last else "tried again"
-            yield Event(kind=kind, job=job, reason=answer.reason, details=answer.details)
+            yield JobEvent(kind=kind, job=job, reason=answer.reason, details=answer.details)
 
     def _begin(self, worker: _Worker) -> None:
         context = multiprocessing.get_context("spawn")

@@ -27,7 +27,7 @@ def scores_table(title: str, scores: Sequence[Score], wanted: Mapping[str, int])
     by_task = {task: [entry.value for entry in scores if entry.task == task] for task in wanted}
     for task, values in by_task.items():
         is_partial = any(entry.is_partial for entry in scores if entry.task == task)
-        started = any(entry.start == MNLI for entry in scores if entry.task == task)
+        started = any(entry.initialized_from == MNLI for entry in scores if entry.task == task)
         name = f"{TASKS[task].label}{', from MNLI' if started else ''}{', on partial data' if is_partial else ''}"
         count = f"{len(values)}" if len(values) == wanted[task] else f"{len(values)} of {wanted[task]}"
         mean = f"{mean_of([values]):.2f}" if values else _NOTHING

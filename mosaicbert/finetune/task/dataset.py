@@ -8,13 +8,13 @@ import pyarrow as pa
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.finetune import INSTALLED_PACKAGES, TaskDataConfig
+from mosaicbert.data.prepare.hub import load_hub_table
 from mosaicbert.data.prepare.tokenize import hash_text
 from mosaicbert.finetune.tables import (
     KINDS,
     Examples,
     is_file_name,
     read_file,
-    read_hub,
     require_column,
     text_columns,
 )
@@ -23,7 +23,7 @@ from mosaicbert.finetune.task.labels import LabelSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnData:
+class TaskDataset:
     """What a recipe's data section stands for.
 
     Attributes:
@@ -39,7 +39,7 @@ class OwnData:
     predict: Examples | None
 
 
-def read_own_data(config: TaskDataConfig) -> OwnData:
+def read_task_dataset(config: TaskDataConfig) -> TaskDataset:
     """Reads and checks everything before anything is trained.
 
     Raises:
@@ -64,7 +64,7 @@ def read_own_data(config: TaskDataConfig) -> OwnData:
         predict = Examples(texts=text_columns(table, tuple(config.text_columns), config.predict), labels=None)
         if not len(predict):
             raise ConfigError(f"data.predict={config.predict}: has no texts; give some, or leave it out.")
-    return OwnData(labels=labels, train=train, validation=validation, predict=predict)
+    return TaskDataset(labels=labels, train=train, validation=validation, predict=predict)
 
 
 def _read_labelled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple[list[str], ...], list[object], str]:
@@ -80,7 +80,7 @@ def _read_labelled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple
 def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table, str]:
     if is_file_name(name):
         return read_file(Path(name), [*config.text_columns, config.label_column]), name
-    return read_hub(name, config.subset, split, config.revision, with_names=True), f"{name} ({split})"
+    return load_hub_table(name, config.subset, split, config.revision, with_names=True), f"{name} ({split})"
 
 
 def _validation_of(config: TaskDataConfig) -> str:

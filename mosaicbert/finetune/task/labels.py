@@ -40,16 +40,16 @@ class LabelSet:
         problem = PROBLEMS[kind]
         if problem == REGRESSION:
             return cls(problem=problem, names=())
-        if problem == MULTI_LABEL and _are_marks(column):
+        if problem == MULTI_LABEL and _are_multi_hot(column):
             raise ConfigError(
                 f"{place}: each row holds {len(column[0])} marks of 0 and 1; give the names of the classes that apply."
             )
-        found = {name for row, cell in enumerate(column) for name in _names(problem, cell, row, place)}
+        found = {name for row, cell in enumerate(column) for name in _class_names_in(problem, cell, row, place)}
         if len(found) < 2:
             raise ConfigError(
                 f"{place}: fewer than two classes occur ({', '.join(found) or 'none'}); give examples of two at least."
             )
-        return cls(problem=problem, names=tuple(sorted(found, key=_rank)))
+        return cls(problem=problem, names=tuple(sorted(found, key=_sort_key)))
 
     @property
     def num_outputs(self) -> int:
@@ -63,11 +63,11 @@ class LabelSet:
             ConfigError: a cell is empty or of another kind, or names a class that the training data have not.
         """
         if self.problem == REGRESSION:
-            return [_number(cell, row, place) for row, cell in enumerate(column)]
+            return [_regression_label(cell, row, place) for row, cell in enumerate(column)]
         index = {name: number for number, name in enumerate(self.names)}
         encoded: list[Label] = []
         for row, cell in enumerate(column):
-            names = _names(self.problem, cell, row, place)
+            names = _class_names_in(self.problem, cell, row, place)
             unknown = [name for name in names if name not in index]
             if unknown:
                 raise ConfigError(
@@ -81,7 +81,7 @@ class LabelSet:
         return encoded
 
 
-def _are_marks(column: Sequence[Any]) -> bool:
+def _are_multi_hot(column: Sequence[Any]) -> bool:
     """Whether a column holds, for each class, whether it applies, instead of names."""
     if not column or not all(isinstance(cell, list) for cell in column):
         return False
@@ -89,7 +89,7 @@ def _are_marks(column: Sequence[Any]) -> bool:
     return is_even and all(mark in (0, 1) for cell in column for mark in cell)
 
 
-def _names(problem: str, cell: Any, row: int, place: str) -> list[str]:
+def _class_names_in(problem: str, cell: Any, row: int, place: str) -> list[str]:
     if problem == MULTI_LABEL:
         cells = cell.split(SEPARATOR) if isinstance(cell, str) else cell
         if not isinstance(cells, list) or None in cells:
@@ -105,7 +105,7 @@ def _names(problem: str, cell: Any, row: int, place: str) -> list[str]:
     return [name]
 
 
-def _number(cell: Any, row: int, place: str) -> float:
+def _regression_label(cell: Any, row: int, place: str) -> float:
     try:
         value = float(cell)
     except (TypeError, ValueError):
@@ -115,7 +115,7 @@ def _number(cell: Any, row: int, place: str) -> float:
     return value
 
 
-def _rank(name: str) -> tuple[bool, float, str]:
+def _sort_key(name: str) -> tuple[bool, float, str]:
     try:
         number = float(name)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a fine-tuning reached: report.md, predictions.jsonl, and a picture."""
+"""Results of a fine-tuning: metrics, lines of predictions.jsonl, and report.md."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,89 +9,110 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
-from mosaicbert.config.finetune import FinetuneRecipe
-from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, predict
+from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics, predict
 from mosaicbert.finetune.tables import Examples
-from mosaicbert.finetune.task.dataset import OwnData
+from mosaicbert.finetune.task.dataset import TaskDataset
 from mosaicbert.finetune.task.labels import LabelSet
 
-METRICS = {
+_METRICS = {
     SINGLE_LABEL: ("accuracy", "f1", "matthews_correlation"),
     MULTI_LABEL: ("accuracy", "f1"),
     REGRESSION: ("pearson", "spearman", "mean_squared_error"),
 }
 
 
-def prediction_lines(labels: LabelSet, examples: Examples, logits: Tensor, split: str) -> Iterator[str]:
-    """A line of JSON for each example: its texts, its label if it has one, what was predicted, and how likely.
+def evaluate(data: TaskDataset, logits: Tensor) -> dict[str, float]:
+    """Compute the metrics of the validation examples, by name.
 
     Args:
-        labels: of the task.
-        examples: that were predicted.
-        logits: (N, L) of the model.
-        split: what they are called.
+        data: Dataset of the task.
+        logits: (N, L) of the validation examples.
+    """
+    problem = data.labels.problem
+    return compute_metrics(_METRICS[problem], problem, logits, torch.tensor(data.validation.labels))
+
+
+def prediction_lines(labels: LabelSet, examples: Examples, logits: Tensor, split: str) -> Iterator[str]:
+    """Yield a line of JSON for each example: its texts, its label if it has one, the prediction and probabilities.
+
+    Args:
+        labels: Classes of the task.
+        examples: Examples of the split.
+        logits: (N, L) of the examples.
+        split: Name of the split.
     """
     predicted = predict(labels.problem, logits).tolist()
     is_single = labels.problem == SINGLE_LABEL
-    likely = (logits.softmax(dim=1) if is_single else logits.sigmoid()).tolist()
+    probabilities = (logits.softmax(dim=1) if is_single else logits.sigmoid()).tolist()
     for row, texts in enumerate(zip(*examples.texts, strict=True)):
         line: dict[str, Any] = {"split": split, "texts": list(texts)}
         if examples.labels is not None:
-            line["label"] = _name(labels, examples.labels[row])
-        line["predicted"] = _name(labels, predicted[row])
+            line["label"] = _class_names(labels, examples.labels[row])
+        line["predicted"] = _class_names(labels, predicted[row])
         if labels.problem != REGRESSION:
-            shares = zip(labels.names, likely[row], strict=True)
-            line["probabilities"] = {name: round(share, 6) for name, share in shares}
+            pairs = zip(labels.names, probabilities[row], strict=True)
+            line["probabilities"] = {name: round(value, 6) for name, value in pairs}
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def write_report(recipe: FinetuneRecipe, data: OwnData, metrics: Mapping[str, Any], logits: Tensor) -> str:
-    """The report as Markdown.
+def write_report(
+    title: str,
+    data: TaskDataset,
+    metrics: Mapping[str, Any],
+    logits: Tensor,
+    *,
+    model: str,
+    dataset: str,
+    num_epochs: int,
+) -> str:
+    """Write the report as Markdown.
 
     Args:
-        recipe: of the fine-tuning.
-        data: that it was made with.
-        metrics: the content of metrics.json.
+        title: Title of the report.
+        data: Dataset of the task.
+        metrics: Content of metrics.json.
         logits: (N, L) of the validation examples.
+        model: Name of the pretrained model.
+        dataset: Name of the training data.
+        num_epochs: Number of epochs.
     """
     labels = data.labels
     others = {"random weights": metrics["random_weights"]} if "random_weights" in metrics else {}
     columns = {"fine-tuned": metrics["validation"]} | others
     lines = [
-        f"# {recipe.run_name}",
+        f"# {title}",
         "",
-        f"{recipe.model} on {recipe.data.train}: {len(data.train):,} examples to train on, {len(data.validation):,} to "
-        f"validate, {recipe.train.epochs} epochs, {metrics['seconds']:.0f} s.",
+        f"{model} on {dataset}: {len(data.train):,} examples to train on, {len(data.validation):,} to "
+        f"validate, {num_epochs} epochs, {metrics['seconds']:.0f} s.",
         "",
-        _row("metric", *columns),
-        _row("---", *["---:"] * len(columns)),
-        *(_row(name, *(f"{found[name]:.4f}" for found in columns.values())) for name in metrics["validation"]),
+        _markdown_row("metric", *columns),
+        _markdown_row("---", *["---:"] * len(columns)),
+        *(_markdown_row(name, *(f"{found[name]:.4f}" for found in columns.values())) for name in metrics["validation"]),
     ]
     if others:
         lines += ["", "Random weights: the same model, trained on the same data in the same way, but not pretrained."]
     if labels.problem != REGRESSION:
-        lines += ["", _row("class", "precision", "recall", "F1", "examples"), _row("---", *["---:"] * 4)]
-        true, predicted = arrays(labels, data.validation, logits)
+        lines += [
+            "",
+            _markdown_row("class", "precision", "recall", "F1", "examples"),
+            _markdown_row("---", *["---:"] * 4),
+        ]
+        true, predicted = label_arrays(labels, data.validation, logits)
         zero: Any = 0.0  # its stubs know only the default
         by_class: Any = precision_recall_fscore_support(
             true, predicted, labels=range(len(labels.names)), average=None, zero_division=zero
         )
         for name, *shares, count in zip(labels.names, *by_class, strict=True):
-            lines.append(_row(name, *(f"{share:.3f}" for share in shares), f"{int(count):,}"))
+            lines.append(_markdown_row(name, *(f"{share:.3f}" for share in shares), f"{int(count):,}"))
     return "\n".join([*lines, "", "![Predictions](predictions.png)", ""])
 
 
-def arrays(labels: LabelSet, examples: Examples, logits: Tensor) -> tuple[Any, Any]:
-    """True and predicted labels as numpy has them: (N,), or (N, L) for several labels."""
+def label_arrays(labels: LabelSet, examples: Examples, logits: Tensor) -> tuple[Any, Any]:
+    """Return true and predicted labels as arrays: (N,), or (N, L) for several labels."""
     return np.array(examples.labels), predict(labels.problem, logits).numpy()
 
 
-def labels_tensor(examples: Examples) -> Tensor:
-    """The labels of examples."""
-    return torch.tensor(examples.labels)
-
-
-def _name(labels: LabelSet, label: Any) -> Any:
+def _class_names(labels: LabelSet, label: Any) -> Any:
     if labels.problem == REGRESSION:
         return label
     if labels.problem == SINGLE_LABEL:
@@ -99,5 +120,5 @@ def _name(labels: LabelSet, label: Any) -> Any:
     return [name for name, applies in zip(labels.names, label, strict=True) if applies]
 
 
-def _row(*cells: str) -> str:
+def _markdown_row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

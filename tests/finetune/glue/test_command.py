@@ -17,12 +17,15 @@ from rich.console import Console
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import OFFICIAL, SEEDS, GlueConfig, GlueRecipe, ProtocolChange
 from mosaicbert.config.load import save_recipe
-from mosaicbert.filesystem import lock
-from mosaicbert.finetune.glue.checkpoints import Target
-from mosaicbert.finetune.glue.command import _Plan, environments, glue
-from mosaicbert.finetune.glue.dataset import FoundTask, find_tasks
-from mosaicbert.finetune.glue.job import GlueResult, describe_settings, fingerprint, score
-from mosaicbert.finetune.glue.job_queue import Queue
+from mosaicbert.filesystem import lock_folder
+from mosaicbert.finetune.glue.checkpoints import CheckpointSource
+from mosaicbert.finetune.glue.command import glue
+from mosaicbert.finetune.glue.dataset import DataSummary, find_tasks
+from mosaicbert.finetune.glue.job import GlueResult, run_job
+from mosaicbert.finetune.glue.job_queue import JobQueue
+from mosaicbert.finetune.glue.runner import worker_environments
+from mosaicbert.finetune.glue.scoring_plan import ScoringPlan
+from mosaicbert.finetune.glue.settings import describe_settings, fingerprint
 from mosaicbert.scores.records import read_scores
 from mosaicbert.train.run_folder import RunFolder
 from tests.data.corpus import wait_until_gone
@@ -57,7 +60,7 @@ def scored(finished, common):
     folder.mkdir(exist_ok=True)
     run, outcome = RunFolder(folder / "run"), folder / "outcome.json"
     recipe = _recipe(run.path, folder / "glue")
-    with lock(folder):
+    with lock_folder(folder):
         if not outcome.exists():
             shutil.copytree(finished[1].path, run.path, symlinks=True)
             broken = write_glue(folder / "glue") / "cola" / "train.jsonl"
@@ -83,7 +86,7 @@ def test_a_job_that_fails_is_said_and_the_others_are_done(scored):
 def test_a_line_says_what_was_done_with_what_and_what_it_had_cost(scored):
     _, run, _, _ = scored
     by_task = {entry.task: entry for entry in read_scores(run.path / "scores.jsonl")}
-    assert {task: entry.start for task, entry in by_task.items()} == {
+    assert {task: entry.initialized_from for task, entry in by_task.items()} == {
         "mnli": "pretraining",
         "rte": "mnli",
         "stsb": "mnli",
@@ -124,7 +127,7 @@ def test_what_is_in_the_ledger_is_not_done_again_and_the_rest_comes_out_the_same
 
 
 def _print_of(config, task, digests):
-    found = {name: FoundTask(sizes={"train": 10}, digest=digest) for name, digest in digests.items()}
+    found = {name: DataSummary(sizes={"train": 10}, digest=digest) for name, digest in digests.items()}
     return fingerprint(describe_settings(config, task, found))
 
 
@@ -135,7 +138,7 @@ def test_another_protocol_is_another_score(tmp_path):
     other_mnli = config.protocol | {"mnli": ProtocolChange(epochs=2)}
     changes = [
         {"shuffle": False},
-        {"chain": False},
+        {"init_from_mnli": False},
         {"max_seq_len": 16},
         {"precision": "bf16"},
         {"data": "someone/glue"},
@@ -158,7 +161,7 @@ def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
     run = finished[1]
 
     def target(model, **changes):
-        return Target(_recipe(model, tmp_path / "glue", **changes))
+        return CheckpointSource(_recipe(model, tmp_path / "glue", **changes))
 
     def steps(found):
         return [checkpoint.step for checkpoint in found.checkpoints()]
@@ -168,13 +171,13 @@ def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
     assert steps(target(run.hugging_face)) == [6]
     assert steps(target(run.hugging_face / "latest")) == steps(target(run.hugging_face / "step-6")) == [6]
     assert steps(target(run.export_of(3))) == [3]
-    assert target(run.export_of(3)).scores == run.path / "scores.jsonl"
+    assert target(run.export_of(3)).scores_path == run.path / "scores.jsonl"
     with pytest.raises(ConfigError, match=r"step-7: no such checkpoint; .* has step-3, step-6"):
         steps(target(run.export_of(7)))
     assert target(run.hugging_face / "foo").run is None
     other = target("bert-base-uncased")
     assert steps(other) == [None]
-    assert other.scores == tmp_path / "scores" / "scores.jsonl"
+    assert other.scores_path == tmp_path / "scores" / "scores.jsonl"
 
 
 def test_a_model_from_elsewhere_is_known_by_its_weights_and_not_by_how_its_folder_is_written(
@@ -184,7 +187,7 @@ def test_a_model_from_elsewhere_is_known_by_its_weights_and_not_by_how_its_folde
     shutil.copytree(finished[1].export_of(6), "bert")
 
     def identity(model):
-        (checkpoint,) = Target(_recipe(model, tmp_path / "glue")).checkpoints()
+        (checkpoint,) = CheckpointSource(_recipe(model, tmp_path / "glue")).checkpoints()
         assert checkpoint.model == "bert"
         return checkpoint.identity
 
@@ -213,12 +216,12 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path):
 def test_more_checkpoints_may_come_while_a_process_trains_the_run(finished, tmp_path):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
-    waiting = Target(_recipe(run.path, tmp_path / "glue", checkpoints="all"))
+    waiting = CheckpointSource(_recipe(run.path, tmp_path / "glue", checkpoints="all"))
     assert not waiting.is_growing()
-    with lock(run.path):
+    with lock_folder(run.path):
         assert waiting.is_growing()
-        assert not Target(_recipe(run.export_of(3), tmp_path / "glue", checkpoints="all")).is_growing()
-        assert not Target(_recipe(run.path, tmp_path / "glue")).is_growing()
+        assert not CheckpointSource(_recipe(run.export_of(3), tmp_path / "glue", checkpoints="all")).is_growing()
+        assert not CheckpointSource(_recipe(run.path, tmp_path / "glue")).is_growing()
     shutil.rmtree(run.hugging_face)
     with pytest.raises(ConfigError, match="no checkpoint has been exported"):
         waiting.checkpoints()
@@ -229,24 +232,24 @@ def test_a_model_is_scored_by_one_process_at_a_time(finished, tmp_path):
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     (run.path / "glue").mkdir()
     recipe = _recipe(run.path, write_glue(tmp_path / "glue"))
-    with lock(run.path / "glue"), pytest.raises(ConfigError, match="another process is adding scores"):
+    with lock_folder(run.path / "glue"), pytest.raises(ConfigError, match="another process is adding scores"):
         glue(recipe, Console(quiet=True))
 
 
 def test_processes_share_the_devices(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(None)] == ["0", "1", "2"]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(4)] == ["0", "1", "2", "0"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(None)] == ["0", "1", "2"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(4)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-x")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(2)] == ["5", "7"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(2)] == ["5", "7"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for visible in ("6,7", "6,7,", "6,7,99", "6,7,-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert [place["CUDA_VISIBLE_DEVICES"] for place in environments(None)] == ["6", "7"]
+        assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(None)] == ["6", "7"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert len(environments(None)) == 1
-    assert len({place["OMP_NUM_THREADS"] for place in environments(2)}) == 1
+    assert len(worker_environments(None)) == 1
+    assert len({place["OMP_NUM_THREADS"] for place in worker_environments(2)}) == 1
 
 
 def test_the_seeds_are_the_papers():
@@ -256,7 +259,7 @@ def test_the_seeds_are_the_papers():
 def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp_path):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
-    recipe = _recipe(run.path, write_glue(tmp_path / "glue"), checkpoints="all", tasks=["cola"], chain=False)
+    recipe = _recipe(run.path, write_glue(tmp_path / "glue"), checkpoints="all", tasks=["cola"], init_from_mnli=False)
 
     class Removing(Console):
         """Removes the first checkpoint when the last one's score is said."""
@@ -273,13 +276,13 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp
 
 
 def test_a_checkpoint_that_comes_while_the_run_trains_is_scored_before_its_end(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("mosaicbert.finetune.glue.command._POLL_SECONDS", 0.2)
+    monkeypatch.setattr("mosaicbert.finetune.glue.runner._POLL_SECONDS", 0.2)
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     later = run.export_of(6).rename(tmp_path / "later")
-    recipe = _recipe(run.path, write_glue(tmp_path / "glue"), checkpoints="all", tasks=["cola"], chain=False)
+    recipe = _recipe(run.path, write_glue(tmp_path / "glue"), checkpoints="all", tasks=["cola"], init_from_mnli=False)
     training = ExitStack()
-    training.enter_context(lock(run.path))
+    training.enter_context(lock_folder(run.path))
 
     class Training(Console):
         """Keeps the second checkpoint when the first one's score is said, and ends when the second's is."""
@@ -298,12 +301,12 @@ def test_a_checkpoint_that_comes_while_the_run_trains_is_scored_before_its_end(f
 def test_a_step_that_is_trained_again_is_scored_again_and_older_results_are_dropped(finished, tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
-    config = _recipe(run.path, write_glue(tmp_path / "glue"), tasks=["cola"], chain=False).glue
-    target = Target(_recipe(run.path, tmp_path / "glue", tasks=["cola"], chain=False))
-    plan, queue = _Plan(config, target, find_tasks(config)[0]), Queue(score, [])
-    plan.look(queue)
+    config = _recipe(run.path, write_glue(tmp_path / "glue"), tasks=["cola"], init_from_mnli=False).glue
+    target = CheckpointSource(_recipe(run.path, tmp_path / "glue", tasks=["cola"], init_from_mnli=False))
+    plan, queue = ScoringPlan(config, target, find_tasks(config)[0]), JobQueue(run_job, [])
+    plan.update_queue(queue)
     (before,) = queue.pending
-    plan.look(queue)
+    plan.update_queue(queue)
     assert queue.pending == [before]
     read = target._describe
 
@@ -314,12 +317,12 @@ def test_a_step_that_is_trained_again_is_scored_again_and_older_results_are_drop
     monkeypatch.setattr(target, "_describe", trained_again)
     result = GlueResult(metrics={"matthews_correlation": 0.5}, is_partial=True, seconds=1.0, environment={})
     assert plan.record(before, result) is None
-    plan.look(queue)
+    plan.update_queue(queue)
     (after,) = queue.pending
     assert (after.name, after.payload.checkpoint.pretraining.wall_seconds) == (before.name, 9.0)
     assert plan.record(before, result) is None
     assert plan.record(after, result).pretraining.wall_seconds == 9.0
-    assert len(read_scores(target.scores)) == 1
+    assert len(read_scores(target.scores_path)) == 1
 
 
 @pytest.mark.parametrize("is_partial", [False, True])
@@ -329,8 +332,8 @@ def test_what_begins_with_part_of_mnli_is_partial_on_the_hub_as_well(finished, t
     recipe = _recipe(
         run.path, tmp_path, data="somebody/glue", tasks=["mnli", "rte"]
     )  # of the Hub: nobody knows its sizes
-    plan, queue = _Plan(recipe.glue, Target(recipe), find_tasks(recipe.glue)[0]), Queue(score, [])
-    plan.look(queue)
+    plan, queue = ScoringPlan(recipe.glue, CheckpointSource(recipe), find_tasks(recipe.glue)[0]), JobQueue(run_job, [])
+    plan.update_queue(queue)
     mnli, rte, _ = queue.pending
     metrics = {"accuracy_matched": 0.5, "accuracy_mismatched": 0.5}
     plan.record(mnli, GlueResult(metrics=metrics, is_partial=is_partial, seconds=1.0, environment={}))
@@ -340,12 +343,12 @@ def test_what_begins_with_part_of_mnli_is_partial_on_the_hub_as_well(finished, t
 
 def test_scores_begun_with_mnli_and_not_are_both_printed(scored, tmp_path):
     recipe, run, _, said = scored
-    assert "RTE acc, from MNLI" in said and "glue.chain=" not in said
+    assert "RTE acc, from MNLI" in said and "glue.init_from_mnli=" not in said
     copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
-    alone = replace(recipe.glue, model=str(copy), chain=False, tasks=["rte", "mnli"])
+    alone = replace(recipe.glue, model=str(copy), init_from_mnli=False, tasks=["rte", "mnli"])
     code, said = _score(replace(recipe, glue=alone))
     assert code == 0
-    assert "step 6, glue.chain=true" in said
+    assert "step 6, glue.init_from_mnli=true" in said
     assert "RTE acc, on partial data" in said and "RTE acc, from MNLI, on partial data" in said
     assert said.count("mean of 2 of the 8 GLUE tasks, on partial data") == 2
 
@@ -360,7 +363,7 @@ def test_an_interrupted_sweep_ends_at_once_and_keeps_what_it_has(finished, tmp_p
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     many = {"cola": ProtocolChange(epochs=1, num_seeds=1), "rte": ProtocolChange(epochs=20_000, num_seeds=1)}
     data = write_glue(tmp_path / "glue")
-    recipe = _recipe(run.path, data, tasks=["cola", "rte"], chain=False, protocol=many, num_processes=2)
+    recipe = _recipe(run.path, data, tasks=["cola", "rte"], init_from_mnli=False, protocol=many, num_processes=2)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "mosaicbert", "glue", str(tmp_path / "recipe.yaml")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sweep:
@@ -386,7 +389,7 @@ def test_bert_base_reaches_its_known_score(shared_folder, tmp_path):
         name,
         shared_folder / "data" / "glue",
         tasks=["mrpc"],
-        chain=False,
+        init_from_mnli=False,
         partial_data=False,
         protocol={"mrpc": known},
         max_seq_len=128,

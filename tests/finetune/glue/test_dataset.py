@@ -10,7 +10,7 @@ import pytest
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS, GlueConfig
-from mosaicbert.finetune.glue.dataset import find_tasks, read_task
+from mosaicbert.finetune.glue.dataset import find_tasks, read_glue_task
 from mosaicbert.finetune.tables import read_file, text_columns
 from tests.finetune.glue.glue_folder import NUM_TRAIN, NUM_VALIDATION, write_glue
 
@@ -21,7 +21,7 @@ def _config(folder, **changes):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_is_read_with_its_columns_and_all_its_splits(task, tmp_path):
-    data = read_task(_config(write_glue(tmp_path)), task)
+    data = read_glue_task(_config(write_glue(tmp_path)), task)
     assert data.is_partial
     assert len(data.train.texts) == len(TASKS[task].columns)
     assert len(data.train) == len(data.train.labels) == NUM_TRAIN
@@ -36,15 +36,15 @@ def test_what_is_missing_or_a_part_is_left_out_with_the_reason(tmp_path):
     for split, size in sizes.items():
         path = folder / "cola" / f"{split}.jsonl"
         path.write_text("".join(json.dumps({"sentence": "a", "label": 0}) + "\n" for _ in range(size)))
-    found, left_out = find_tasks(_config(folder, partial_data=False, chain=False))
+    found, left_out = find_tasks(_config(folder, partial_data=False, init_from_mnli=False))
     assert {task: data.sizes for task, data in found.items()} == {"cola": sizes}
     assert set(left_out) == set(TASKS) - {"cola"}
     assert left_out["qqp"].startswith(f"{folder / 'qqp'}: no train")
     assert left_out["qnli"].startswith(f"{folder / 'qnli' / 'train.jsonl'}: 24 examples of 104,743; glue.partial_data=")
-    found, left_out = find_tasks(_config(folder, chain=False))
+    found, left_out = find_tasks(_config(folder, init_from_mnli=False))
     assert set(found) == set(TASKS) - {"qqp", "qnli"}
     assert left_out["qnli"].startswith(f"{folder / 'qnli'}: no validation")
-    assert not read_task(_config(folder, chain=False), "cola").is_partial
+    assert not read_glue_task(_config(folder, init_from_mnli=False), "cola").is_partial
 
 
 def test_files_that_are_named_as_parts_are_taken_only_when_parts_are(tmp_path):
@@ -53,12 +53,12 @@ def test_files_that_are_named_as_parts_are_taken_only_when_parts_are(tmp_path):
         path.rename(path.with_name(f"{path.stem}_partial.jsonl"))
     found, _ = find_tasks(_config(folder))
     with pytest.raises(ConfigError, match=r"RTE has fewer examples than the official splits; glue\.partial_data=true"):
-        read_task(_config(folder, partial_data=False), "rte")
+        read_glue_task(_config(folder, partial_data=False), "rte")
     assert found["mnli"].sizes == {"train": 24, "validation_matched": 12, "validation_mismatched": 12}
     with pytest.raises(
         ConfigError, match=r"no task can be scored: .*only a part of train is there; glue\.partial_data="
     ):
-        find_tasks(_config(folder, partial_data=False, chain=False, tasks=["mnli"]))
+        find_tasks(_config(folder, partial_data=False, init_from_mnli=False, tasks=["mnli"]))
 
 
 def test_data_are_known_by_what_they_hold_in_whatever_file_they_are(tmp_path):
@@ -81,7 +81,7 @@ def test_data_are_known_by_what_they_hold_in_whatever_file_they_are(tmp_path):
 def test_the_chain_needs_mnli(tmp_path):
     folder = write_glue(tmp_path, left_out={"mnli"})
     with pytest.raises(
-        ConfigError, match=r"glue.chain=true begins mrpc, stsb, rte .* not there .*set glue.chain=false"
+        ConfigError, match=r"init_from_mnli=true begins mrpc, stsb, rte .* not there .*set glue.init_from_mnli=false"
     ):
         find_tasks(_config(folder))
     with pytest.raises(ConfigError, match=r"glue\.tasks leaves it out"):
@@ -107,9 +107,9 @@ def test_shards_are_read_as_the_hub_has_them(tmp_path):
     for number, part in enumerate((table[:10], table[10:])):
         pyarrow.parquet.write_table(part, folder / f"train-0000{number}-of-00002.parquet")
     pyarrow.parquet.write_table(table[:5], folder / "validation-00000-of-00001.parquet")
-    config = _config(tmp_path / "hub", tasks=["rte"], chain=False)
+    config = _config(tmp_path / "hub", tasks=["rte"], init_from_mnli=False)
     assert find_tasks(config)[0]["rte"].sizes == {"train": 24, "validation": 5}
-    assert read_task(config, "rte").train.texts[0] == table["sentence1"].to_pylist()
+    assert read_glue_task(config, "rte").train.texts[0] == table["sentence1"].to_pylist()
 
 
 def test_a_long_csv_may_have_line_breaks_in_its_texts(tmp_path):
@@ -150,7 +150,7 @@ def test_a_label_that_the_task_does_not_have_is_refused(task, labels, said, tmp_
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match=said):
-        read_task(_config(tmp_path), task)
+        read_glue_task(_config(tmp_path), task)
 
 
 def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
@@ -233,7 +233,7 @@ def test_a_file_that_is_no_table_is_refused(name, content, said, tmp_path):
 
 
 def test_the_real_data_are_whole_where_they_are_said_to_be(shared_folder):
-    config = GlueConfig(model="m", data=str(shared_folder / "data" / "glue"), chain=False)
+    config = GlueConfig(model="m", data=str(shared_folder / "data" / "glue"), init_from_mnli=False)
     found, left_out = find_tasks(config)
     assert list(found) == ["cola", "sst2", "mrpc", "stsb", "rte"]
     assert set(left_out) == {"qqp", "mnli", "qnli"}

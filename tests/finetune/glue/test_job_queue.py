@@ -5,14 +5,14 @@ import os
 import psutil
 import pytest
 
-from mosaicbert.finetune.glue.job_queue import Job, Queue
+from mosaicbert.finetune.glue.job_queue import Job, JobQueue
 from tests.finetune.glue.work import do
 
 _ONE = [{"PLACE": "here"}]
 
 
 def _run(jobs, environments=_ONE):
-    with Queue(do, environments) as queue:
+    with JobQueue(do, environments) as queue:
         queue.add(jobs)
         return [event for event in queue.events() if event is not None]
 
@@ -74,7 +74,7 @@ def test_each_process_has_its_variables_and_this_one_keeps_its_own(monkeypatch):
 
 
 def test_a_process_that_dies_while_it_waits_is_replaced():
-    with Queue(do, _ONE * 2) as queue:
+    with JobQueue(do, _ONE * 2) as queue:
         queue.add(
             [
                 Job(name="quick", payload=1),
@@ -96,7 +96,7 @@ def test_a_process_that_dies_while_it_waits_is_replaced():
 
 
 def test_jobs_may_be_added_while_others_run():
-    with Queue(do, _ONE) as queue:
+    with JobQueue(do, _ONE) as queue:
         queue.add([Job(name="first", payload=1)])
         results = []
         for event in queue.events():
@@ -112,28 +112,28 @@ def test_what_is_tried_again_comes_first_since_others_may_wait_for_it(tmp_path):
     assert [name for name, kind in _said(_run(jobs)) if kind == "done"] == ["shaky", "x", "y"]
 
 
-def test_forgotten_jobs_are_not_done_and_others_may_have_their_names():
-    with Queue(do, _ONE) as queue:
+def test_cancelled_jobs_are_not_done_and_others_may_have_their_names():
+    with JobQueue(do, _ONE) as queue:
         queue.add(
             [Job(name="bad", payload="fail"), Job(name="x", payload=1), Job(name="needy", payload=2, needs="bad")]
         )
         results = {}
         for event in queue.events():
             if event is not None and event.kind == "failed":
-                queue.forget({"bad", "needy"})
+                queue.cancel({"bad", "needy"})
                 queue.add([Job(name="needy", payload=5, needs="bad"), Job(name="bad", payload=4)])
             if event is not None and event.kind == "done":
                 results[event.job.name] = event.result
     assert results == {"x": 2, "bad": 8, "needy": 10}
 
 
-def test_what_a_forgotten_job_gives_is_dropped():
-    with Queue(do, _ONE) as queue:
+def test_the_result_of_a_cancelled_job_is_dropped():
+    with JobQueue(do, _ONE) as queue:
         queue.add([Job(name="slow", payload="where"), Job(name="after", payload=3, needs="slow")])
         results = []
         for event in queue.events():
             if event is not None and event.kind == "started" and event.job.payload == "where":
-                queue.forget(["slow", "after"])
+                queue.cancel(["slow", "after"])
                 queue.add([Job(name="slow", payload=2)])
             if event is not None and event.kind == "done":
                 results.append(event.result)
@@ -141,7 +141,7 @@ def test_what_a_forgotten_job_gives_is_dropped():
 
 
 def test_leaving_ends_what_is_under_way():
-    with pytest.raises(KeyboardInterrupt), Queue(do, _ONE) as queue:
+    with pytest.raises(KeyboardInterrupt), JobQueue(do, _ONE) as queue:
         queue.add([Job(name="long", payload="long")])
         for event in queue.events():
             if event is None:

@@ -23,7 +23,7 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
 from mosaicbert.config.load import save_recipe
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.task.command import finetune
-from mosaicbert.finetune.task.dataset import _is_held_out, read_own_data
+from mosaicbert.finetune.task.dataset import _is_held_out, read_task_dataset
 from mosaicbert.finetune.task.demo_dataset import read_packages
 from mosaicbert.finetune.task.labels import LabelSet
 from mosaicbert.finetune.task.plots import draw_predictions
@@ -192,13 +192,13 @@ def test_classes_of_a_hub_dataset_have_its_names(tmp_path):
     for split in ("train", "validation"):
         rows = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
         rows.to_parquet(folder / f"{split}.parquet")
-    data = read_own_data(TaskDataConfig(train=str(folder), validation="validation"))
+    data = read_task_dataset(TaskDataConfig(train=str(folder), validation="validation"))
     assert data.labels.names == tuple(names)
     assert data.validation.labels == labels
     unknown = datasets.Dataset.from_dict({"text": texts, "label": [-1, *labels[1:]]}, features=features)
     unknown.to_parquet(folder / "train.parquet")
     with pytest.raises(ConfigError, match="row 1 holds None, which is no class"):
-        read_own_data(TaskDataConfig(train=str(folder)))
+        read_task_dataset(TaskDataConfig(train=str(folder)))
 
 
 def test_several_classes_of_a_hub_dataset_have_their_names(tmp_path):
@@ -209,7 +209,7 @@ def test_several_classes_of_a_hub_dataset_have_their_names(tmp_path):
     )
     (tmp_path / "dataset").mkdir()
     rows.to_parquet(tmp_path / "dataset" / "train.parquet")
-    data = read_own_data(TaskDataConfig(train=str(tmp_path / "dataset"), validation="train", kind="multi_label"))
+    data = read_task_dataset(TaskDataConfig(train=str(tmp_path / "dataset"), validation="train", kind="multi_label"))
     assert data.labels == LabelSet(problem=MULTI_LABEL, names=("anger", "joy"))
     assert data.train.labels == [[0, 1], [1, 1], [0, 0], [1, 0]]
 
@@ -274,5 +274,5 @@ def test_packages_are_balanced_and_do_not_name_themselves():
     assert all(packages.count(package) == 50 for package in set(packages))
     named = [package.lower() in text.lower() for text, package in zip(examples.texts[0], packages, strict=True)]
     assert not any(named)
-    data = read_own_data(TaskDataConfig(train="installed-packages", validation_fraction=0.2))
+    data = read_task_dataset(TaskDataConfig(train="installed-packages", validation_fraction=0.2))
     assert 0.1 < len(data.validation) / len(data.train) < 0.4

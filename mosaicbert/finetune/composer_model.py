@@ -1,0 +1,41 @@
+"""Composer's wrapper of a classifier: forward pass and loss."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION
+from mosaicbert.train.composer import ComposerModel
+
+
+class ClassifierComposerModel(ComposerModel):
+    """A classifier as Composer trains it: batches of `ClassificationCollator` in, logits (B, L) out.
+
+    Args:
+        model: Classifier from `load_classifier`.
+        problem: Hugging Face's problem_type.
+        cpu_autocast: Dtype of matrix products on the CPU, where Composer itself offers only fp32.
+    """
+
+    def __init__(self, model: PreTrainedModel, problem: str, cpu_autocast: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.problem = problem
+        self.cpu_autocast = cpu_autocast
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        on_cpu = not inputs["input_ids"].is_cuda
+        with torch.autocast("cpu", self.cpu_autocast, enabled=on_cpu and self.cpu_autocast != torch.float32):
+            return self.model(**inputs).logits
+
+    def loss(self, outputs: Tensor, batch: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        logits, labels = outputs.float(), batch["labels"]
+        if self.problem == REGRESSION:
+            return F.mse_loss(logits[:, 0], labels.float())
+        if self.problem == MULTI_LABEL:
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        return F.cross_entropy(logits, labels)

@@ -1,0 +1,29 @@
+"""Console display of a scoring: finished scores and the progress of the jobs."""
+
+from datetime import timedelta
+
+from rich.table import Table
+from rich.text import Text
+
+from mosaicbert.finetune.glue.job_queue import JobQueue
+from mosaicbert.finetune.glue.scoring_plan import ScoringPlan
+from mosaicbert.scores.records import Score
+
+
+def describe_score(score: Score) -> str:
+    """Describe a score in one line: its metrics and the duration of the fine-tuning."""
+    metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in score.metrics.items())
+    return f"{metrics} ({timedelta(seconds=round(score.seconds))})"
+
+
+def progress_table(plan: ScoringPlan, queue: JobQueue) -> Table:
+    """Build the live table: the jobs under way, their duration, and the number of those that wait."""
+    num_missing = sum(len(plan.missing_scores(checkpoint)) for checkpoint in plan.checkpoints)
+    num_scores = len(plan.checkpoints) * sum(len(plan.seeds_of(task)) for task in plan.tasks)
+    table = Table(title=f"{num_scores - num_missing} of {num_scores} scores", box=None)
+    for column in ("under way", "since", "waiting"):
+        table.add_column(column)
+    waiting = str(len(queue.pending))
+    for number, (job, seconds) in enumerate(queue.running):
+        table.add_row(Text(job.name), str(timedelta(seconds=round(seconds))), waiting if number == 0 else "")
+    return table

@@ -1,0 +1,96 @@
+"""Execution of a scoring plan: jobs over processes, and the checkpoints that a run writes meanwhile."""
+
+import os
+import time
+
+import torch
+from rich.console import Console
+from rich.live import Live
+
+from mosaicbert.console import print_line
+from mosaicbert.finetune.glue.checkpoints import CheckpointToScore
+from mosaicbert.finetune.glue.display import describe_score, progress_table
+from mosaicbert.finetune.glue.job import run_job
+from mosaicbert.finetune.glue.job_queue import JobEvent, JobQueue
+from mosaicbert.finetune.glue.scoring_plan import ScoringPlan
+from mosaicbert.processes import count_cpus
+
+_POLL_SECONDS = 10.0  # between two polls for new checkpoints
+
+
+def run_jobs(plan: ScoringPlan, console: Console) -> bool:
+    """Run all jobs of a plan, including those of checkpoints that are written meanwhile.
+
+    Args:
+        plan: Plan that says which jobs there are and records their results.
+        console: Console for the results.
+
+    Returns:
+        Whether a job has failed in all its attempts.
+    """
+    has_failed, is_growing = False, True
+    with (
+        JobQueue(run_job, worker_environments(plan.config.num_processes)) as queue,
+        Live(console=console, auto_refresh=False, transient=True) as live,
+    ):
+        while is_growing or queue.pending:
+            is_growing = plan.source.is_growing()  # before polling: the checkpoints of the run's end are not missed
+            plan.update_queue(queue)
+            last_poll = time.monotonic()
+            for event in queue.events():
+                if event is not None and not _drop_if_removed(plan, queue, event, console):
+                    has_failed |= event.kind in ("failed", "left out")
+                    _handle_event(plan, event, console)
+                if console.is_terminal:
+                    live.update(progress_table(plan, queue), refresh=True)
+                if is_growing and time.monotonic() - last_poll > _POLL_SECONDS:
+                    plan.update_queue(queue)
+                    last_poll = time.monotonic()
+            if is_growing:
+                time.sleep(_POLL_SECONDS)
+    return has_failed
+
+
+def worker_environments(num_processes: int | None) -> list[dict[str, str]]:
+    """Build the environment variables of each process of the queue: one GPU, or a fraction of the CPUs.
+
+    Args:
+        num_processes: Number of processes; None for one per GPU, or one on a machine without GPUs. More processes than
+            GPUs share them.
+    """
+    num_gpus = torch.cuda.device_count()
+    if num_gpus:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        # CUDA takes them up to the first that it does not know.
+        gpus = visible[:num_gpus] if len(visible) >= num_gpus else [str(number) for number in range(num_gpus)]
+        count = num_processes or num_gpus
+        return [{"CUDA_VISIBLE_DEVICES": gpus[number % num_gpus]} for number in range(count)]
+    count = num_processes or 1
+    return [{"OMP_NUM_THREADS": str(max(1, count_cpus() // count))} for _ in range(count)]
+
+
+def _drop_if_removed(plan: ScoringPlan, queue: JobQueue, event: JobEvent, console: Console) -> bool:
+    checkpoint: CheckpointToScore = event.job.payload.checkpoint
+    if event.kind in ("started", "done") or not plan.source.has_removed(checkpoint):
+        return False
+    queue.pending = [job for job in queue.pending if job.payload.checkpoint != checkpoint]
+    print_line(console, f"{checkpoint.label}: the run has removed this checkpoint; what is missing is left out.")
+    return True
+
+
+def _handle_event(plan: ScoringPlan, event: JobEvent, console: Console) -> None:
+    if event.kind == "started":
+        return
+    if event.kind == "done":
+        score = plan.record(event.job, event.result)
+        plan.delete_unused_models()
+        if score is not None:
+            print_line(console, f"{event.job.name}: {describe_score(score)}")
+        return
+    line = f"{event.job.name}: {event.kind}: {event.reason}"
+    if event.kind == "failed" and event.details:
+        log = plan.source.work_folder / "failures.log"
+        with log.open("a") as file:
+            file.write(f"{event.job.name}\n{event.details}\n")
+        line += f"; see {log}"
+    print_line(console, line)

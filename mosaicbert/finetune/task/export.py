@@ -1,0 +1,61 @@
+"""Export of a fine-tuned classifier as a Hugging Face folder, with a check of the logits that it gives."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from mosaicbert.config import TrainingFault
+from mosaicbert.export.remote_code import AUTO_MAP, write_remote_code
+from mosaicbert.filesystem import partial_path, replace_folder
+from mosaicbert.finetune.collator import ClassificationCollator, encode
+from mosaicbert.finetune.model import is_unpadded, longest_input, padding_of
+from mosaicbert.finetune.tables import Examples
+from mosaicbert.finetune.task.dataset import TaskDataset
+
+_NUM_PROBES = 8  # examples whose logits are compared
+_MAX_PROBE_LENGTH = 256  # tokens
+_MAX_DIFFERENCE = 1e-4  # of the logits, both computed on the CPU
+
+
+def export_classifier(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskDataset, folder: Path
+) -> None:
+    """Write a fine-tuned classifier and its tokenizer as a Hugging Face folder.
+
+    Args:
+        model: Classifier, which is moved to the CPU.
+        tokenizer: Tokenizer of the model.
+        data: Dataset that the model was trained on: its class names, and probe inputs.
+        folder: Path of the folder; an older one is replaced.
+
+    Raises:
+        TrainingFault: If the logits of the written folder differ from those of the model.
+    """
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    model = model.cpu().eval()
+    if data.labels.names:
+        model.config.id2label = dict(enumerate(data.labels.names))
+        model.config.label2id = {name: number for number, name in enumerate(data.labels.names)}
+    if is_unpadded(model):
+        model.config.auto_map = AUTO_MAP
+        write_remote_code(partial)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    _check_logits(model, partial, tokenizer, data.validation)
+    replace_folder(partial, folder)
+
+
+def _check_logits(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> None:
+    reloaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    encoded = encode(tokenizer, examples, longest_input(model, _MAX_PROBE_LENGTH))[:_NUM_PROBES]
+    # Padded, as the users of the folder will call it.
+    batch = ClassificationCollator(is_unpadded=False, pad_token_id=padding_of(tokenizer))(encoded)
+    del batch["labels"]
+    with torch.no_grad():
+        difference = float((model(**batch).logits - reloaded(**batch).logits).abs().max())
+    if not difference <= _MAX_DIFFERENCE:
+        raise TrainingFault(f"{folder}: gives other logits than the model that was written, by {difference}.")

@@ -1,0 +1,16 @@
+"""Encoders and examples for the tests of fine-tuning."""
+
+from mosaicbert.finetune.metrics import SINGLE_LABEL
+from mosaicbert.finetune.model import load_classifier
+from mosaicbert.finetune.tables import Examples
+
+_WORDS = ("returns", "raises")
+
+
+def load_fresh(name, num_labels=2, problem=SINGLE_LABEL, seed=19):
+    return load_classifier(name, num_labels=num_labels, problem=problem, seed=seed)
+
+
+def make_examples(number=32):
+    texts = [f"{_WORDS[index % 2]} the value of item {index} of the list" for index in range(number)]
+    return Examples(texts=(texts,), labels=[index % 2 for index in range(number)])
