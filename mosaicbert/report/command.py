@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mosaicbert.config import ConfigError
+from mosaicbert.filesystem import atomic_path
 from mosaicbert.report.html import write_page
 from mosaicbert.report.plots import draw_runs
 from mosaicbert.report.runs import read_runs
@@ -29,14 +30,9 @@ def report(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     picture_path, page_path = output / "report.png", output / "report.html"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _replace(picture_path, png)
-        _replace(page_path, page.encode("utf-8", "replace"))
+        for path, content in ((picture_path, png), (page_path, page.encode("utf-8", "replace"))):
+            with atomic_path(path) as partial:
+                partial.write_bytes(content)
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error}); choose another folder for the report.") from error
     return picture_path, page_path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
