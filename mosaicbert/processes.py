@@ -1,5 +1,7 @@
-"""Processes that share out work: as many as there are cores, and none survives the process that started them."""
+"""Worker pool, CPU count, and processes that end with their parent."""
 
+import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -8,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mosaicbert.config import ConfigError
@@ -46,10 +49,10 @@ def map_in_order(
     if len(first) < 2:
         yield from map(function, first)
         return
-    cores = count_cores()
+    num_workers = count_cpus()
     # Spawned, since a fork of a process with threads may hang.
     pool = ProcessPoolExecutor(
-        max_workers=cores,
+        max_workers=num_workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(initializer, arguments),
@@ -60,7 +63,7 @@ def map_in_order(
             waiting.append(pool.submit(function, item))
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= _WAITING_PER_WORKER * cores:
+            if len(waiting) >= _WAITING_PER_WORKER * num_workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -73,9 +76,43 @@ def map_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_cpus(root: Path = Path("/")) -> int:
+    """Count the CPUs that this process may use: its affinity, limited by the CPU quota of its cgroups.
+
+    Args:
+        root: Folder with proc/self/cgroup and sys/fs/cgroup.
+
+    Returns:
+        At least 1; a fraction of a CPU in the quota counts as one.
+    """
+    num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min([num_cpus, *_cgroup_quotas(root)])))
+
+
+def _cgroup_quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU quotas, in CPUs, of the process's cgroups (v1 or v2) and of their ancestors."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mount = root / "sys/fs/cgroup" / controllers  # v2 has no controllers in its line
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # A container may see its cgroup at the mount itself, although the line has the path on the host.
+        folder = mount / path.lstrip("/")
+        for ancestor in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # no file or "max": no quota here
+                if controllers:
+                    quota = int((ancestor / "cpu.cfs_quota_us").read_text())
+                    period = int((ancestor / "cpu.cfs_period_us").read_text())
+                else:
+                    quota, period = map(int, (ancestor / "cpu.max").read_text().split())
+                if quota > 0 and period > 0:
+                    yield quota / period
+            if ancestor == mount:
+                break
 
 
 def _start_worker(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from mosaicbert.config import ConfigError
-from mosaicbert.processes import count_cores, map_in_order
+from mosaicbert.processes import count_cpus, map_in_order
 from tests.data.corpus import wait_until_gone
 
 _offset = 0
@@ -59,7 +59,7 @@ def test_only_a_few_items_are_read_ahead():
     for _ in range(3):
         next(results)
     results.close()
-    assert next(items) <= 3 * count_cores() + 3
+    assert next(items) <= 3 * count_cpus() + 3
 
 
 def test_an_error_in_a_process_is_raised_here():
@@ -90,13 +90,50 @@ def test_no_process_outlives_a_killed_parent_even_in_the_middle_of_its_work():
     assert wait_until_gone(workers)
 
 
+def _write_cgroups(root, lines, files):
+    for name, content in {
+        "proc/self/cgroup": lines,
+        **{f"sys/fs/cgroup/{name}": files[name] for name in files},
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+_CASES = {
+    "v2": ("0::/pod/one", {"pod/one/cpu.max": "250000 100000"}, 3),
+    "v2-ancestor": ("0::/pod/one", {"pod/cpu.max": "200000 100000", "pod/one/cpu.max": "max 100000"}, 2),
+    "v2-of-the-host": ("0::/pod/one", {"cpu.max": "50000 100000"}, 1),
+    "v2-unlimited": ("0::/", {"cpu.max": "max 100000"}, 8),
+    "v2-more-than-affinity": ("0::/", {"cpu.max": "6400000 100000"}, 8),
+    "v1": (
+        "4:memory:/a\n3:cpu,cpuacct:/a",
+        {"cpu,cpuacct/a/cpu.cfs_quota_us": "400000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
+        4,
+    ),
+    "v1-unlimited": ("3:cpu:/\n0::/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    "none": ("", {}, 8),
+}
+
+
+@pytest.mark.parametrize(("lines", "files", "expected"), _CASES.values(), ids=_CASES)
+def test_cpus_are_counted_within_the_quota_of_the_cgroups(tmp_path, monkeypatch, lines, files, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert count_cpus(_write_cgroups(tmp_path, lines, files)) == expected
+
+
+def test_cpus_are_counted_where_there_are_no_cgroups(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert count_cpus(tmp_path) == 8
+
+
 def _wait_for_children(pid):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         children = psutil.Process(pid).children(recursive=True)
         # The tracker of the system's resources, and workers, which sleep once they are past their imports.
         busy = [child for child in children if child.cpu_times().user > 0.1 and child.status() == "sleeping"]
-        if len(busy) >= count_cores():
+        if len(busy) >= count_cpus():
             return children
         time.sleep(0.02)
     raise AssertionError("the processes did not start")
