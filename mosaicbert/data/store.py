@@ -8,10 +8,8 @@ A sample is a document, or a piece of one, as token ids without [CLS] and [SEP],
 samples of a source stand together.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError
+from mosaicbert.filesystem import write_file
 
+TRAIN, VALIDATION = "train", "validation"
 _IDS_COUNTED_AT_ONCE = 2**22
 
 
@@ -117,28 +117,6 @@ class StoreRecord:
             raise ConfigError(f"{path}: damaged ({error}); delete {folder} and prepare it again.") from error
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file that appears in its place only when it is complete, also if the power fails.
-
-    Raises:
-        ConfigError: the disk is full, or the file cannot be written for another reason.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()  # a full disk needs the room
-        raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}); make room and run the command again: "
-            "it continues behind what is finished."
-        ) from error
-
-
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
     """The smallest unsigned type that holds every id."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -211,6 +189,12 @@ def count_ids(ids: NDArray[Any], num_ids: int) -> NDArray[np.int64]:
     for first in range(0, len(ids), _IDS_COUNTED_AT_ONCE):  # bincount makes 64 bits of each
         counts += np.bincount(ids[first : first + _IDS_COUNTED_AT_ONCE], minlength=num_ids)
     return counts
+
+
+def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
+    """Entropy in nats of the distribution that gives each token its frequency: -sum p log p."""
+    shares = frequencies[frequencies > 0] / frequencies.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def sha256_of(path: Path) -> str:

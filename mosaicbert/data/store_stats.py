@@ -9,10 +9,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from mosaicbert.config import Recipe
-from mosaicbert.data.prepare.pipeline import check_store, unigram_entropy
-from mosaicbert.data.prepare.sources import TRAIN
-from mosaicbert.data.store import ShardRecord, StoreRecord, count_ids, open_tokenizer, read_shard, sha256_of
+from mosaicbert.data.store import (
+    TRAIN,
+    ShardRecord,
+    StoreRecord,
+    count_ids,
+    open_tokenizer,
+    read_shard,
+    sha256_of,
+    unigram_entropy,
+)
 from mosaicbert.data.tokenizer import vocabulary_of
 from mosaicbert.processes import map_in_order
 
@@ -58,19 +64,23 @@ class Inspection:
     problems: list[str]
 
 
-def inspect_store(recipe: Recipe) -> Inspection:
-    """Reads the whole store of `recipe`, on all cores.
+def inspect_store(folder: Path, record: StoreRecord, max_tokens: int) -> Inspection:
+    """Read every byte of a store, on all CPUs.
+
+    Args:
+        folder: Folder of the store.
+        record: Contents of its store.json.
+        max_tokens: Maximum number of tokens of a sample, without [CLS] and [SEP].
 
     Raises:
-        ConfigError: there is no store, its record is damaged, or it is not what the recipe asks for.
+        ConfigError: If the tokenizer is not the one that the store was made with.
     """
-    record = check_store(recipe)
-    tokenizer = open_tokenizer(recipe.store_folder, record)
+    tokenizer = open_tokenizer(folder, record)
     entries = len(vocabulary_of(tokenizer).is_special)
     total = sum(split.samples for split in record.splits.values())
     below = min(2**64 - 1, 2**64 * _SAMPLES_COMPARED // max(1, total))
     tasks = [
-        _Task(recipe.store_folder / name, shard, entries, recipe.data.max_seq_len - 2, below)
+        _Task(folder / name, shard, entries, max_tokens, below)
         for name, split in record.splits.items()
         for shard in split.shards
     ]

@@ -3,19 +3,41 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.loading.masking import Vocabulary
 
 # BERT's special tokens; a trained tokenizer gives them the first ids, in this order.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Letters beyond the most frequent thousand, or rarer than one in a million, become [UNK]: each takes two entries.
 _ALPHABET_LETTERS = 1000
 _RAREST_LETTER = 1e-6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What masking must know of a tokenizer.
+
+    Attributes:
+        cls_id: the id of [CLS], which begins every sequence.
+        sep_id: the id of [SEP], which ends it.
+        mask_id: the id of [MASK].
+        pad_id: the id of [PAD], which filler consists of.
+        ordinary_ids: (N,) ids of the tokenizer's entries that are not special: what may be masked, and drawn.
+        is_special: (largest id + 1,) bool, True for [PAD], [UNK], [CLS], [SEP], [MASK] and for ids that have no entry.
+    """
+
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    pad_id: int
+    ordinary_ids: NDArray[np.int64]
+    is_special: NDArray[np.bool_]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -14,8 +14,7 @@ def real_seqlens(store: Path, num_tokens: int) -> list[int]:
     """Lengths of documents drawn at random from a token store, the last one cut so that they are `num_tokens`."""
     import numpy as np  # with what follows, in the trainer's requirements only
 
-    from mosaicbert.data.prepare.sources import TRAIN
-    from mosaicbert.data.store import TokenStore
+    from mosaicbert.data.store import TRAIN, TokenStore
 
     samples = TokenStore(store, TRAIN)
     order = np.random.default_rng(0).permutation(samples.num_samples)

@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from mosaicbert.data.store import (
     open_tokenizer,
     read_shard,
     sha256_of,
+    unigram_entropy,
     write_index,
     write_shard,
 )
@@ -239,3 +241,7 @@ def test_a_store_of_more_shards_than_a_process_may_open_files_is_read(store):
     )
     answer = subprocess.run([sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True)
     assert int(answer.stdout) > 0
+
+
+def test_entropy_of_an_even_distribution_is_the_logarithm_of_its_size():
+    assert unigram_entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))

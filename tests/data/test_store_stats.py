@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from mosaicbert.data import store_stats
-from mosaicbert.data.prepare.pipeline import prepare
+from mosaicbert.data.prepare.pipeline import check_store, prepare
 from mosaicbert.data.store import TokenStore, sha256_of
 from mosaicbert.data.store_stats import inspect_store
 from tests.data.corpus import texts, write_jsonl
@@ -35,6 +35,10 @@ def copy(recipe, tmp_path):
     return replace(recipe, data=replace(recipe.data, store=str(tmp_path / "store")))
 
 
+def _inspect(recipe):
+    return inspect_store(recipe.store_folder, check_store(recipe), recipe.data.max_text_tokens)
+
+
 def _samples(recipe, split):
     store = TokenStore(recipe.store_folder, split)
     return [tuple(ids.tolist()) for ids in store.read(np.arange(store.num_samples))]
@@ -42,7 +46,7 @@ def _samples(recipe, split):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_lengths_frequencies_and_repetitions_are_those_of_the_samples(recipe, split):
-    found = inspect_store(recipe).splits[split]
+    found = _inspect(recipe).splits[split]
     samples = _samples(recipe, split)
     assert found.lengths.tolist() == np.bincount([len(ids) for ids in samples], minlength=31).tolist()
     assert found.frequencies.tolist() == np.bincount(np.concatenate(samples), minlength=512).tolist()
@@ -53,19 +57,19 @@ def test_lengths_frequencies_and_repetitions_are_those_of_the_samples(recipe, sp
 
 def test_held_out_samples_that_are_in_training_are_counted(recipe):
     training, held_out = set(_samples(recipe, "train")), _samples(recipe, "validation")
-    assert inspect_store(recipe).held_out_in_training == pytest.approx(
+    assert _inspect(recipe).held_out_in_training == pytest.approx(
         sum(ids in training for ids in held_out) / len(held_out)
     )
 
 
 def test_repetitions_in_a_large_store_are_estimated_from_a_part_of_it(recipe, monkeypatch):
-    exact = inspect_store(recipe).splits["train"].repeated
+    exact = _inspect(recipe).splits["train"].repeated
     monkeypatch.setattr(store_stats, "_SAMPLES_COMPARED", 200)
-    assert 0 < inspect_store(recipe).splits["train"].repeated < 3 * exact
+    assert 0 < _inspect(recipe).splits["train"].repeated < 3 * exact
 
 
 def test_a_good_store_has_no_problems(recipe):
-    assert inspect_store(recipe).problems == []
+    assert _inspect(recipe).problems == []
 
 
 def test_every_damaged_shard_is_named(copy):
@@ -74,7 +78,7 @@ def test_every_damaged_shard_is_named(copy):
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
-    problems = inspect_store(copy).problems
+    problems = _inspect(copy).problems
     assert len(problems) == 2
     assert all(str(shard) in problem for shard, problem in zip(shards, problems, strict=True))
     assert all("SHA-256" in problem for problem in problems)
@@ -83,12 +87,12 @@ def test_every_damaged_shard_is_named(copy):
 def test_a_missing_shard_is_named(copy):
     shard = copy.store_folder / "train" / "data-00001.arrow"
     shard.unlink()
-    assert inspect_store(copy).problems == [f"{shard}: missing"]
+    assert _inspect(copy).problems == [f"{shard}: missing"]
 
 
 def test_an_id_beyond_the_tokenizer_is_named_even_if_the_checksum_is_right(copy):
     _exchange(copy, lambda ids: np.where(np.arange(len(ids)) == 5, 600, ids))
-    (problem,) = inspect_store(copy).problems
+    (problem,) = _inspect(copy).problems
     assert "holds the id 600, the tokenizer ends at 511" in problem
 
 
@@ -97,7 +101,7 @@ def test_counts_that_differ_from_the_record_are_named(copy):
     content = json.loads(path.read_text())
     content["splits"]["train"]["shards"][0]["samples"] += 1
     path.write_text(json.dumps(content))
-    (problem,) = inspect_store(copy).problems
+    (problem,) = _inspect(copy).problems
     assert "not what store.json says" in problem
 
 

@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.partition import DocumentTable, SliceRecord
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION
 from mosaicbert.data.store import (
+    TRAIN,
+    VALIDATION,
     ShardRecord,
     SplitRecord,
     read_shard,
     sha256_of,
-    write_file,
     write_index,
     write_shard,
 )
+from mosaicbert.filesystem import write_file
 
 _DOCUMENTS_AT_ONCE = 2**22  # compared in memory, some 100 bytes each
 

@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import zstandard
 from mosaicbert.config import ConfigError
 
 _ROWS_PER_BATCH = 128  # of documents that may be long
+_UNKNOWN_CLASS = -1  # how datasets of the Hub write that an example has no class
 # What a missing network and damaged files raise from below `datasets`, which itself raises plain RuntimeErrors as well.
 _UNREADABLE = (OSError, EOFError, RuntimeError, TypeError, ValueError, zlib.error, zstandard.ZstdError)
 
@@ -42,7 +43,7 @@ def count_shards(path: str, revision: str | None, subset: str | None, split: str
     return _open(path, revision, subset, split).num_shards
 
 
-def read_shard(
+def read_hub_shard(
     path: str, revision: str | None, subset: str | None, split: str, shard: tuple[int, int]
 ) -> Iterator[pa.RecordBatch]:
     """Yields the rows of one shard, always cut into the same batches.
@@ -71,6 +72,42 @@ def read_shard(
         raise ConfigError(
             f"{path}: {split} shard {number} cannot be read after row {row}: {_first_line(error)}"
         ) from error
+
+
+def load_hub_table(name: str, subset: str | None, split: str, revision: str, *, with_names: bool = False) -> pa.Table:
+    """Load a whole split of a Hub dataset.
+
+    Args:
+        name: Name of the dataset.
+        subset: Its configuration.
+        split: Name of the split.
+        revision: Branch, tag or commit.
+        with_names: Give classes as names where the dataset has names for them, otherwise as numbers.
+
+    Raises:
+        ConfigError: If the dataset or its split does not exist, or the Hub cannot be reached.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = datasets.load_dataset(name, subset, split=split, revision=revision)
+    except (DatasetsError, OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"{name} ({subset}): split {split} cannot be read: {reason}") from error
+    table: pa.Table = rows.with_format("arrow")[:]
+    for column, feature in rows.features.items() if with_names else ():
+        names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+        if names:
+            cells = [_class_names(cell, names) for cell in table.column(column).to_pylist()]
+            table = table.set_column(table.column_names.index(column), column, pa.array(cells))
+    return table
+
+
+def _class_names(cell: Any, names: Sequence[str]) -> Any:
+    if isinstance(cell, list):
+        return [_class_names(one, names) for one in cell]
+    return None if cell is None or cell == _UNKNOWN_CLASS else names[cell]
 
 
 @functools.lru_cache(maxsize=8)  # opening asks the Hub for the list of all files

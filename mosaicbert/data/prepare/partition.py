@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.prefetch import read_ahead
 from mosaicbert.data.prepare.progress_bar import Progress
-from mosaicbert.data.prepare.readers import BadDocument, Block, Position, read_blocks
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION, Part
+from mosaicbert.data.prepare.readers import Block, FilePosition, check_damage, check_document, read_blocks
+from mosaicbert.data.prepare.sources import Part
 from mosaicbert.data.prepare.tokenize import Hashes, SampleRules, Samples, TokenisedBlock, start_tokenising, tokenise
-from mosaicbert.data.store import ShardRecord, write_file, write_shard
-from mosaicbert.filesystem import lock
-from mosaicbert.processes import count_cores, map_in_order
+from mosaicbert.data.store import TRAIN, VALIDATION, ShardRecord, write_shard
+from mosaicbert.filesystem import lock_folder, write_file
+from mosaicbert.processes import count_cpus, map_in_order
 
 _CORES_PER_READER = 4  # a reader that decompresses feeds four processes that tokenise the beginnings of texts
 _MOST_READERS = 8
@@ -51,7 +51,7 @@ class SliceRecord:
     parts: list[str]
     sizes: list[int]
     next_part: int = 0
-    position: Position = field(default_factory=Position)
+    position: FilePosition = field(default_factory=FilePosition)
     finished: bool = False
     shards: dict[str, list[ShardRecord]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
     num_shards: int = 0
@@ -74,21 +74,21 @@ class SliceRecord:
         if not path.exists():
             return None
         content = json.loads(path.read_text())
-        content["position"] = Position(**content["position"])
+        content["position"] = FilePosition(**content["position"])
         content["shards"] = {
             split: [ShardRecord(**shard) for shard in shards] for split, shards in content["shards"].items()
         }
         return SliceRecord(**content)
 
 
-def slice_folder(partial: Path, number: int, num_slices: int) -> Path:
+def slice_folder(partial: Path, number: int, num_partitions: int) -> Path:
     """Where a slice is prepared."""
-    return partial / "slices" / f"{number:05d}-of-{num_slices:05d}"
+    return partial / "slices" / f"{number:05d}-of-{num_partitions:05d}"
 
 
-def parts_of_slice(parts: Sequence[Part], number: int, num_slices: int) -> Sequence[Part]:
+def parts_of_slice(parts: Sequence[Part], number: int, num_partitions: int) -> Sequence[Part]:
     """Consecutive parts, nearly as many in every slice; all slices together hold them in order."""
-    return parts[len(parts) * number // num_slices : len(parts) * (number + 1) // num_slices]
+    return parts[len(parts) * number // num_partitions : len(parts) * (number + 1) // num_partitions]
 
 
 def prepare_slice(
@@ -96,7 +96,7 @@ def prepare_slice(
     parts: Sequence[Part],
     expected: SliceRecord,
     rules: SampleRules,
-    skip_bad: bool,
+    skip_invalid: bool,
     progress: Progress,
     doing: str,
 ) -> SliceRecord:
@@ -107,7 +107,7 @@ def prepare_slice(
         parts: of the slice, in order.
         expected: the record that the slice begins with.
         rules: for samples.
-        skip_bad: go on where a document or the rest of a part cannot be read.
+        skip_invalid: go on where a document or the rest of a part cannot be read.
         progress: is kept up to date.
         doing: what it says.
 
@@ -116,39 +116,19 @@ def prepare_slice(
             the same slice, or the folder cannot be written. What is in finished shards stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder, f"{folder}: another process is preparing this slice; wait for it, or stop it."):
+    with lock_folder(folder, f"{folder}: another process is preparing this slice; wait for it, or stop it."):
         record = SliceRecord.read(folder) or expected
         _require_unchanged(folder, record, expected, parts)
         progress.start(doing, parts, record.next_part)
         if record.finished:
             return record
-        writer = _SliceWriter(folder, record, skip_bad)
+        writer = _SliceWriter(folder, record, skip_invalid)
         numbers = {part: number for number, part in enumerate(parts)}
         for block in map_in_order(tokenise, _blocks(parts, record), start_tokenising, (rules,)):
             writer.add(block, numbers[block.part])
             progress.advance(numbers[block.part], block)
         writer.finish(len(parts))
     return record
-
-
-def refuse_bad(document: BadDocument | None, skip_bad: bool) -> None:
-    """Stops at a document that cannot be read, unless such documents are to be left out.
-
-    Raises:
-        ConfigError: where it stands and what is wrong with it.
-    """
-    if document is not None and not skip_bad:
-        raise ConfigError(f"{document}; mend it, or leave such documents out: data.skip_bad_documents=true.")
-
-
-def refuse_damage(block: Block | TokenisedBlock, skip_bad: bool) -> None:
-    """Stops where a part cannot be read any further, unless the rest is to be left out.
-
-    Raises:
-        ConfigError: where that is, and why.
-    """
-    if block.damage is not None and not skip_bad:
-        raise ConfigError(f"{block.part}: {block.damage}, or leave the rest out: data.skip_bad_documents=true.")
 
 
 def _require_unchanged(folder: Path, record: SliceRecord, expected: SliceRecord, parts: Sequence[Part]) -> None:
@@ -171,21 +151,21 @@ def _require_unchanged(folder: Path, record: SliceRecord, expected: SliceRecord,
 
 
 def _blocks(parts: Sequence[Part], record: SliceRecord) -> Iterator[Block]:
-    starts = [record.position, *(Position() for _ in parts)]
+    starts = [record.position, *(FilePosition() for _ in parts)]
     readers = (
         functools.partial(read_blocks, part, start)
         for part, start in zip(parts[record.next_part :], starts, strict=False)
     )
-    return read_ahead(readers, num_threads=max(1, min(_MOST_READERS, count_cores() // _CORES_PER_READER)))
+    return read_ahead(readers, num_threads=max(1, min(_MOST_READERS, count_cpus() // _CORES_PER_READER)))
 
 
 class _SliceWriter:
     """Gathers blocks and writes a shard of each split whenever there are tokens enough."""
 
-    def __init__(self, folder: Path, record: SliceRecord, skip_bad: bool) -> None:
+    def __init__(self, folder: Path, record: SliceRecord, skip_invalid: bool) -> None:
         self.folder = folder
         self.record = record
-        self.skip_bad = skip_bad
+        self.skip_invalid = skip_invalid
         self._source: str | None = None
         self._place = record.next_part, record.position
         self._pending: dict[str, list[Samples]] = {TRAIN: [], VALIDATION: []}
@@ -199,8 +179,8 @@ class _SliceWriter:
         if self._source not in (None, source):
             self._flush()  # a shard holds one source's samples
         self._source = source
-        refuse_bad(block.first_bad, self.skip_bad)
-        refuse_damage(block, self.skip_bad)
+        check_document(block.first_bad, self.skip_invalid)
+        check_damage(block.part, block.damage, self.skip_invalid)
         for split, samples in block.samples.items():
             self._pending[split].append(samples)
             self._pending_tokens += len(samples.ids)
@@ -209,12 +189,12 @@ class _SliceWriter:
         dropped.update(["rest of a damaged file"] * (block.damage is not None))
         self._documents[source] += block.documents
         self._text_bytes[source] += block.text_bytes
-        self._place = (part, block.end) if block.damage is None else (part + 1, Position())
+        self._place = (part, block.end) if block.damage is None else (part + 1, FilePosition())
         if self._pending_tokens >= SHARD_TOKENS:
             self._flush()
 
     def finish(self, num_parts: int) -> None:
-        self._place = num_parts, Position()
+        self._place = num_parts, FilePosition()
         self.record.finished = True
         self._flush()
 

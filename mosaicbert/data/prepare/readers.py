@@ -13,7 +13,7 @@ import zstandard
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.demo_corpus import read_installed_documentation
-from mosaicbert.data.prepare.hub import read_shard
+from mosaicbert.data.prepare.hub import read_hub_shard
 from mosaicbert.data.prepare.sources import INSTALLED_DOCUMENTATION, Part
 
 BLOCK_BYTES = 2**22  # of text, more or less: what one process tokenises at a time
@@ -27,7 +27,7 @@ _DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowExceptio
 
 
 @dataclass(frozen=True, kw_only=True)
-class Position:
+class FilePosition:
     """How far a part has been read.
 
     Attributes:
@@ -53,8 +53,8 @@ class Block:
     """
 
     part: Part
-    start: Position
-    end: Position
+    start: FilePosition
+    end: FilePosition
     fraction: float
     content: bytes | list[bytes | None] | None
     damage: str | None = None
@@ -78,7 +78,7 @@ class BadDocument:
         return f"{self.place}: {self.kind}{self.detail}"
 
 
-def read_blocks(part: Part, start: Position) -> Iterator[Block]:
+def read_blocks(part: Part, start: FilePosition) -> Iterator[Block]:
     """Yields the blocks of a part from a position on, which must be the end of a block.
 
     Blocks are cut by content alone, so that they are the same wherever reading begins. A damaged part ends with a block
@@ -111,6 +111,47 @@ def decode(block: Block) -> Iterator[str | BadDocument]:
         )
     for number, text in texts:
         yield text if isinstance(text, str) else BadDocument(f"{block.part}, {place} {number}", *text)
+
+
+def read_texts(parts: Sequence[Part], skip_invalid: bool) -> Iterator[tuple[Part, str]]:
+    """Yield the part and the text of every document, in order.
+
+    Raises:
+        ConfigError: If a document or the rest of a part cannot be read, unless `skip_invalid` skips it.
+    """
+    for part in parts:
+        for block in read_blocks(part, FilePosition()):
+            for document in decode(block):
+                if isinstance(document, BadDocument):
+                    check_document(document, skip_invalid)
+                else:
+                    yield part, clean(document)
+            check_damage(part, block.damage, skip_invalid)
+
+
+def clean(text: str) -> str:
+    """The text without lone surrogates: JSON can write them, but they are no characters, and tokenizers refuse them."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def check_document(document: BadDocument | None, skip_invalid: bool) -> None:
+    """Stop at a document that cannot be read, unless such documents are skipped.
+
+    Raises:
+        ConfigError: If there is such a document.
+    """
+    if document is not None and not skip_invalid:
+        raise ConfigError(f"{document}; mend it, or leave such documents out: data.skip_invalid_documents=true.")
+
+
+def check_damage(part: Part, damage: str | None, skip_invalid: bool) -> None:
+    """Stop where a part cannot be read any further, unless its rest is skipped.
+
+    Raises:
+        ConfigError: If the part is corrupted.
+    """
+    if damage is not None and not skip_invalid:
+        raise ConfigError(f"{part}: {damage}, or leave the rest out: data.skip_invalid_documents=true.")
 
 
 def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
@@ -153,7 +194,7 @@ def _split_paragraphs(content: bytes, first_line: int) -> Iterator[tuple[int, st
             paragraph = []
 
 
-def _read_lines(part: Part, start: Position) -> Iterator[Block]:
+def _read_lines(part: Part, start: FilePosition) -> Iterator[Block]:
     # Blank lines part the texts of a .txt; a line is a document of a .jsonl.
     cutter = _Cutter((b"\n\n", b"\n\r\n") if part.kind == ".txt" else (b"\n",))
     position, fraction, damage = start, 0.0, None
@@ -256,8 +297,8 @@ class _Cutter:
         return max(ends, default=0)
 
 
-def _line_block(part: Part, start: Position, piece: _Piece, fraction: float) -> Block:
-    end = Position(rows=start.rows + piece.num_lines, offset=start.offset + piece.num_bytes)
+def _line_block(part: Part, start: FilePosition, piece: _Piece, fraction: float) -> Block:
+    end = FilePosition(rows=start.rows + piece.num_lines, offset=start.offset + piece.num_bytes)
     return Block(part=part, start=start, end=end, fraction=fraction, content=piece.content)
 
 
@@ -292,7 +333,7 @@ def _new_decompressor(compression: str) -> Any:
     return zlib.decompressobj(wbits=31) if compression == ".gz" else zstandard.ZstdDecompressor().decompressobj()
 
 
-def _read_columns(part: Part, start: Position) -> Iterator[Block]:
+def _read_columns(part: Part, start: FilePosition) -> Iterator[Block]:
     position = start
     try:
         for row, texts, fraction in _column_batches(part, start.rows):
@@ -301,7 +342,7 @@ def _read_columns(part: Part, start: Position) -> Iterator[Block]:
             for piece in range(pieces):
                 first, behind = len(texts) * piece // pieces, len(texts) * (piece + 1) // pieces
                 if start.rows < row + behind:
-                    begin, position = Position(rows=row + first), Position(rows=row + behind)
+                    begin, position = FilePosition(rows=row + first), FilePosition(rows=row + behind)
                     content = texts[first:behind]
                     yield Block(part=part, start=begin, end=position, fraction=fraction, content=content)
     except _DAMAGED as error:
@@ -324,7 +365,7 @@ def _column_batches(part: Part, rows_read: int) -> Iterator[tuple[int, list[byte
         yield from _arrow_batches(part)
     else:
         row = 0
-        for batch in read_shard(part.path, part.revision, part.subset, part.hub_split, part.shard):
+        for batch in read_hub_shard(part.path, part.revision, part.subset, part.hub_split, part.shard):
             yield row, _texts_of(batch, part), 0.0
             row += batch.num_rows
 

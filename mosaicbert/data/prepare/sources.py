@@ -7,9 +7,10 @@ from pathlib import Path
 
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare.hub import count_shards, find_revision
+from mosaicbert.data.store import TRAIN, VALIDATION
 
 INSTALLED_DOCUMENTATION = "installed-documentation"
-TRAIN, VALIDATION = "train", "validation"
+
 
 # Kinds of files; all of them may be followed by .gz or .zst but those of Arrow and Parquet, which compress themselves.
 _LINES = (".jsonl", ".json", ".txt")

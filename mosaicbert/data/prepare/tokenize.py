@@ -10,8 +10,9 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from mosaicbert.data.prepare.readers import BadDocument, Block, Position, decode
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION, Part
+from mosaicbert.data.prepare.readers import BadDocument, Block, FilePosition, clean, decode
+from mosaicbert.data.prepare.sources import Part
+from mosaicbert.data.store import TRAIN, VALIDATION
 
 # A text's first characters are enough to find its first tokens; if this many per token are not, all of it is read.
 _CHARACTERS_PER_TOKEN = 6
@@ -28,7 +29,7 @@ class SampleRules:
         max_tokens: of a sample, without [CLS] and [SEP].
         sampling: "truncate" or "chunk", see `DataConfig`.
         min_characters: shorter texts are left out.
-        held_out_fraction: of the texts that belong to no split.
+        validation_fraction: of the texts that belong to no split.
         dtype: of token ids.
     """
 
@@ -36,7 +37,7 @@ class SampleRules:
     max_tokens: int
     sampling: Literal["truncate", "chunk"]
     min_characters: int
-    held_out_fraction: float
+    validation_fraction: float
     dtype: np.dtype[Any]
 
 
@@ -74,7 +75,7 @@ class TokenisedBlock:
     """
 
     part: Part
-    end: Position
+    end: FilePosition
     fraction: float
     damage: str | None
     samples: dict[str, Samples]
@@ -90,16 +91,11 @@ def hash_text(text: str) -> tuple[int, int]:
     return digest >> 64, digest & 0xFFFFFFFFFFFFFFFF
 
 
-def split_of(part: Part, high_bits: int, held_out_fraction: float) -> str:
+def split_of(part: Part, high_bits: int, validation_fraction: float) -> str:
     """The split of a text: its part's, or what the first of its `hash_text` says."""
     if part.split is not None:
         return part.split
-    return VALIDATION if high_bits < held_out_fraction * 2**64 else TRAIN
-
-
-def clean(text: str) -> str:
-    """The text without lone surrogates: JSON can write them, but they are no characters, and tokenizers refuse them."""
-    return text.encode("utf-8", "replace").decode()
+    return VALIDATION if high_bits < validation_fraction * 2**64 else TRAIN
 
 
 class Tokeniser:
@@ -129,7 +125,7 @@ class Tokeniser:
                 dropped["too short"] += 1
                 continue
             bits = hash_text(text)
-            split = split_of(block.part, bits[0], self.rules.held_out_fraction)
+            split = split_of(block.part, bits[0], self.rules.validation_fraction)
             texts[split].append(text)
             hashes[split].append(bits)
         samples: dict[str, Samples] = {}

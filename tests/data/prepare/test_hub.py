@@ -9,7 +9,7 @@ from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.config.load import save_recipe
 from mosaicbert.data.prepare.hub import count_shards
 from mosaicbert.data.prepare.pipeline import prepare
-from mosaicbert.data.prepare.readers import Position, decode, read_blocks
+from mosaicbert.data.prepare.readers import FilePosition, decode, read_blocks
 from mosaicbert.data.prepare.sources import Part, list_parts
 from tests.data.corpus import (
     encode,
@@ -45,7 +45,7 @@ def _recipe(folder, dataset):
 
 
 def _documents(part):
-    return [document for block in read_blocks(part, Position()) for document in decode(block)]
+    return [document for block in read_blocks(part, FilePosition()) for document in decode(block)]
 
 
 def test_a_split_has_a_shard_for_each_file(dataset):
@@ -73,7 +73,7 @@ def test_reading_goes_on_behind_any_block_of_a_shard(dataset, monkeypatch):
     monkeypatch.setattr("mosaicbert.data.prepare.hub._ROWS_PER_BATCH", 7)
     monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", 50)
     part = _part(dataset, shard=(1, 3))
-    blocks = list(read_blocks(part, Position()))
+    blocks = list(read_blocks(part, FilePosition()))
     assert len(blocks) > 10
     for number in (0, 3, 4, len(blocks) - 2, len(blocks) - 1):
         assert list(read_blocks(part, blocks[number].end)) == blocks[number + 1 :]

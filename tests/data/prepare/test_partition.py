@@ -6,7 +6,7 @@ import pytest
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare.partition import SliceRecord, parts_of_slice, slice_folder
 from mosaicbert.data.prepare.pipeline import prepare, prepare_and_report, prepare_one_slice
-from mosaicbert.filesystem import lock
+from mosaicbert.filesystem import lock_folder
 from tests.data.corpus import (
     all_samples,
     files_of,
@@ -39,10 +39,10 @@ def recipe(tmp_path):
     return tiny_recipe(tmp_path, "", data={"sources": sources}, tokenizer={"source": write_tokenizer(tmp_path)})
 
 
-def _of(recipe, store, num_slices, **changes):
+def _of(recipe, store, num_partitions, **changes):
     """The same recipe for another store, in slices."""
     folder = str(recipe.store_folder.parent / store)
-    return replace(recipe, data=replace(recipe.data, store=folder, num_slices=num_slices, **changes))
+    return replace(recipe, data=replace(recipe.data, store=folder, num_partitions=num_partitions, **changes))
 
 
 def _partial(recipe):
@@ -57,12 +57,12 @@ def whole(recipe):
 
 
 @pytest.mark.parametrize(
-    ("num_slices", "order"),
+    ("num_partitions", "order"),
     [(1, [0]), (2, [0, 1]), (2, [1, 0]), (3, [2, 0, 1]), (3, [1]), (5, [4, 3, 2, 1, 0]), (3, [])],
     ids=str,
 )
-def test_slices_in_any_order_make_the_same_store_as_one(recipe, whole, num_slices, order):
-    sliced = _of(recipe, "sliced", num_slices)
+def test_slices_in_any_order_make_the_same_store_as_one(recipe, whole, num_partitions, order):
+    sliced = _of(recipe, "sliced", num_partitions)
     for number in order:
         prepare_one_slice(sliced, number)
     record = prepare(sliced)
@@ -96,9 +96,9 @@ def test_slices_that_train_the_tokenizer_share_it(recipe, whole):
     assert all_samples(trained.store_folder) != whole[0]
 
 
-@pytest.mark.parametrize("num_slices", [1, 2, 3, 7, 10])
-def test_slices_share_the_parts_evenly_and_hold_them_in_order(num_slices):
-    slices = [parts_of_slice(range(10), number, num_slices) for number in range(num_slices)]
+@pytest.mark.parametrize("num_partitions", [1, 2, 3, 7, 10])
+def test_slices_share_the_parts_evenly_and_hold_them_in_order(num_partitions):
+    slices = [parts_of_slice(range(10), number, num_partitions) for number in range(num_partitions)]
     assert [part for parts in slices for part in parts] == list(range(10))
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
@@ -174,7 +174,7 @@ def test_sources_in_another_order_are_refused_when_going_on(recipe, tmp_path):
 
 def test_another_number_of_slices_is_refused_and_what_is_prepared_stays(recipe):
     prepare_one_slice(_of(recipe, "sliced", 2), 0)
-    with pytest.raises(ConfigError, match=r"was begun with another data\.num_slices than 3; set that again, or delete"):
+    with pytest.raises(ConfigError, match=r"begun with another data\.num_partitions than 3; set that again, or delete"):
         prepare_one_slice(_of(recipe, "sliced", 3), 1)
     assert prepare_one_slice(_of(recipe, "sliced", 2), 0).finished
 
@@ -188,7 +188,7 @@ def test_another_recipe_is_refused_and_what_is_prepared_stays(recipe):
 
 def test_more_slices_than_files_are_refused_and_leave_nothing(recipe):
     sliced = _of(recipe, "deep/sliced", 6)
-    with pytest.raises(ConfigError, match=r"data\.num_slices=6: the sources have only 5 files"):
+    with pytest.raises(ConfigError, match=r"data\.num_partitions=6: the sources have only 5 files"):
         prepare_one_slice(sliced, 0)
     assert not sliced.store_folder.parent.exists()
 
@@ -198,7 +198,7 @@ def test_a_slice_that_another_process_prepares_is_refused_and_left_alone(recipe)
     prepare_one_slice(sliced, 1)
     folder = slice_folder(_partial(sliced), 0, 2)
     folder.mkdir()
-    with lock(folder), pytest.raises(ConfigError, match="another process is preparing this slice; wait for it"):
+    with lock_folder(folder), pytest.raises(ConfigError, match="another process is preparing this slice; wait for it"):
         prepare_one_slice(sliced, 0)
     assert folder.exists()
 
@@ -244,19 +244,19 @@ def test_a_slice_that_fails_leaves_alone_those_that_are_being_prepared(recipe, w
 
 
 def test_a_recipe_for_a_slice_makes_no_store(recipe):
-    with pytest.raises(ConfigError, match=r"data\.slice=1: a slice is no store; leave data\.slice out"):
-        prepare(_of(recipe, "sliced", 2, slice=1))
+    with pytest.raises(ConfigError, match=r"data\.partition=1: a slice is no store; leave data\.partition out"):
+        prepare(_of(recipe, "sliced", 2, partition=1))
 
 
 def test_a_slice_of_a_finished_store_is_refused(recipe):
     sliced = _of(recipe, "sliced", 2)
     prepare(sliced)
-    with pytest.raises(ConfigError, match=r"this store is finished; leave data\.slice out"):
+    with pytest.raises(ConfigError, match=r"this store is finished; leave data\.partition out"):
         prepare_one_slice(sliced, 0)
 
 
 def test_the_report_of_a_slice_says_what_to_do_next(recipe, console):
-    prepare_and_report(_of(recipe, "sliced", 2, slice=1), console)
+    prepare_and_report(_of(recipe, "sliced", 2, partition=1), console)
     assert "slice 1 of 2 is done; once all are in" in console.export_text()
 
 

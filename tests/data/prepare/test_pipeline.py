@@ -2,7 +2,6 @@ import ctypes
 import gzip
 import itertools
 import json
-import math
 import os
 import signal
 import subprocess
@@ -24,10 +23,11 @@ import zstandard
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare import pipeline as prepare_module
 from mosaicbert.data.prepare.partition import SliceRecord, slice_folder
-from mosaicbert.data.prepare.pipeline import check_store, open_store, prepare, prepare_and_report, unigram_entropy
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION, Part, list_parts
+from mosaicbert.data.prepare.pipeline import check_store, prepare, prepare_and_report
+from mosaicbert.data.prepare.plan import PreparePlan
+from mosaicbert.data.prepare.sources import Part, list_parts
 from mosaicbert.data.prepare.tokenize import hash_text, split_of
-from mosaicbert.data.store import StoreRecord, open_tokenizer
+from mosaicbert.data.store import TRAIN, VALIDATION, StoreRecord, TokenStore, open_tokenizer
 from tests.data.corpus import (
     all_samples,
     encode,
@@ -93,7 +93,7 @@ def record(recipe):
 
 def test_every_text_is_in_exactly_one_split_and_tokenised_as_the_tokenizer_does(recipe, record):
     tokenizer = open_tokenizer(recipe.store_folder, record)
-    longest = recipe.data.max_seq_len - 2
+    longest = recipe.data.max_text_tokens
     expected = sorted(tokenizer.encode(text, add_special_tokens=False).ids[:longest] for text in dict.fromkeys(texts()))
     assert sorted(ids for samples in all_samples(recipe.store_folder).values() for ids in samples) == expected
 
@@ -155,7 +155,7 @@ def test_every_document_is_stored_or_counted_among_those_left_out(tmp_path, monk
     documents = [*short_texts(100), *short_texts(30), "tiny", "\x00" * 20, "tiny"]
     (tmp_path / "a.jsonl").write_bytes(jsonl(documents) + b"{\n[]\n{\n")
     sources = {"first": tmp_path / "a.jsonl", "second": write_jsonl(tmp_path / "b.jsonl", short_texts(20, first=90))}
-    record = prepare(_recipe(tmp_path, sources, skip_bad_documents=True, min_characters=5))
+    record = prepare(_recipe(tmp_path, sources, skip_invalid_documents=True, min_characters=5))
     assert record.documents == {"first": 136, "second": 20}
     assert record.dropped == {
         "first": {"duplicate": 30, "too short": 2, "without a token": 1, "not JSON": 2, "no JSON object": 1},
@@ -210,13 +210,11 @@ def test_text_with_half_a_character_is_mended(tmp_path):
 
 
 def test_the_recorded_entropy_is_that_of_the_held_out_tokens(recipe, record):
-    tokens = np.concatenate(open_store(recipe, VALIDATION).read(np.arange(record.splits[VALIDATION].samples)))
+    tokens = np.concatenate(
+        TokenStore(recipe.store_folder, VALIDATION).read(np.arange(record.splits[VALIDATION].samples))
+    )
     shares = np.unique(tokens, return_counts=True)[1] / len(tokens)
     assert record.unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
-
-
-def test_entropy_of_an_even_distribution_is_the_logarithm_of_its_size():
-    assert unigram_entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))
 
 
 # --- A store that is there.
@@ -361,7 +359,7 @@ def test_bad_input_is_one_line_that_names_file_and_place_and_says_how_to_go_on(b
     recipe, said, _ = bad
     use_small_shards(monkeypatch)
     path = recipe.data.sources["bad"].path
-    with pytest.raises(ConfigError, match=rf"{said}.*data\.skip_bad_documents=true") as caught:
+    with pytest.raises(ConfigError, match=rf"{said}.*data\.skip_invalid_documents=true") as caught:
         prepare(recipe)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
@@ -370,7 +368,7 @@ def test_bad_input_is_one_line_that_names_file_and_place_and_says_how_to_go_on(b
 def test_bad_input_can_be_left_out_and_is_counted(bad, monkeypatch):
     recipe, _, left_out = bad
     use_small_shards(monkeypatch)
-    record = prepare(replace(recipe, data=replace(recipe.data, skip_bad_documents=True)))
+    record = prepare(replace(recipe, data=replace(recipe.data, skip_invalid_documents=True)))
     assert record.dropped == {"good": {}, "bad": left_out}
     if _REST not in left_out:
         assert all_samples(recipe.store_folder) == _split([*short_texts(60, first=1000), *_GOOD])
@@ -400,7 +398,7 @@ def test_a_remedy_for_a_bad_line_continues_behind_the_finished_shards(tmp_path, 
     assert len(finished) > 5
     if remedy == "mend":
         path.write_bytes(jsonl(_GOOD))
-    prepare(replace(recipe, data=replace(recipe.data, skip_bad_documents=remedy == "skip")))
+    prepare(replace(recipe, data=replace(recipe.data, skip_invalid_documents=remedy == "skip")))
     for (split, _), stat in finished.items():
         assert stat in _stats(recipe, split)
     assert all_samples(recipe.store_folder) == _split(_GOOD)
@@ -429,7 +427,7 @@ def test_the_rest_of_a_damaged_file_is_counted_once_by_a_run_that_was_interrupte
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(short_texts(100)))[:-30])
     pq.write_table(pa.table({"other": ["x"]}), tmp_path / "b.parquet")
     sources = {"damaged": tmp_path / "a.jsonl.gz", "later": tmp_path / "b.parquet"}
-    recipe = _recipe(tmp_path, sources, skip_bad_documents=True)
+    recipe = _recipe(tmp_path, sources, skip_invalid_documents=True)
     with pytest.raises(ConfigError, match=r"b\.parquet: no column 'text'"):
         prepare(recipe)
     (tmp_path / "b.parquet").write_bytes(_parquet(_GOOD))
@@ -463,7 +461,7 @@ def mixture(tmp_path):
 
 def test_each_source_gives_the_tokenizer_as_many_characters_as_its_weight_says(mixture, monkeypatch):
     monkeypatch.setattr(prepare_module, "TOKENIZER_CHARACTERS", 8000)
-    found = prepare_module._training_texts(mixture, list_parts(mixture.data.sources))
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(mixture.data.sources))
     characters: Counter[str] = Counter()
     for text in found:
         characters["abc"[int(text.split()[1]) // 400]] += len(text)
@@ -474,7 +472,7 @@ def test_sources_without_weights_give_the_tokenizer_equally_much(mixture, monkey
     monkeypatch.setattr(prepare_module, "TOKENIZER_CHARACTERS", 6000)
     sources = {name: replace(source, weight=None) for name, source in mixture.data.sources.items()}
     mixture = replace(mixture, data=replace(mixture.data, sources=sources))
-    found = prepare_module._training_texts(mixture, list_parts(sources))
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(sources))
     characters: Counter[str] = Counter()
     for text in found:
         characters["abc"[int(text.split()[1]) // 400]] += len(text)
@@ -482,7 +480,7 @@ def test_sources_without_weights_give_the_tokenizer_equally_much(mixture, monkey
 
 
 def test_the_tokenizer_is_trained_on_no_held_out_text_and_on_each_text_once(mixture):
-    found = prepare_module._training_texts(mixture, list_parts(mixture.data.sources))
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(mixture.data.sources))
     assert found == [text for text in short_texts(1200) if split_of(_PART, hash_text(text)[0], 0.2) == TRAIN]
 
 
@@ -491,7 +489,7 @@ def test_sources_that_repeat_each_other_train_the_tokenizer_as_one(mixture):
         name: replace(source, path=mixture.data.sources["a"].path) for name, source in mixture.data.sources.items()
     }
     mixture = replace(mixture, data=replace(mixture.data, sources=sources))
-    found = prepare_module._training_texts(mixture, list_parts(sources))
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(sources))
     assert found == [text for text in short_texts(400) if split_of(_PART, hash_text(text)[0], 0.2) == TRAIN]
 
 
@@ -601,7 +599,7 @@ def _kill_recipe(folder):
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         write_jsonl(path, some)
-    return _recipe(folder, {name: folder / name for name in "ab"}, tokenizer="train", num_slices=2)
+    return _recipe(folder, {name: folder / name for name in "ab"}, tokenizer="train", num_partitions=2)
 
 
 def _in_child(function):

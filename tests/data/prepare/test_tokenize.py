@@ -4,9 +4,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
-from mosaicbert.data.prepare.readers import Block, Position
-from mosaicbert.data.prepare.sources import TRAIN, VALIDATION, Part
-from mosaicbert.data.prepare.tokenize import SampleRules, Tokeniser, clean, cut_evenly, hash_text, split_of
+from mosaicbert.data.prepare.readers import Block, FilePosition, clean
+from mosaicbert.data.prepare.sources import Part
+from mosaicbert.data.prepare.tokenize import SampleRules, Tokeniser, cut_evenly, hash_text, split_of
+from mosaicbert.data.store import TRAIN, VALIDATION
 from tests.data.corpus import jsonl, short_texts, texts, trained
 
 _PART = Part(source="text", path="a.jsonl", kind=".jsonl", text_column="text")
@@ -18,7 +19,7 @@ def _tokeniser(tokenizer=None, **changes):
         "max_tokens": 8,
         "sampling": "truncate",
         "min_characters": 1,
-        "held_out_fraction": 0.2,
+        "validation_fraction": 0.2,
         "dtype": np.dtype(np.uint16),
     }
     return Tokeniser(SampleRules(**(rules | changes)))
@@ -28,7 +29,7 @@ def _block(content, part=_PART):
     """Of lines if texts or bytes are given."""
     if isinstance(content, list) and part.kind == ".jsonl":
         content = jsonl(content)
-    return Block(part=part, start=Position(), end=Position(), fraction=1.0, content=content)
+    return Block(part=part, start=FilePosition(), end=FilePosition(), fraction=1.0, content=content)
 
 
 def _pieces(samples):
@@ -125,7 +126,7 @@ def test_truncation_reads_no_more_of_a_long_text_than_it_needs(monkeypatch):
 @given(documents=st.lists(_TEXTS, min_size=1, max_size=4), max_tokens=st.integers(1, 12))
 def test_pieces_of_a_text_are_together_the_whole_encoding(documents, max_tokens):
     documents = [clean(text) for text in documents]
-    tokenised = _tokeniser(max_tokens=max_tokens, sampling="chunk", held_out_fraction=1e-9)(_block(documents))
+    tokenised = _tokeniser(max_tokens=max_tokens, sampling="chunk", validation_fraction=1e-9)(_block(documents))
     whole = [trained().encode(text, add_special_tokens=False).ids for text in documents]
     assert tokenised.samples[TRAIN].ids.tolist() == [token for ids in whole for token in ids]
     first = 0
@@ -212,12 +213,12 @@ def test_shortness_is_counted_in_characters_and_size_in_bytes():
 
 
 def test_half_a_character_is_mended():
-    tokenised = _tokeniser(held_out_fraction=1e-9)(_block(b'{"text": "half a pair \\ud800 of surrogates"}\n'))
+    tokenised = _tokeniser(validation_fraction=1e-9)(_block(b'{"text": "half a pair \\ud800 of surrogates"}\n'))
     assert tokenised.samples[TRAIN].hashes.tolist() == [list(hash_text("half a pair ? of surrogates"))]
 
 
 def test_a_whole_pair_of_surrogates_is_a_character():
-    tokenised = _tokeniser(held_out_fraction=1e-9)(_block(b'{"text": "smile \\ud83d\\ude42"}\n'))
+    tokenised = _tokeniser(validation_fraction=1e-9)(_block(b'{"text": "smile \\ud83d\\ude42"}\n'))
     assert tokenised.samples[TRAIN].hashes.tolist() == [list(hash_text("smile 🙂"))]
 
 
