@@ -1,4 +1,4 @@
-"""Every knob of a run: frozen dataclasses and the strict loader of YAML recipes. Imports no torch."""
+"""Recipes: frozen dataclasses, shared validators, and the strict YAML loader, without torch."""
 
 from mosaicbert.config.duration import Duration, parse_duration
 from mosaicbert.config.errors import ConfigError, TrainingFault

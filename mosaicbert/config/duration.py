@@ -1,11 +1,11 @@
-"""Lengths of training: in steps, samples, tokens or wall-clock time, written as `70_000 steps` or `30min`."""
+"""Durations in steps, samples, tokens or wall-clock time, written as `70_000 steps` or `30min`."""
 
 import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mosaicbert.config.errors import ConfigError
+from mosaicbert.config.validators import Rule, must_be
 
 Unit = Literal["steps", "samples", "tokens", "seconds"]
 
@@ -22,34 +22,46 @@ _UNITS: dict[str, tuple[Unit, int]] = {
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of training.
+    """A duration of training.
 
     Attributes:
-        amount: of the unit; whole unless the unit is seconds.
-        unit: steps and samples are those of the global batch, tokens are real ones, without padding.
+        amount: Number of units; whole unless the unit is seconds.
+        unit: Unit: steps, samples over all devices, real tokens over all devices (without padding), or seconds.
     """
 
     amount: float
     unit: Unit
 
 
-def parse_duration(name: str, text: str) -> Duration:
-    """Reads `70_000 steps`, `286_720_000 samples`, `36.7e9 tokens`, `90s`, `30min` or `1.5h`.
+def parse_duration(key: str, text: str) -> Duration:
+    """Parse `70_000 steps`, `286_720_000 samples`, `36.7e9 tokens`, `90s`, `30min` or `1.5h`.
 
     Args:
-        name: of the key, for the error.
-        text: the key's value.
+        key: Dotted key of the value, for the error message.
+        text: Value of the key.
 
     Raises:
-        ConfigError: it is none of these, or nothing.
+        ConfigError: If the text is not a duration.
     """
+    duration = _parse(text)
+    if duration is None:
+        raise must_be(key, DURATION.text, text, DURATION.remedy)
+    return duration
+
+
+def _parse(text: str) -> Duration | None:
     match = _WRITTEN.fullmatch(text.strip())
     if match is None or match[2] not in _UNITS:
-        raise ConfigError(
-            f"{name}={text!r} is no length; give a number and steps, samples, tokens, s, min or h, e.g. 30min."
-        )
+        return None
     unit, size = _UNITS[match[2]]
     amount = float(match[1].replace("_", "")) * size
     if not 0 < amount < math.inf or (unit != "seconds" and amount != round(amount)):
-        raise ConfigError(f"{name}={text!r} is no length; give a number above zero, whole unless it is a time.")
+        return None
     return Duration(amount, unit)
+
+
+DURATION = Rule(
+    "a positive whole number of steps, samples or tokens, or a positive time in s, min or h",
+    lambda text: _parse(text) is not None,
+    "Examples: 70_000 steps, 30min.",
+)

@@ -1,15 +1,15 @@
-"""What stops a command: the user's recipe, data or files, or a training that cannot go on."""
+"""Errors that end a command with one line instead of a traceback."""
 
 
 class ConfigError(ValueError):
-    """Something the user wrote or pointed at cannot work.
+    """Invalid recipe, data or file of the user.
 
-    The message names the thing, its value, the rule and the remedy in one line; commands print it and exit with code 2.
+    The message names the thing, its value, the rule and the remedy in one line. Commands print it and exit with code 2.
     """
 
 
 class TrainingFault(RuntimeError):
-    """A run cannot go on by itself.
+    """Training that cannot continue.
 
-    The message says what happened and what may help in one line; commands print it and exit with code 1.
+    The message says what happened and what may help in one line. Commands print it and exit with code 1.
     """

@@ -1,15 +1,14 @@
-"""GLUE: its tasks, the paper's protocol for each, and the recipe that scores models on them. Imports no torch."""
+"""GLUE tasks, the paper's protocol of each, and the recipe of a scoring, without torch."""
 
-import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mosaicbert.config.errors import ConfigError
+from mosaicbert.config.run import RunRecipe
+from mosaicbert.config.validators import NOT_EMPTY, POSITIVE, at_least, distinct, must_be, validate, within
 
 MNLI = "mnli"
 OFFICIAL, MAIN = "nyu-mll/glue", "main"  # GLUE on the Hub
-SEEDS = (19, 8364, 717, 10536, 90166)  # a task takes as many of them as its protocol says, from the front
+SEEDS = (19, 8364, 717, 10536, 90166)  # a task uses the first num_seeds of its protocol
 _SHORT_NAMES = {
     "accuracy": "acc",
     "accuracy_matched": "acc m",
@@ -22,14 +21,14 @@ _SHORT_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a task is fine-tuned.
+    """Fine-tuning protocol of a task.
 
     Attributes:
-        epochs: over the training data.
-        batch_size: examples per step.
-        peak_lr: reached after 6% of the steps, down to zero at the last.
-        weight_decay: decoupled: p *= 1 - weight_decay * lr / peak_lr.
-        num_seeds: how often, with other orders, heads and dropout.
+        epochs: Number of epochs over the training data.
+        batch_size: Examples per step.
+        peak_lr: Peak learning rate, reached after 6% of the steps; the learning rate is zero at the last step.
+        weight_decay: Decoupled weight decay: p *= 1 - weight_decay * lr / peak_lr.
+        num_seeds: Number of fine-tunings with different seeds of order, head and dropout.
     """
 
     epochs: int
@@ -41,17 +40,17 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """One task.
+    """A GLUE task.
 
     Attributes:
-        title: as papers print it.
-        columns: the text columns; one, or two that make a pair.
-        num_labels: classes; 1 is a number to predict.
-        metrics: names of those whose mean is the task's score.
-        num_examples: of the official splits; fewer are a part.
-        protocol: the paper's.
-        from_mnli: whether the paper starts from the model fine-tuned on MNLI.
-        needs_fp32: whether the paper trains it in fp32.
+        title: Name of the task in papers.
+        columns: Text columns: one, or two that make a pair.
+        num_labels: Number of classes; 1 for a regression.
+        metrics: Names of the metrics whose mean is the task's score.
+        num_examples: Number of examples of each official split; a split with fewer is partial.
+        protocol: Protocol of the paper.
+        from_mnli: Whether the paper initializes the task from the model fine-tuned on MNLI.
+        needs_fp32: Whether the paper trains the task in fp32.
     """
 
     title: str
@@ -65,7 +64,7 @@ class GlueTask:
 
     @property
     def label(self) -> str:
-        """Title and metrics, e.g. MRPC acc/F1."""
+        """Title and metrics, such as "MRPC acc/F1"."""
         return f"{self.title} {'/'.join(_SHORT_NAMES[name] for name in self.metrics)}"
 
 
@@ -79,8 +78,8 @@ def _splits(train: int, **validation: int) -> dict[str, int]:
     return {"train": train} | validation
 
 
-# The protocol is that of the code that made the published scores (mosaicml/examples, src/glue/finetuning_jobs.py and
-# yamls/finetuning/glue): MosaicBERT, arXiv:2312.17482. Sizes: the official splits, as `nyu-mll/glue` has them.
+# The protocol is that of the code behind the published scores (mosaicml/examples, src/glue/finetuning_jobs.py and
+# yamls/finetuning/glue): MosaicBERT, arXiv:2312.17482. Sizes: the official splits in `nyu-mll/glue`.
 TASKS: dict[str, GlueTask] = {
     "cola": GlueTask(
         title="CoLA",
@@ -155,77 +154,51 @@ TASKS: dict[str, GlueTask] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolChange:
-    """What a recipe does otherwise than the paper on one task; None is as the paper."""
+    """Deviations of a recipe from the paper's protocol of one task; None keeps the paper's value."""
 
-    epochs: int | None = None
-    batch_size: int | None = None
-    peak_lr: float | None = None
-    weight_decay: float | None = None
-    num_seeds: int | None = None
+    epochs: Annotated[int | None, at_least(1)] = None
+    batch_size: Annotated[int | None, at_least(1)] = None
+    peak_lr: Annotated[float | None, POSITIVE] = None
+    weight_decay: Annotated[float | None, within("[0, 1)")] = None
+    num_seeds: Annotated[int | None, within(f"[1, {len(SEEDS)}]")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueConfig:
-    """What is scored, on which data, and how. The defaults are the paper's, but for the shuffling."""
+    """Models, data and protocol of a GLUE scoring. The defaults are the paper's, except for shuffle."""
 
-    model: str  # a run's folder, a Hugging Face folder, or a name on the Hub
+    model: str  # a run folder, a Hugging Face folder, or a name on the Hub
     checkpoints: Literal["newest", "all"] = "newest"  # of a run; all: also those that it writes meanwhile
     data: str = OFFICIAL  # on the Hub, or a folder with <task>/train.jsonl or .parquet, validation.jsonl, ...
     revision: str = MAIN  # branch, tag or commit of data on the Hub
-    tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    partial_data: bool = False  # also take tasks whose data is only a part of the official
-    init_from_mnli: bool = True  # RTE, MRPC and STS-B begin with the model fine-tuned on MNLI
-    shuffle: bool = True  # the training data, anew in each epoch; the paper's code reads them as they stand
-    max_seq_len: int = 256
+    tasks: Annotated[list[str], NOT_EMPTY, distinct(TASKS)] = field(default_factory=lambda: list(TASKS))
+    partial_data: bool = False  # include tasks with only a part of the official data
+    init_from_mnli: bool = True  # RTE, MRPC and STS-B are initialized from the model fine-tuned on MNLI
+    shuffle: bool = True  # the training data in every epoch; the paper's code keeps them in their order
+    max_seq_len: Annotated[int, at_least(4)] = 256
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # of matrix products; STS-B is trained in fp32
     protocol: dict[str, ProtocolChange] = field(default_factory=dict[str, ProtocolChange])
-    num_processes: int | None = None  # that fine-tune side by side; None: one per GPU, or one on a machine without
+    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a machine without
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "protocol"):
-            unknown = [task for task in getattr(self, name) if task not in TASKS]
-            if unknown:
-                raise ConfigError(f"glue.{name} names {unknown[0]!r}; the tasks are {', '.join(TASKS)}.")
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError(f"glue.tasks={self.tasks}; name each task once, and one at least.")
+        validate(self, "glue")
         for task, change in self.protocol.items():
-            for name, value in vars(change).items():
-                if name == "weight_decay" and value is not None and not 0.0 <= value < 1.0:
-                    raise ConfigError(f"glue.protocol.{task}.{name}={value} is no decay; give a number in [0, 1).")
-                if name != "weight_decay" and value is not None and not 0.0 < value < math.inf:
-                    raise ConfigError(f"glue.protocol.{task}.{name}={value}; give a number above zero.")
-            if change.num_seeds is not None and change.num_seeds > len(SEEDS):
-                raise ConfigError(f"glue.protocol.{task}.num_seeds={change.num_seeds}; there are {len(SEEDS)} seeds.")
-        if self.max_seq_len < 4:
-            raise ConfigError(
-                f"glue.max_seq_len={self.max_seq_len} leaves no room for a pair of texts; give 4 or more."
-            )
-        if self.num_processes is not None and self.num_processes < 1:
-            raise ConfigError(f"glue.num_processes={self.num_processes}; give 1 or more.")
+            if task not in TASKS:
+                raise must_be("glue.protocol", f"keyed by names out of {', '.join(TASKS)}", task)
+            validate(change, f"glue.protocol.{task}")
 
     def protocol_of(self, task: str) -> Protocol:
-        """The paper's protocol of a task, with this recipe's changes."""
-        asked = vars(self.protocol.get(task, ProtocolChange()))
-        changes = {name: value for name, value in asked.items() if value is not None}
-        return replace(TASKS[task].protocol, **changes)
+        """Return the paper's protocol of a task with this recipe's changes."""
+        changes = vars(self.protocol.get(task, ProtocolChange())).items()
+        return replace(TASKS[task].protocol, **{name: value for name, value in changes if value is not None})
 
     def starts_from_mnli(self, task: str) -> bool:
-        """Whether a task begins with the model fine-tuned on MNLI."""
+        """Return True if a task is initialized from the model fine-tuned on MNLI."""
         return self.init_from_mnli and TASKS[task].from_mnli
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlueRecipe:
-    """A model, or the checkpoints of a run, scored on GLUE."""
+class GlueRecipe(RunRecipe):
+    """A model, or the checkpoints of a run, scored on GLUE. The scores of a run are kept in its own folder."""
 
-    run_name: str  # the folder for the scores of a model that is no run of ours; a run keeps its own
-    runs_folder: str = "runs"
     glue: GlueConfig
-
-    def __post_init__(self) -> None:
-        if self.run_name in ("", "..") or Path(self.run_name).name != self.run_name:
-            raise ConfigError(f"run_name={self.run_name!r} is no folder name; give one without slashes.")
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.runs_folder) / self.run_name

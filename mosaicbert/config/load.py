@@ -1,14 +1,15 @@
-"""YAML and `section.key=value` to a Recipe, and back. The only home of OmegaConf."""
+"""Strict loader of recipes: YAML and `section.key=value` overrides to dataclasses, and back, through OmegaConf."""
 
 import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin, overload
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from mosaicbert.config.errors import ConfigError
@@ -22,42 +23,45 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
 @overload
 def load_recipe(path: str | Path, overrides: Sequence[str], schema: type[_Schema]) -> _Schema: ...
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[Any] = Recipe) -> Any:
-    """Reads a recipe, applies `section.key=value` overrides and checks every key, type and value.
+    """Load a recipe, apply `section.key=value` overrides, and check every key, type and value.
 
     Args:
-        path: of the YAML file.
-        overrides: in their order.
-        schema: the kind of recipe: of a pretraining, of a fine-tuning, of a figure.
+        path: Path of the YAML file.
+        overrides: Overrides, applied in their order.
+        schema: Class of the recipe: of a pretraining, a fine-tuning, a scoring or a figure.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, a key is unknown or missing, or a value is refused.
+        ConfigError: If the file is missing or not a YAML mapping, a key is unknown or missing, or a value is invalid.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe; give the path of a YAML file, e.g. recipes/quickstart.yaml.")
+        raise ConfigError(f"Recipe {path} must be an existing YAML file, e.g. recipes/quickstart.yaml.")
     try:
         written = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: not YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(written, DictConfig):
-        raise ConfigError(f"{path}: holds {type(written).__name__}; a recipe is a mapping of sections.")
+        raise ConfigError(f"{path} must be a mapping of sections, got a list.")
     for override in overrides:
         if "=" not in override:
-            raise ConfigError(f"{override!r} is no override; write section.key=value.")
+            raise ConfigError(f"An override must be section.key=value, got {override!r}.")
     try:
-        asked = OmegaConf.from_dotlist(list(overrides))
+        overridden = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"overrides {list(overrides)}: {_one_line(error)}") from error
+        raise ConfigError(f"Overrides must have YAML values, got {list(overrides)}: {_one_line(error)}") from error
     recipe = OmegaConf.structured(schema)
-    for origin, layer in ((str(path), written), ("override", asked)):
-        for names, value in _known_entries(origin, _plain(layer), schema):
+    for origin, layer in ((str(path), written), ("override", overridden)):
+        for names, kind, value in _known_entries(origin, _plain(layer), schema):
             nested = value
             for name in reversed(names):
                 nested = {name: nested}
+            key = ".".join(names)
             try:
                 recipe = OmegaConf.merge(recipe, nested)
+            except ValidationError as error:
+                raise ConfigError(f"{origin}: `{key}` must be {_describe_type(kind)}, got {value!r}.") from error
             except OmegaConfBaseException as error:
-                raise ConfigError(f"{origin}: {'.'.join(names)}={value!r}: {_one_line(error)}") from error
+                raise ConfigError(f"{origin}: `{key}` is invalid, got {value!r}: {_one_line(error)}") from error
     try:
         return OmegaConf.to_object(recipe)
     except OmegaConfBaseException as error:
@@ -65,14 +69,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
 
 
 def save_recipe(recipe: Any, path: Path) -> None:
-    """Writes every key of `recipe`, defaults included, as YAML that `load_recipe` reads back to an equal recipe."""
+    """Write every key of a recipe, defaults included, as YAML from which `load_recipe` loads an equal recipe."""
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
 
 def recipe_differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two recipes of one kind differ, as `section.key` -> (old value, new value)."""
+    """Return the keys in which two recipes of one class differ, as `section.key` -> (old value, new value)."""
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
-    keys = [*before, *(key for key in after if key not in before)]  # a recipe may have sources that the other has not
+    keys = [
+        *before,
+        *(key for key in after if key not in before),
+    ]  # each recipe may have sources that the other does not have
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
@@ -92,35 +99,38 @@ def _plain(layer: Any) -> dict[str, Any]:
 
 def _known_entries(
     origin: str, tree: Mapping[Any, Any], schema: Any, above: tuple[str, ...] = (), root: Any = None
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields (names from the top down, value) of every entry, and refuses those that `schema` does not know."""
+) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Yield (names from the root down, type, value) of every entry; raise an error for keys that `schema` lacks."""
     root = schema if root is None else root
-    types = {field.name: field.type for field in dataclasses.fields(schema)}
+    types = get_type_hints(schema)
     for name, value in tree.items():
         names = (*above, str(name))
         if name not in types:
-            raise ConfigError(f"{origin}: unknown key {'.'.join(names)!r}; did you mean {_nearest_key(names, root)!r}?")
+            raise ConfigError(f"{origin}: unknown key `{'.'.join(names)}`. Did you mean `{_nearest_key(names, root)}`?")
         entry = _entry_type(types[name])
         if dataclasses.is_dataclass(types[name]):
             yield from _known_entries(origin, _section(origin, names, value, types[name]), types[name], names, root)
         elif entry is not None:
             for item, content in _section(origin, names, value, entry, item="NAME.").items():
-                place = (*names, str(item))
-                yield from _known_entries(origin, _section(origin, place, content, entry), entry, place, root)
+                item_names = (*names, str(item))
+                section = _section(origin, item_names, content, entry)
+                yield from _known_entries(origin, section, entry, item_names, root)
         else:
-            yield names, value
+            yield names, types[name], value
 
 
 def _section(origin: str, names: tuple[str, ...], value: Any, schema: Any, item: str = "") -> Mapping[Any, Any]:
     if isinstance(value, dict):
         return cast(dict[Any, Any], value)
-    place = ".".join(names)
-    example = next(key for key in _known_keys(schema, names, f"{place}.{item}"))
-    raise ConfigError(f"{origin}: {place}={value!r} is no section; give its keys, e.g. {example}, or leave it out.")
+    key = ".".join(names)
+    example = next(_known_keys(schema, names, f"{key}.{item}"))
+    raise ConfigError(
+        f"{origin}: `{key}` must be a section, got {value!r}. Set its keys, e.g. `{example}`, or remove it."
+    )
 
 
 def _entry_type(kind: Any) -> Any:
-    """The dataclass that a dict[str, dataclass] holds, or None for any other type."""
+    """Return the dataclass of the values of a dict[str, dataclass], or None for any other type."""
     arguments = get_args(kind)
     return arguments[1] if get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]) else None
 
@@ -131,21 +141,39 @@ def _nearest_key(names: tuple[str, ...], root: Any) -> str:
 
 
 def _known_keys(schema: Any, names: tuple[str, ...], prefix: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(schema):
-        key = f"{prefix}{field.name}"
+    for name, kind in get_type_hints(schema).items():
+        key = f"{prefix}{name}"
         yield key
-        if dataclasses.is_dataclass(field.type):
-            yield from _known_keys(field.type, names, f"{key}.")
-        elif (entry := _entry_type(field.type)) is not None:
+        if dataclasses.is_dataclass(kind):
+            yield from _known_keys(kind, names, f"{key}.")
+        elif (entry := _entry_type(kind)) is not None:
             item = names[2] if len(names) > 2 else "NAME"
             yield from _known_keys(entry, names, f"{key}.{item}.")
+
+
+def _describe_type(kind: Any) -> str:
+    """Describe the type of a field in the words of YAML."""
+    singular = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    plural = {int: "integers", float: "numbers", str: "strings"}
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (required,) = (argument for argument in arguments if argument is not type(None))
+        return f"{_describe_type(required)}, or null"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        return f"a list of {len(arguments)} {plural[arguments[0]]}"
+    if origin is list:
+        items = plural.get(arguments[0]) or f"names out of {', '.join(get_args(arguments[0]))}"
+        return f"a list of {items}"
+    return singular[kind]
 
 
 def _explain(error: OmegaConfBaseException) -> str:
     key = error.full_key or error.key
     if "is missing" in str(error) or "mandatory" in str(error).lower() or "MISSING" in str(error):
-        return f"key {key!r} is missing; a recipe must give it."
-    return f"{key}: {_one_line(error)}" if key else _one_line(error)
+        return f"`{key}` must be set. Add it to the recipe."
+    return f"`{key}` is invalid: {_one_line(error)}" if key else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -1,70 +1,47 @@
-"""The recipe of a Pareto figure: which runs are compared, and what their devices cost. Imports no torch."""
+"""Recipe of a Pareto figure: the runs to compare, and the price of their devices, without torch."""
 
-import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Annotated
 
-from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.glue import TASKS
+from mosaicbert.config.run import RunRecipe
+from mosaicbert.config.validators import NOT_EMPTY, POSITIVE, at_least, check_value, distinct, must_be, validate
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesConfig:
     """Runs that make one curve."""
 
-    runs: list[str]  # folders of runs that have been scored; each scored checkpoint is a point
+    runs: Annotated[list[str], NOT_EMPTY]  # folders of scored runs; each scored checkpoint is a point
     untrained: str | None = None  # folder of a scored run of one step, of the same model: random weights
-    devices: int | None = None  # that trained each of them; None: as many as the run began with
-    dollars_per_device_hour: float | None = None  # None: no price, and no point among the dollars
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("pareto.series: a series without runs; name the folder of one at least.")
-        if self.devices is not None and self.devices < 1:
-            raise ConfigError(f"pareto.series: devices={self.devices}; give 1 or more.")
-        if self.dollars_per_device_hour is not None and not 0.0 < self.dollars_per_device_hour < math.inf:
-            raise ConfigError(
-                f"pareto.series: dollars_per_device_hour={self.dollars_per_device_hour}; give a number above zero."
-            )
+    devices: Annotated[int | None, at_least(1)] = None  # per run; None: as many as the run began with
+    dollars_per_device_hour: Annotated[float | None, POSITIVE] = None  # None: no point in the plot against dollars
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParetoConfig:
-    """What the figure shows."""
+    """Contents of the figure."""
 
-    series: dict[str, SeriesConfig]  # by the names that the legend gives
-    tasks: list[str] = field(default_factory=list[str])  # that are averaged; empty: those that every point has
+    series: dict[str, SeriesConfig]  # by the labels of the legend
+    tasks: Annotated[list[str], distinct(TASKS)] = field(default_factory=list[str])  # empty: those that all points have
     init_from_mnli: bool | None = None  # RTE, MRPC and STS-B fine-tuned from MNLI or not; None: what all points have
-    reference: bool = True  # also show the paper's published points
+    reference: bool = True  # also plot the paper's published points
 
     def __post_init__(self) -> None:
-        if not self.series:
-            raise ConfigError("pareto.series is empty; name one, e.g. pareto.series.MosaicBERT.runs=[runs/quickstart].")
-        named = [os.path.normpath(run) for series in self.series.values() for run in series.runs]
-        floors = {os.path.normpath(series.untrained) for series in self.series.values() if series.untrained}
-        twice = next((run for run in named if named.count(run) > 1 or run in floors), None)
-        if twice is not None:
-            raise ConfigError(f"pareto.series names {twice} twice; name each folder once.")
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown:
-            raise ConfigError(f"pareto.tasks names {unknown[0]!r}; the tasks are {', '.join(TASKS)}.")
-        if len(set(self.tasks)) < len(self.tasks):
-            raise ConfigError(f"pareto.tasks={self.tasks}; name each task once.")
+        validate(self, "pareto")
+        check_value("pareto.series", self.series, NOT_EMPTY)
+        for name, series in self.series.items():
+            validate(series, f"pareto.series.{name}")
+        runs = [os.path.normpath(run) for series in self.series.values() for run in series.runs]
+        untrained = {os.path.normpath(series.untrained) for series in self.series.values() if series.untrained}
+        repeated = next((run for run in runs if runs.count(run) > 1 or run in untrained), None)
+        if repeated is not None:
+            raise must_be("pareto.series", "free of repeated run folders", repeated)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParetoRecipe:
-    """Scored runs, compared."""
+class ParetoRecipe(RunRecipe):
+    """A comparison of scored runs: pareto.png, pareto.jsonl and the table."""
 
-    run_name: str  # the folder for pareto.png, pareto.jsonl and the table
-    runs_folder: str = "runs"
     pareto: ParetoConfig
-
-    def __post_init__(self) -> None:
-        if self.run_name in ("", "..") or Path(self.run_name).name != self.run_name:
-            raise ConfigError(f"run_name={self.run_name!r} is no folder name; give one without slashes.")
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.runs_folder) / self.run_name

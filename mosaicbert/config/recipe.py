@@ -1,91 +1,86 @@
-"""A recipe: one YAML file, one run. The sections stand in the order of the run; each default stands here alone."""
+"""Recipe of a pretraining run: all keys in the order of the run, and the only place of their defaults."""
 
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mosaicbert.config.duration import Duration, parse_duration
-from mosaicbert.config.errors import ConfigError
+from mosaicbert.config.duration import DURATION, Duration, parse_duration
 from mosaicbert.config.model import ModelConfig
+from mosaicbert.config.run import RunRecipe
+from mosaicbert.config.validators import (
+    POSITIVE,
+    Rule,
+    at_least,
+    each_within,
+    must_be,
+    not_supported,
+    validate,
+    within,
+)
 
-_LARGEST_SEED = 2**31 - 1  # Composer adds the rank, and the sum must be below 2^32
-_LARGEST_WEIGHT_RATIO = 10_000
+_MAX_SEED = 2**31 - 1  # Composer adds the rank, and the sum must be below 2^32
+_MAX_WEIGHT_RATIO = 10_000
 _SOURCE_NAME = re.compile(r"[\w-]+")
+_SENTENCES = Rule("sentences with one [MASK] each", lambda texts: all(text.count("[MASK]") == 1 for text in texts))
 NUM_SPECIAL_TOKENS = 2  # [CLS] and [SEP], which every sequence gets
 VOCABULARY_MULTIPLE = 64  # matrix products of this width fill the tensor cores' tiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One place that text comes from."""
+    """A source of text."""
 
     path: str  # "installed-documentation", a Hub dataset's name, or files: a path, a folder or a glob
-    revision: str = "main"  # branch, tag or commit of a Hub dataset; what it stands for is noted in the store
+    revision: str = "main"  # branch, tag or commit of a Hub dataset; the store records the commit
     subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
     text_column: str = "text"
     validation_split: str | None = None  # a split of a Hub dataset; None: validation_fraction of the texts, by hash
-    weight: float | None = None  # share of the training samples, relative to the other sources'; None: by size
+    weight: Annotated[float | None, POSITIVE] = None  # relative fraction of the training samples; None: by size
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the text comes from and how it becomes samples."""
+    """Sources of text and their conversion to samples."""
 
     sources: dict[str, SourceConfig]  # by names of your choice, read in this order
-    validation_fraction: float = 0.01
-    min_characters: int = 1  # shorter texts are left out
-    skip_invalid_documents: bool = False  # leave out and count what cannot be read; False: stop at the first
-    sampling: Literal["truncate", "chunk"] = "truncate"  # a text's first max_seq_len tokens, or all of it in pieces
-    max_seq_len: int = 128  # tokens of a sample, [CLS] and [SEP] included
-    store: str | None = None  # folder of the token store, to share it among runs; None: inside the run's folder
-    num_partitions: int = 1  # parts of the list of input files, which machines can prepare independently
-    partition: int | None = None  # number from 0 of the one that `prepare` makes; None: all, merged into the store
-    mask_rate: float = 0.30
-    final_mask_rate: float | None = None  # reached linearly at the last step; None: mask_rate all along
-    num_workers: int = 2  # loader processes per rank; 0 loads in the training process
+    validation_fraction: Annotated[float, within("(0, 1)")] = 0.01
+    min_characters: Annotated[int, at_least(1)] = 1  # shorter texts are skipped
+    skip_invalid_documents: bool = False  # skip and count what cannot be read; False: stop at the first
+    sampling: Literal["truncate", "chunk"] = "truncate"  # a text's first max_seq_len tokens, or all of it in chunks
+    max_seq_len: Annotated[int, at_least(3)] = 128  # tokens of a sample, [CLS] and [SEP] included
+    store: str | None = None  # folder of the token store, to share it among runs; None: inside the run folder
+    num_partitions: Annotated[int, at_least(1)] = 1  # of the list of input files, for several machines
+    partition: Annotated[int | None, at_least(0)] = None  # the one that `prepare` makes; None: all, then the store
+    mask_rate: Annotated[float, within("(0, 1)")] = 0.30
+    final_mask_rate: Annotated[float | None, within("(0, 1)")] = None  # of the last step, reached linearly
+    num_workers: Annotated[int, at_least(0)] = 2  # loader processes per rank; 0 loads in the training process
 
     def __post_init__(self) -> None:
+        validate(self, "data")
         if not self.sources:
-            raise ConfigError("data.sources is empty; name a place that text comes from, e.g. data.sources.text.path=.")
+            raise must_be("data.sources", "non-empty", {}, "Name a source, e.g. data.sources.text.path=texts.jsonl.")
         for name, source in self.sources.items():
             if not _SOURCE_NAME.fullmatch(name):
-                raise ConfigError(f"data.sources.{name}: is no name; take letters, digits, - and _.")
-            if source.weight is not None and not 0.0 < source.weight < math.inf:
-                raise ConfigError(
-                    f"data.sources.{name}.weight={source.weight} is no share; give a number above zero, "
-                    "or leave the source out."
-                )
-        without = [name for name, source in self.sources.items() if source.weight is None]
-        if 0 < len(without) < len(self.sources):
-            raise ConfigError(
-                f"data.sources.{without[0]}.weight is missing; give every source a weight, or none of them."
-            )
-        if not without:
-            weights = {name: source.weight or 0.0 for name, source in self.sources.items()}
-            smallest = min(weights, key=lambda name: weights[name])
-            if weights[smallest] * _LARGEST_WEIGHT_RATIO < sum(weights.values()):
-                raise ConfigError(
-                    f"data.sources.{smallest}.weight={weights[smallest]} is less than 1/{_LARGEST_WEIGHT_RATIO:,} of "
-                    "all weights; give more, or leave the source out."
-                )
-        if self.max_seq_len < 3:
-            raise ConfigError(
-                f"data.max_seq_len={self.max_seq_len} leaves no room for text between [CLS] and [SEP]; give 3 or more."
-            )
-        _require_fraction("data.mask_rate", self.mask_rate)
-        if self.final_mask_rate is not None:
-            _require_fraction("data.final_mask_rate", self.final_mask_rate)
-        _require_fraction("data.validation_fraction", self.validation_fraction)
-        _require_at_least("data.num_workers", self.num_workers, 0)
-        _require_at_least("data.min_characters", self.min_characters, 1)
-        _require_at_least("data.num_partitions", self.num_partitions, 1)
-        if self.partition is not None and not 0 <= self.partition < self.num_partitions:
-            raise ConfigError(
-                f"data.partition={self.partition} is none of data.num_partitions={self.num_partitions}; "
-                f"give a number from 0 to {self.num_partitions - 1}."
-            )
+                raise must_be("data.sources", "named with letters, digits, - and _", name)
+            validate(source, f"data.sources.{name}")
+        self._check_weights({name: source.weight for name, source in self.sources.items()})
+        if self.partition is not None and self.partition >= self.num_partitions:
+            raise must_be("data.partition", f"less than `data.num_partitions={self.num_partitions}`", self.partition)
+
+    def _check_weights(self, weights: dict[str, float | None]) -> None:
+        given = {name: weight for name, weight in weights.items() if weight is not None}
+        if not given:
+            return
+        missing = next((name for name in weights if name not in given), None)
+        if missing is not None:
+            raise must_be(f"data.sources.{missing}.weight", "set for all sources or for none", None)
+        smallest = min(given, key=lambda name: given[name])
+        if given[smallest] * _MAX_WEIGHT_RATIO < sum(given.values()):
+            rule = f"at least 1/{_MAX_WEIGHT_RATIO:,} of the sum of all weights"
+            remedy = "Raise it, or remove the source."
+            raise must_be(f"data.sources.{smallest}.weight", rule, given[smallest], remedy)
 
     @property
     def max_text_tokens(self) -> int:
@@ -95,89 +90,65 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """The WordPiece tokenizer: trained on the corpus, or loaded."""
+    """WordPiece tokenizer: trained on the corpus, or loaded."""
 
-    source: str  # "train", a Hub name, or a path: vocab.txt, tokenizer.json, or a folder that holds one
+    source: str  # "train", a Hub name, or a path: vocab.txt, tokenizer.json, or a folder with one of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimizer and the course of its learning rate. The defaults are the paper's."""
+    """Optimizer and learning rate schedule. The defaults are the paper's."""
 
     name: Literal["decoupled_adamw", "stable_adamw", "muon"] = "decoupled_adamw"
-    peak_lr: float = 5.0e-4
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1.0e-6
-    momentum: float = 0.95  # of muon's matrices
-    weight_decay: float = 1.0e-5  # decoupled: p *= 1 - weight_decay * lr / peak_lr
+    peak_lr: Annotated[float, POSITIVE] = 5.0e-4
+    betas: Annotated[tuple[float, float], each_within("[0, 1)")] = (0.9, 0.98)
+    eps: Annotated[float, POSITIVE] = 1.0e-6
+    momentum: Annotated[float, within("[0, 1)")] = 0.95  # of muon's matrices
+    weight_decay: Annotated[float, within("[0, 1)")] = 1.0e-5  # decoupled: p *= 1 - weight_decay * lr / peak_lr
     schedule: Literal["linear", "warmup_stable_decay"] = "linear"
-    warmup_fraction: float = 0.06  # of the run's duration, whatever it is given in
-    decay_fraction: float = 0.1  # of the run's duration: the decay at the end of warmup_stable_decay
-    final_lr_fraction: float = 0.02  # of peak_lr
+    warmup_fraction: Annotated[float, within("[0, 1]")] = 0.06  # of the run's duration, in its unit
+    decay_fraction: Annotated[float, within("[0, 1]")] = 0.1  # of the duration: the end of warmup_stable_decay
+    final_lr_fraction: Annotated[float, within("[0, 1]")] = 0.02  # of peak_lr
 
     def __post_init__(self) -> None:
-        for name in ("peak_lr", "eps"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"optimizer.{name}={getattr(self, name)} trains nothing; give a number above zero.")
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas={self.betas} are no decay rates; give two numbers in [0, 1).")
-        for name in ("weight_decay", "momentum"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"optimizer.{name}={getattr(self, name)} is no decay; give a number in [0, 1).")
-        for name in ("warmup_fraction", "decay_fraction", "final_lr_fraction"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"optimizer.{name}={getattr(self, name)} is no fraction; give a number in [0, 1].")
+        validate(self, "optimizer")
         if self.schedule == "warmup_stable_decay" and self.warmup_fraction + self.decay_fraction > 1.0:
-            raise ConfigError(
-                f"optimizer.warmup_fraction={self.warmup_fraction} and "
-                f"optimizer.decay_fraction={self.decay_fraction} are more than the whole run; make one smaller."
-            )
+            rule = f"at most 1 - `optimizer.warmup_fraction={self.warmup_fraction}`"
+            raise must_be("optimizer.decay_fraction", rule, self.decay_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, in which portions, and on what the run trains."""
+    """Duration, batch sizes and devices of the training."""
 
-    duration: str  # "70_000 steps", "286_720_000 samples", "20e9 tokens", "30min"; see config.duration
-    global_batch_samples: int = 4096  # sequences per optimizer step, over all devices
-    initial_batch_samples: int | None = None  # of the first step; grows while batch_warmup_tokens are trained
-    batch_warmup_tokens: int | None = None  # None: global_batch_samples from the first step on
-    micro_batch_tokens: int = 16384  # per device and forward pass, at most
-    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the processor multiplies it faster
+    duration: Annotated[str, DURATION]  # "70_000 steps", "286_720_000 samples", "20e9 tokens", "30min"
+    global_batch_samples: Annotated[int, at_least(1)] = 4096  # sequences per optimizer step, over all devices
+    initial_batch_samples: Annotated[int | None, at_least(1)] = None  # first batch; grows over batch_warmup_tokens
+    batch_warmup_tokens: Annotated[int | None, at_least(1)] = None  # None: global_batch_samples from the first step
+    micro_batch_tokens: Annotated[int, at_least(1)] = 16384  # per device and forward pass, at most
+    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the CPU multiplies it faster
     compile: bool | None = None  # torch.compile of the step; None: on a GPU
-    cuda_graphs: bool = False  # launch the compiled step as CUDA graphs: for models so small that launching takes long
-    sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer shared out among the devices
-    num_processes: int | None = None  # None: one per GPU, or one on a machine without
+    cuda_graphs: bool = False  # launch the compiled step as CUDA graphs: for small models, bound by kernel launches
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer state are sharded over the devices
+    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a machine without
 
     def __post_init__(self) -> None:
-        parse_duration("train.duration", self.duration)
-        for name in ("global_batch_samples", "micro_batch_tokens"):
-            _require_at_least(f"train.{name}", getattr(self, name), 1)
-        if (self.initial_batch_samples is None) != (self.batch_warmup_tokens is None):
-            raise ConfigError(
-                f"train.initial_batch_samples={self.initial_batch_samples} and "
-                f"train.batch_warmup_tokens={self.batch_warmup_tokens} belong together; give both or neither."
-            )
-        if self.initial_batch_samples is not None and self.batch_warmup_tokens is not None:
-            _require_at_least("train.initial_batch_samples", self.initial_batch_samples, 1)
-            _require_at_least("train.batch_warmup_tokens", self.batch_warmup_tokens, 1)
-            if self.initial_batch_samples > self.global_batch_samples:
-                raise ConfigError(
-                    f"train.initial_batch_samples={self.initial_batch_samples} is more than "
-                    f"train.global_batch_samples={self.global_batch_samples}; a batch only grows."
-                )
-        if self.num_processes is not None:
-            _require_at_least("train.num_processes", self.num_processes, 1)
-            if self.num_processes > self.smallest_batch_samples:
-                raise ConfigError(
-                    f"train.num_processes={self.num_processes} is more than the {self.smallest_batch_samples} samples "
-                    "of a step; every process needs one: raise train.global_batch_samples or initial_batch_samples."
-                )
+        validate(self, "train")
+        initial, warmup = self.initial_batch_samples, self.batch_warmup_tokens
+        if warmup is None and initial is not None:
+            raise must_be("train.batch_warmup_tokens", f"set with `train.initial_batch_samples={initial}`", None)
+        if initial is None and warmup is not None:
+            raise must_be("train.initial_batch_samples", f"set with `train.batch_warmup_tokens={warmup}`", None)
+        if self.smallest_batch_samples > self.global_batch_samples:
+            rule = f"at most `train.global_batch_samples={self.global_batch_samples}`"
+            raise must_be("train.initial_batch_samples", rule, initial)
+        if self.num_processes is not None and self.num_processes > self.smallest_batch_samples:
+            rule = f"at most {self.smallest_batch_samples}, the samples of the smallest step"
+            remedy = "Raise `train.global_batch_samples` or `train.initial_batch_samples`."
+            raise must_be("train.num_processes", rule, self.num_processes, remedy)
         if self.length.unit == "samples" and self.length.amount < self.smallest_batch_samples:
-            raise ConfigError(
-                f"train.duration={self.duration!r} is less than one step of {self.smallest_batch_samples} samples; "
-                "train longer or in smaller batches."
-            )
+            rule = f"at least one step of {self.smallest_batch_samples} samples"
+            raise must_be("train.duration", rule, self.duration)
 
     @property
     def length(self) -> Duration:
@@ -190,74 +161,58 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the state of the run is written, and what of it is kept. Each kept one is a Hugging Face folder too."""
+    """Interval and retention of checkpoints. Each kept one is also exported as a Hugging Face folder."""
 
-    interval: str = "3500 steps"  # or samples, tokens, time
-    keep_last: int = 2  # so many of the newest
-    keep_every: int | None = None  # and every so-manieth; None: only the newest
+    interval: Annotated[str, DURATION] = "3500 steps"  # or samples, tokens, time
+    keep_last: Annotated[int, at_least(1)] = 2  # number of the newest checkpoints to keep
+    keep_every: Annotated[int | None, at_least(1)] = None  # also keep every Nth; None: only the newest
 
     def __post_init__(self) -> None:
-        parse_duration("checkpoint.interval", self.interval)
-        _require_at_least("checkpoint.keep_last", self.keep_last, 1)
-        if self.keep_every is not None:
-            _require_at_least("checkpoint.keep_every", self.keep_every, 1)
+        validate(self, "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultConfig:
-    """What is done about numbers that go wrong: see docs/training.md."""
+    """Limits for non-finite steps and loss spikes: see docs/training.md."""
 
-    spike_deviations: float = 10.0  # robust deviations above the recent losses that make a loss a spike
-    window_steps: int = 100  # how many losses are recent
-    max_skipped_steps: int = 10  # steps in a row without a finite loss and gradient, before going back
-    max_rollbacks: int = 5  # times that the run goes back to a checkpoint, before it stops
+    spike_deviations: Annotated[float, POSITIVE] = 10.0  # robust deviations above the recent losses that make a spike
+    window_steps: Annotated[int, at_least(8)] = 100  # number of recent losses
+    max_skipped_steps: Annotated[int, at_least(1)] = 10  # consecutive non-finite steps before a rollback
+    max_rollbacks: Annotated[int, at_least(0)] = 5  # rollbacks to a checkpoint before the run stops
 
     def __post_init__(self) -> None:
-        if not self.spike_deviations > 0.0:
-            raise ConfigError(
-                f"faults.spike_deviations={self.spike_deviations} makes every loss a spike; give a number above zero."
-            )
-        _require_at_least("faults.window_steps", self.window_steps, 8)
-        _require_at_least("faults.max_skipped_steps", self.max_skipped_steps, 1)
-        _require_at_least("faults.max_rollbacks", self.max_rollbacks, 0)
+        validate(self, "faults")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Where the run's measurements go, beside its folder and the console."""
+    """Loggers in addition to the run folder and the console."""
 
-    interval_steps: int = 10  # between two lines of metrics.jsonl
+    interval_steps: Annotated[int, at_least(1)] = 10  # between two lines of metrics.jsonl
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list[Literal["tensorboard", "wandb"]])
 
     def __post_init__(self) -> None:
-        _require_at_least("log.interval_steps", self.interval_steps, 1)
+        validate(self, "log")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What is measured on held-out text."""
+    """Evaluation on the validation split."""
 
-    interval: str = "2000 steps"  # or samples, tokens, time
-    mask_rate: float = 0.15
-    max_samples: int = 20_000
-    fill_mask: list[str] = field(default_factory=list)  # sentences with one [MASK]; filled when the run ends
+    interval: Annotated[str, DURATION] = "2000 steps"  # or samples, tokens, time
+    mask_rate: Annotated[float, within("(0, 1)")] = 0.15
+    max_samples: Annotated[int, at_least(1)] = 20_000
+    fill_mask: Annotated[list[str], _SENTENCES] = field(default_factory=list[str])  # filled at the end of the run
 
     def __post_init__(self) -> None:
-        parse_duration("eval.interval", self.interval)
-        _require_at_least("eval.max_samples", self.max_samples, 1)
-        _require_fraction("eval.mask_rate", self.mask_rate)
-        for sentence in self.fill_mask:
-            if sentence.count("[MASK]") != 1:
-                raise ConfigError(f"eval.fill_mask holds {sentence!r}; every sentence needs exactly one [MASK].")
+        validate(self, "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One run, complete."""
+class Recipe(RunRecipe):
+    """A pretraining run."""
 
-    run_name: str
-    seed: int = 17
-    runs_folder: str = "runs"
+    seed: Annotated[int, within(f"[0, {_MAX_SEED}]")] = 17
     data: DataConfig
     tokenizer: TokenizerConfig
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -269,46 +224,27 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
-        if self.run_name in ("", "..") or Path(self.run_name).name != self.run_name:
-            raise ConfigError(f"run_name={self.run_name!r} is no folder name; give one without slashes.")
-        if not 0 <= self.seed <= _LARGEST_SEED:
-            raise ConfigError(f"seed={self.seed} is no seed; give a whole number from 0 to {_LARGEST_SEED:,}.")
+        super().__post_init__()
         if self.train.micro_batch_tokens < self.data.max_seq_len:
-            raise ConfigError(
-                f"train.micro_batch_tokens={self.train.micro_batch_tokens} is smaller than one sequence of "
-                f"data.max_seq_len={self.data.max_seq_len}; give at least that many."
-            )
+            rule = f"at least `data.max_seq_len={self.data.max_seq_len}`"
+            raise must_be("train.micro_batch_tokens", rule, self.train.micro_batch_tokens)
         if self.data.final_mask_rate is not None and self.train.length.unit == "seconds":
-            raise ConfigError(
-                f"data.final_mask_rate={self.data.final_mask_rate} is reached at the last step, which "
-                f"train.duration={self.train.duration!r} does not tell; give the duration in steps, samples or tokens."
+            raise not_supported(
+                f"data.final_mask_rate={self.data.final_mask_rate}",
+                f"train.duration={self.train.duration}",
+                "Set the duration in steps, samples or tokens, which determine the last step.",
             )
         if self.optimizer.name != "decoupled_adamw" and self.train.sharding == "fsdp":
-            raise ConfigError(
-                f"optimizer.name={self.optimizer.name} needs whole tensors, which train.sharding=fsdp cuts up; "
-                "choose optimizer.name=decoupled_adamw or train.sharding=ddp."
+            raise not_supported(
+                f"optimizer.name={self.optimizer.name}",
+                "train.sharding=fsdp",
+                "Set optimizer.name=decoupled_adamw or train.sharding=ddp.",
             )
         if self.model.vocab_size % VOCABULARY_MULTIPLE:
             padded = math.ceil(self.model.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-            raise ConfigError(
-                f"model.vocab_size={self.model.vocab_size} is not a multiple of {VOCABULARY_MULTIPLE}; "
-                f"pad it to model.vocab_size={padded}, ids past the tokenizer's are never used."
-            )
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(self.runs_folder) / self.run_name
+            remedy = f"Set model.vocab_size={padded}: the additional ids are never used."
+            raise must_be("model.vocab_size", f"a multiple of {VOCABULARY_MULTIPLE}", self.model.vocab_size, remedy)
 
     @property
     def store_folder(self) -> Path:
         return self.run_folder / "store" if self.data.store is None else Path(self.data.store)
-
-
-def _require_fraction(name: str, value: float) -> None:
-    if not 0.0 < value < 1.0:
-        raise ConfigError(f"{name}={value} is no share; give a number between 0 and 1.")
-
-
-def _require_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}={value} is too small; give {least} or more.")

@@ -9,15 +9,35 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
 @pytest.mark.parametrize(
     "section, changes, said",
     [
-        (TaskDataConfig, {"train": "a.csv", "text_columns": []}, "name one column, or two"),
-        (TaskDataConfig, {"train": "a.csv", "text_columns": ["a", "b", "c"]}, "name one column, or two"),
-        (TaskDataConfig, {"train": "a.csv", "validation_fraction": 1.0}, r"validation_fraction=1\.0 is no fraction"),
-        (FinetuneConfig, {"epochs": 0}, r"train\.epochs=0; give a number above zero"),
-        (FinetuneConfig, {"peak_lr": float("nan")}, r"train\.peak_lr=nan"),
-        (FinetuneConfig, {"weight_decay": 1.0}, "is no decay"),
-        (FinetuneConfig, {"max_seq_len": 3}, "leaves no room"),
-        (FinetuneRecipe, {"run_name": "a", "model": "m", "data": TaskDataConfig(train="a.csv"), "seed": -1}, "seed=-1"),
-        (FinetuneRecipe, {"run_name": "a/b", "model": "m", "data": TaskDataConfig(train="a.csv")}, "without slashes"),
+        (
+            TaskDataConfig,
+            {"train": "a.csv", "text_columns": []},
+            r"`data.text_columns` must be one column name, or two .*, got \[\]",
+        ),
+        (
+            TaskDataConfig,
+            {"train": "a.csv", "text_columns": ["a", "b", "c"]},
+            "must be one column name, or two that make pairs",
+        ),
+        (
+            TaskDataConfig,
+            {"train": "a.csv", "validation_fraction": 1.0},
+            r"`data.validation_fraction` must be in \(0, 1\), got 1\.0",
+        ),
+        (FinetuneConfig, {"epochs": 0}, r"`train\.epochs` must be at least 1, got 0"),
+        (FinetuneConfig, {"peak_lr": float("nan")}, r"`train\.peak_lr` must be a positive finite number, got nan"),
+        (FinetuneConfig, {"weight_decay": 1.0}, r"`train\.weight_decay` must be in \[0, 1\), got 1\.0"),
+        (FinetuneConfig, {"max_seq_len": 3}, r"`train\.max_seq_len` must be at least 4, got 3"),
+        (
+            FinetuneRecipe,
+            {"run_name": "a", "model": "m", "data": TaskDataConfig(train="a.csv"), "seed": -1},
+            "`seed` must be at least 0, got -1",
+        ),
+        (
+            FinetuneRecipe,
+            {"run_name": "a/b", "model": "m", "data": TaskDataConfig(train="a.csv")},
+            "file name without slashes",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(section, changes, said):

@@ -47,16 +47,16 @@ def test_the_chain_is_a_switch():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"tasks": ["wnli"]}, "glue.tasks names 'wnli'; the tasks are cola, "),
-        ({"tasks": []}, "name each task once"),
-        ({"tasks": ["rte", "rte"]}, "name each task once"),
-        ({"protocol": {"rt": ProtocolChange()}}, "glue.protocol names 'rt'"),
-        ({"protocol": {"rte": ProtocolChange(peak_lr=math.inf)}}, "peak_lr=inf; give a number above zero"),
-        ({"protocol": {"rte": ProtocolChange(weight_decay=1.0)}}, r"weight_decay=1.0 is no decay; give .* in \[0, 1\)"),
-        ({"protocol": {"rte": ProtocolChange(epochs=0)}}, "glue.protocol.rte.epochs=0; give a number above zero"),
-        ({"protocol": {"rte": ProtocolChange(num_seeds=6)}}, "there are 5 seeds"),
-        ({"max_seq_len": 3}, "glue.max_seq_len=3"),
-        ({"num_processes": 0}, "glue.num_processes=0"),
+        ({"tasks": ["wnli"]}, r"`glue.tasks` must be distinct names out of cola, .*, got \['wnli'\]"),
+        ({"tasks": []}, r"`glue.tasks` must be non-empty, got \[\]"),
+        ({"tasks": ["rte", "rte"]}, r"must be distinct names out of .*, got \['rte', 'rte'\]"),
+        ({"protocol": {"rt": ProtocolChange()}}, "`glue.protocol` must be keyed by names out of cola, .*, got 'rt'"),
+        ({"protocol": {"rte": ProtocolChange(peak_lr=math.inf)}}, "peak_lr` must be a positive finite number, got inf"),
+        ({"protocol": {"rte": ProtocolChange(weight_decay=1.0)}}, r"weight_decay` must be in \[0, 1\), got 1.0"),
+        ({"protocol": {"rte": ProtocolChange(epochs=0)}}, "`glue.protocol.rte.epochs` must be at least 1, got 0"),
+        ({"protocol": {"rte": ProtocolChange(num_seeds=6)}}, r"num_seeds` must be in \[1, 5\], got 6"),
+        ({"max_seq_len": 3}, "`glue.max_seq_len` must be at least 4, got 3"),
+        ({"num_processes": 0}, "`glue.num_processes` must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, said):
@@ -65,5 +65,5 @@ def test_what_cannot_be_is_refused(changes, said):
 
 
 def test_a_run_name_is_a_folder_name():
-    with pytest.raises(ConfigError, match="give one without slashes"):
+    with pytest.raises(ConfigError, match="`run_name` must be a file name without slashes, got 'a/b'"):
         GlueRecipe(run_name="a/b", glue=GlueConfig(model="m"))

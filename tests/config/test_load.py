@@ -203,23 +203,29 @@ def test_differences_name_each_key_with_its_old_and_new_value(recipe_file):
 @pytest.mark.parametrize(
     "addition, named",
     [
-        ("model:\n  hiden_size: 768", ["unknown key 'model.hiden_size'", "did you mean 'model.hidden_size'"]),
-        ("modle:\n  hidden_size: 768", ["unknown key 'modle'", "did you mean 'model'"]),
-        ("modle: {}", ["unknown key 'modle'", "did you mean 'model'"]),
-        ("sead: 3", ["unknown key 'sead'", "did you mean 'seed'"]),
-        ("3: seed", ["unknown key '3'"]),
-        ("model:\n  hidden_size:\n    width: 768", ["model.hidden_size={'width': 768}"]),
-        ("model:\n  hidden_size: wide", ["model.hidden_size='wide'", "Integer"]),
-        ("model:\n  hidden_size: 768.5", ["model.hidden_size=768.5", "Integer"]),
-        ("model:\n  architecture: gpt", ["model.architecture='gpt'", "mosaicbert"]),
-        ("optimizer:\n  betas: [0.9]", ["optimizer.betas=[0.9]", "2"]),
-        ("eval:\n  fill_mask: '[MASK]'", ["eval.fill_mask='[MASK]'", "list"]),
-        ("model: 3", ["model=3", "give its keys", "model.architecture"]),
-        ("model:", ["model=None", "give its keys", "leave it out"]),
-        ("model: [768]", ["model=[768]", "give its keys"]),
-        ("model:\n  num_attention_heads: 7", ["model.num_attention_heads=7", "e.g. model.num_attention_heads=6"]),
-        ("model:\n  vocab_size: 30522", ["model.vocab_size=30522", "model.vocab_size=30528"]),
-        ("seed: ${sead}", ["seed", "'sead' not found"]),
+        ("model:\n  hiden_size: 768", ["unknown key `model.hiden_size`", "Did you mean `model.hidden_size`?"]),
+        ("modle:\n  hidden_size: 768", ["unknown key `modle`", "Did you mean `model`?"]),
+        ("modle: {}", ["unknown key `modle`", "Did you mean `model`?"]),
+        ("sead: 3", ["unknown key `sead`", "Did you mean `seed`?"]),
+        ("3: seed", ["unknown key `3`"]),
+        ("model:\n  hidden_size:\n    width: 768", ["`model.hidden_size` must be an integer, got {'width': 768}."]),
+        ("model:\n  hidden_size: wide", ["`model.hidden_size` must be an integer, got 'wide'."]),
+        ("model:\n  hidden_size: 768.5", ["`model.hidden_size` must be an integer, got 768.5."]),
+        ("model:\n  architecture: gpt", ["`model.architecture` must be one of mosaicbert, bert, got 'gpt'."]),
+        ("optimizer:\n  betas: [0.9]", ["`optimizer.betas` must be a list of 2 numbers, got [0.9]."]),
+        ("eval:\n  fill_mask: '[MASK]'", ["`eval.fill_mask` must be a list of strings, got '[MASK]'."]),
+        ("model: 3", ["`model` must be a section, got 3. Set its keys, e.g. `model.architecture`"]),
+        ("model:", ["`model` must be a section, got None. Set its keys", "or remove it."]),
+        ("model: [768]", ["`model` must be a section, got [768]. Set its keys"]),
+        (
+            "model:\n  num_attention_heads: 7",
+            ["`model.num_attention_heads=7`", "Set e.g. model.num_attention_heads=6."],
+        ),
+        (
+            "model:\n  vocab_size: 30522",
+            ["`model.vocab_size` must be a multiple of 64, got 30522.", "model.vocab_size=30528"],
+        ),
+        ("seed: ${sead}", ["`seed` is invalid", "'sead' not found"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -232,28 +238,43 @@ def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, nam
 @pytest.mark.parametrize(
     "override, named",
     [
-        ("train.durations=1h", ["override", "unknown key 'train.durations'", "'train.duration'"]),
-        ("train.duration", ["'train.duration'", "section.key=value"]),
-        ("train.duration=500", ["train.duration='500'", "steps, samples, tokens, s, min or h"]),
-        ("eval.interval=often", ["eval.interval='often'", "steps, samples, tokens, s, min or h"]),
-        ("log.loggers=[paper]", ["override", "log.loggers=['paper']", "tensorboard"]),
-        ("log.loggers=tensorboard", ["override", "log.loggers='tensorboard'", "list"]),
-        ("train.compile=perhaps", ["override", "train.compile='perhaps'", "bool"]),
-        ("optimizer.name=sgd", ["override", "optimizer.name='sgd'", "muon"]),
-        ("=3", ["override", "unknown key ''"]),
-        ("train.precision=fp8", ["override", "train.precision='fp8'", "bf16"]),
-        ("train.duration=null", ["override", "train.duration=None"]),
-        ("train.micro_batch_tokens=100", ["train.micro_batch_tokens=100", "data.max_seq_len=128"]),
-        ("data.skip_invalid_documents=perhaps", ["override", "data.skip_invalid_documents='perhaps'", "bool"]),
-        ("data.source=x", ["override", "unknown key 'data.source'", "'data.sources'"]),
-        ("data.sources=x", ["override", "data.sources='x'", "data.sources.NAME.path"]),
-        ("data.sources.text=x", ["override", "data.sources.text='x'", "data.sources.text.path"]),
-        ("data.sources.text.pth=x", ["override", "'data.sources.text.pth'", "'data.sources.text.path'"]),
-        ("data.sources.more.weight=1", ["data.sources.more.path", "is missing"]),
-        ("seed=true", ["override", "seed=True", "Integer"]),
-        ("model=base", ["override", "model='base'", "give its keys"]),
+        ("train.durations=1h", ["override", "unknown key `train.durations`", "Did you mean `train.duration`?"]),
+        ("train.duration", ["An override must be section.key=value, got 'train.duration'."]),
+        ("train.duration=500", ["`train.duration` must be a positive whole number of steps", "got '500'."]),
+        ("eval.interval=often", ["`eval.interval` must be a positive whole number of steps", "got 'often'."]),
+        (
+            "log.loggers=[paper]",
+            ["override: `log.loggers` must be a list of names out of tensorboard, wandb, got ['paper']."],
+        ),
+        ("log.loggers=tensorboard", ["override: `log.loggers` must be a list of names", "got 'tensorboard'."]),
+        ("train.compile=perhaps", ["override: `train.compile` must be true or false, or null, got 'perhaps'."]),
+        (
+            "optimizer.name=sgd",
+            ["override: `optimizer.name` must be one of decoupled_adamw, stable_adamw, muon, got 'sgd'."],
+        ),
+        ("=3", ["override", "unknown key ``"]),
+        ("train.precision=fp8", ["override: `train.precision` must be one of bf16, fp32, auto, got 'fp8'."]),
+        ("train.duration=null", ["override: `train.duration` must be a string, got None."]),
+        (
+            "train.micro_batch_tokens=100",
+            ["`train.micro_batch_tokens` must be at least `data.max_seq_len=128`, got 100."],
+        ),
+        (
+            "data.skip_invalid_documents=perhaps",
+            ["`data.skip_invalid_documents` must be true or false, got 'perhaps'."],
+        ),
+        ("data.source=x", ["override", "unknown key `data.source`", "Did you mean `data.sources`?"]),
+        ("data.sources=x", ["override: `data.sources` must be a section, got 'x'.", "data.sources.NAME.path"]),
+        (
+            "data.sources.text=x",
+            ["override: `data.sources.text` must be a section, got 'x'.", "data.sources.text.path"],
+        ),
+        ("data.sources.text.pth=x", ["override: unknown key `data.sources.text.pth`", "`data.sources.text.path`?"]),
+        ("data.sources.more.weight=1", ["`data.sources.more.path` must be set."]),
+        ("seed=true", ["override: `seed` must be an integer, got True."]),
+        ("model=base", ["override: `model` must be a section, got 'base'. Set its keys"]),
         ("run_name=[a", ["run_name=[a"]),
-        ("run_name=${", ["run_name=${"]),
+        ("run_name=${", ["Overrides must have YAML values, got ['run_name=${']"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -265,12 +286,12 @@ def test_refused_override_names_what_is_wrong_in_one_line(recipe_file, override,
 @pytest.mark.parametrize("key", ["run_name", "data", "tokenizer", "train"])
 def test_missing_key_is_named(recipe_file, key):
     recipe_file.write_text(re.sub(rf"^{key}:.*\n( .*\n)?", "", RECIPE, flags=re.MULTILINE))
-    assert load_error(recipe_file) == f"{recipe_file}: key {key!r} is missing; a recipe must give it."
+    assert load_error(recipe_file) == f"{recipe_file}: `{key}` must be set. Add it to the recipe."
 
 
 def test_missing_key_of_a_section_is_named(recipe_file):
     recipe_file.write_text(RECIPE.replace("sources: {text: {path: text.jsonl}}", "max_seq_len: 128"))
-    assert load_error(recipe_file) == f"{recipe_file}: key 'data.sources' is missing; a recipe must give it."
+    assert load_error(recipe_file) == f"{recipe_file}: `data.sources` must be set. Add it to the recipe."
 
 
 @pytest.mark.parametrize(
@@ -287,19 +308,19 @@ def test_missing_key_of_a_section_is_named(recipe_file):
 )
 def test_broken_yaml_names_the_file(recipe_file, content):
     recipe_file.write_bytes(content)
-    assert load_error(recipe_file).startswith(f"{recipe_file}: not YAML: ")
+    assert load_error(recipe_file).startswith(f"{recipe_file} is not valid YAML: ")
 
 
 def test_a_list_is_no_recipe(recipe_file):
     recipe_file.write_text("- run_name: test\n")
-    assert "a recipe is a mapping of sections" in load_error(recipe_file)
+    assert "must be a mapping of sections, got a list." in load_error(recipe_file)
 
 
 def test_missing_file_is_named_with_an_example(tmp_path):
     message = load_error(tmp_path / "absent.yaml")
-    assert "absent.yaml: no such recipe" in message
+    assert "absent.yaml must be an existing YAML file" in message
     assert "recipes/quickstart.yaml" in message
 
 
 def test_a_folder_is_no_recipe(tmp_path):
-    assert "no such recipe" in load_error(tmp_path)
+    assert "must be an existing YAML file" in load_error(tmp_path)

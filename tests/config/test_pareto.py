@@ -20,27 +20,33 @@ def test_a_recipe_of_a_figure_is_read_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"runs": []}, "without runs"),
-        ({"devices": 0}, "devices=0"),
-        ({"dollars_per_device_hour": 0.0}, "dollars_per_device_hour=0.0"),
-        ({"dollars_per_device_hour": float("nan")}, "dollars_per_device_hour=nan"),
+        ({"runs": []}, r"`pareto\.series\.a\.runs` must be non-empty, got \[\]"),
+        ({"devices": 0}, r"`pareto\.series\.a\.devices` must be at least 1, got 0"),
+        ({"dollars_per_device_hour": 0.0}, "hour` must be a positive finite number, got 0.0"),
+        ({"dollars_per_device_hour": float("nan")}, "hour` must be a positive finite number, got nan"),
     ],
     ids=["no-run", "no-device", "free", "nan"],
 )
 def test_a_series_that_cannot_be_is_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
-        SeriesConfig(**({"runs": ["runs/a"]} | changes))
+        ParetoConfig(series={"a": SeriesConfig(**({"runs": ["runs/a"]} | changes))})
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"series": {}}, "pareto.series is empty"),
-        ({"series": {"a": SeriesConfig(runs=["runs/a", "./runs/a/"])}}, "runs/a twice; name each folder once"),
-        ({"series": {name: SeriesConfig(runs=["runs/a"]) for name in "ab"}}, "runs/a twice; name each folder once"),
-        ({"series": {"a": SeriesConfig(runs=["runs/a"], untrained="./runs/a")}}, "runs/a twice"),
+        ({"series": {}}, "`pareto.series` must be non-empty"),
+        (
+            {"series": {"a": SeriesConfig(runs=["runs/a", "./runs/a/"])}},
+            "`pareto.series` must be free of repeated run folders, got 'runs/a'",
+        ),
+        (
+            {"series": {name: SeriesConfig(runs=["runs/a"]) for name in "ab"}},
+            "`pareto.series` must be free of repeated run folders, got 'runs/a'",
+        ),
+        ({"series": {"a": SeriesConfig(runs=["runs/a"], untrained="./runs/a")}}, "repeated run folders, got 'runs/a'"),
         ({"tasks": ["mrcp"]}, "'mrcp'"),
-        ({"tasks": ["mrpc", "mrpc"]}, "name each task once"),
+        ({"tasks": ["mrpc", "mrpc"]}, "must be distinct names out of"),
     ],
     ids=["no-series", "twice", "twice-in-two", "trained-and-not", "unknown-task", "task-twice"],
 )

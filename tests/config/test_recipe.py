@@ -33,113 +33,222 @@ def _weighted(**weights):
 
 
 _GROWING = {"initial_batch_samples": 256, "batch_warmup_tokens": 10**9}
+
+
+def _no_duration(key, text):
+    return (
+        f"`{key}` must be a positive whole number of steps, samples or tokens, or a positive time in s, min or h, "
+        f"got {text!r}. Examples: 70_000 steps, 30min."
+    )
+
+
 IMPOSSIBLE = [
-    (ModelConfig, {"num_attention_heads": 7}, "model.num_attention_heads=7"),
-    (ModelConfig, {"hidden_size": 0}, "model.hidden_size=0"),
-    (ModelConfig, {"vocab_size": -64}, "model.vocab_size=-64"),
-    (ModelConfig, {"num_hidden_layers": 0}, "model.num_hidden_layers=0"),
-    (ModelConfig, {"hidden_dropout_prob": 1.0}, "model.hidden_dropout_prob=1.0"),
-    (ModelConfig, {"attention_probs_dropout_prob": 0.1}, "model.attention_probs_dropout_prob=0.1"),
-    (ModelConfig, {"layer_norm_eps": 0.0}, "model.layer_norm_eps=0.0"),
-    (ModelConfig, {"initializer_range": math.nan}, "model.initializer_range=nan"),
-    (ModelConfig, {"pad_token_id": 30528}, "model.pad_token_id=30528"),
-    (DataConfig, {"sources": TEXT, "max_seq_len": 2}, "data.max_seq_len=2"),
-    (DataConfig, {"sources": TEXT, "mask_rate": 0.0}, "data.mask_rate=0.0"),
-    (DataConfig, {"sources": TEXT, "validation_fraction": 1.5}, "data.validation_fraction=1.5"),
-    (DataConfig, {"sources": TEXT, "num_workers": -1}, "data.num_workers=-1"),
-    (DataConfig, {"sources": TEXT, "min_characters": 0}, "data.min_characters=0"),
-    (DataConfig, {"sources": {}}, "data.sources is empty"),
-    (DataConfig, {"sources": {"a b": SourceConfig(path="a")}}, "data.sources.a b"),
-    (DataConfig, {"sources": _weighted(a=0.0)}, "data.sources.a.weight=0.0"),
-    (DataConfig, {"sources": _weighted(a=1.0, b=math.inf)}, "data.sources.b.weight=inf"),
-    (DataConfig, {"sources": _weighted(a=1.0, b=None)}, "data.sources.b.weight is missing"),
-    (DataConfig, {"sources": _weighted(a=1.0, b=1e-5)}, "data.sources.b.weight=1e-05 is less than 1/10,000"),
-    (DataConfig, {"sources": TEXT, "num_partitions": 0}, "data.num_partitions=0"),
-    (DataConfig, {"sources": TEXT, "num_partitions": 4, "partition": 4}, "data.partition=4"),
-    (DataConfig, {"sources": TEXT, "partition": -1}, "data.partition=-1"),
-    (DataConfig, {"sources": TEXT, "final_mask_rate": 1.0}, "data.final_mask_rate=1.0"),
-    (OptimizerConfig, {"peak_lr": 0.0}, "optimizer.peak_lr=0.0"),
-    (OptimizerConfig, {"peak_lr": math.nan}, "optimizer.peak_lr=nan"),
-    (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas=(0.9, 1.0)"),
-    (OptimizerConfig, {"eps": -1e-6}, "optimizer.eps=-1e-06"),
-    (OptimizerConfig, {"weight_decay": -1.0}, "optimizer.weight_decay=-1.0"),
-    (OptimizerConfig, {"momentum": 1.0}, "optimizer.momentum=1.0"),
-    (OptimizerConfig, {"momentum": math.nan}, "optimizer.momentum=nan"),
-    (OptimizerConfig, {"decay_fraction": 1.1}, "optimizer.decay_fraction=1.1"),
+    (
+        ModelConfig,
+        {"num_attention_heads": 7},
+        "`model.hidden_size` must be a multiple of `model.num_attention_heads=7`, got 768. "
+        "Set e.g. model.num_attention_heads=6.",
+    ),
+    (ModelConfig, {"hidden_size": 0}, "`model.hidden_size` must be at least 1, got 0."),
+    (ModelConfig, {"vocab_size": -64}, "`model.vocab_size` must be at least 1, got -64."),
+    (ModelConfig, {"num_hidden_layers": 0}, "`model.num_hidden_layers` must be at least 1, got 0."),
+    (ModelConfig, {"hidden_dropout_prob": 1.0}, "`model.hidden_dropout_prob` must be in [0, 1), got 1.0."),
+    (
+        ModelConfig,
+        {"attention_probs_dropout_prob": 0.1},
+        "`model.attention_probs_dropout_prob=0.1` is not supported with `model.architecture=mosaicbert`. "
+        "Set it to 0.0: the attention kernels have no dropout.",
+    ),
+    (ModelConfig, {"layer_norm_eps": 0.0}, "`model.layer_norm_eps` must be a positive finite number, got 0.0."),
+    (
+        ModelConfig,
+        {"initializer_range": math.nan},
+        "`model.initializer_range` must be a positive finite number, got nan.",
+    ),
+    (
+        ModelConfig,
+        {"pad_token_id": 30528},
+        "`model.pad_token_id` must be less than `model.vocab_size=30528`, got 30528.",
+    ),
+    (DataConfig, {"sources": TEXT, "max_seq_len": 2}, "`data.max_seq_len` must be at least 3, got 2."),
+    (DataConfig, {"sources": TEXT, "mask_rate": 0.0}, "`data.mask_rate` must be in (0, 1), got 0.0."),
+    (
+        DataConfig,
+        {"sources": TEXT, "validation_fraction": 1.5},
+        "`data.validation_fraction` must be in (0, 1), got 1.5.",
+    ),
+    (DataConfig, {"sources": TEXT, "num_workers": -1}, "`data.num_workers` must be at least 0, got -1."),
+    (DataConfig, {"sources": TEXT, "min_characters": 0}, "`data.min_characters` must be at least 1, got 0."),
+    (
+        DataConfig,
+        {"sources": {}},
+        "`data.sources` must be non-empty, got {}. Name a source, e.g. data.sources.text.path=texts.jsonl.",
+    ),
+    (
+        DataConfig,
+        {"sources": {"a b": SourceConfig(path="a")}},
+        "`data.sources` must be named with letters, digits, - and _, got 'a b'.",
+    ),
+    (DataConfig, {"sources": _weighted(a=0.0)}, "`data.sources.a.weight` must be a positive finite number, got 0.0."),
+    (
+        DataConfig,
+        {"sources": _weighted(a=1.0, b=math.inf)},
+        "`data.sources.b.weight` must be a positive finite number, got inf.",
+    ),
+    (
+        DataConfig,
+        {"sources": _weighted(a=1.0, b=None)},
+        "`data.sources.b.weight` must be set for all sources or for none, got None.",
+    ),
+    (
+        DataConfig,
+        {"sources": _weighted(a=1.0, b=1e-5)},
+        "`data.sources.b.weight` must be at least 1/10,000 of the sum of all weights, got 1e-05. "
+        "Raise it, or remove the source.",
+    ),
+    (DataConfig, {"sources": TEXT, "num_partitions": 0}, "`data.num_partitions` must be at least 1, got 0."),
+    (
+        DataConfig,
+        {"sources": TEXT, "num_partitions": 4, "partition": 4},
+        "`data.partition` must be less than `data.num_partitions=4`, got 4.",
+    ),
+    (DataConfig, {"sources": TEXT, "partition": -1}, "`data.partition` must be at least 0, got -1."),
+    (DataConfig, {"sources": TEXT, "final_mask_rate": 1.0}, "`data.final_mask_rate` must be in (0, 1), got 1.0."),
+    (OptimizerConfig, {"peak_lr": 0.0}, "`optimizer.peak_lr` must be a positive finite number, got 0.0."),
+    (OptimizerConfig, {"peak_lr": math.nan}, "`optimizer.peak_lr` must be a positive finite number, got nan."),
+    (OptimizerConfig, {"betas": (0.9, 1.0)}, "`optimizer.betas` must be numbers in [0, 1), got (0.9, 1.0)."),
+    (OptimizerConfig, {"eps": -1e-6}, "`optimizer.eps` must be a positive finite number, got -1e-06."),
+    (OptimizerConfig, {"weight_decay": -1.0}, "`optimizer.weight_decay` must be in [0, 1), got -1.0."),
+    (OptimizerConfig, {"momentum": 1.0}, "`optimizer.momentum` must be in [0, 1), got 1.0."),
+    (OptimizerConfig, {"momentum": math.nan}, "`optimizer.momentum` must be in [0, 1), got nan."),
+    (OptimizerConfig, {"decay_fraction": 1.1}, "`optimizer.decay_fraction` must be in [0, 1], got 1.1."),
     (
         OptimizerConfig,
         {"schedule": "warmup_stable_decay", "warmup_fraction": 0.5, "decay_fraction": 0.6},
-        "optimizer.warmup_fraction=0.5 and optimizer.decay_fraction=0.6",
+        "`optimizer.decay_fraction` must be at most 1 - `optimizer.warmup_fraction=0.5`, got 0.6.",
     ),
-    (OptimizerConfig, {"warmup_fraction": 1.1}, "optimizer.warmup_fraction=1.1"),
-    (OptimizerConfig, {"final_lr_fraction": -0.1}, "optimizer.final_lr_fraction=-0.1"),
-    (TrainConfig, {"duration": "4095 samples"}, "train.duration='4095 samples'"),
-    (TrainConfig, {"duration": "255 samples", **_GROWING}, "train.duration='255 samples'"),
-    (TrainConfig, {"duration": "70_000"}, "train.duration='70_000'"),
-    (TrainConfig, {"duration": "1 steps", "global_batch_samples": 0}, "train.global_batch_samples=0"),
-    (TrainConfig, {"duration": "1 steps", "micro_batch_tokens": 0}, "train.micro_batch_tokens=0"),
-    (TrainConfig, {"duration": "1 steps", "num_processes": 0}, "train.num_processes=0"),
-    (TrainConfig, {"duration": "1 steps", "num_processes": 4097}, "train.num_processes=4097"),
-    (TrainConfig, {"duration": "1 steps", "num_processes": 257, **_GROWING}, "train.num_processes=257"),
-    (TrainConfig, {"duration": "1 steps", "initial_batch_samples": 256}, "train.batch_warmup_tokens=None"),
-    (TrainConfig, {"duration": "1 steps", "batch_warmup_tokens": 10**9}, "train.initial_batch_samples=None"),
+    (OptimizerConfig, {"warmup_fraction": 1.1}, "`optimizer.warmup_fraction` must be in [0, 1], got 1.1."),
+    (OptimizerConfig, {"final_lr_fraction": -0.1}, "`optimizer.final_lr_fraction` must be in [0, 1], got -0.1."),
+    (
+        TrainConfig,
+        {"duration": "4095 samples"},
+        "`train.duration` must be at least one step of 4096 samples, got '4095 samples'.",
+    ),
+    (
+        TrainConfig,
+        {"duration": "255 samples", **_GROWING},
+        "`train.duration` must be at least one step of 256 samples, got '255 samples'.",
+    ),
+    (TrainConfig, {"duration": "70_000"}, _no_duration("train.duration", "70_000")),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "global_batch_samples": 0},
+        "`train.global_batch_samples` must be at least 1, got 0.",
+    ),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "micro_batch_tokens": 0},
+        "`train.micro_batch_tokens` must be at least 1, got 0.",
+    ),
+    (TrainConfig, {"duration": "1 steps", "num_processes": 0}, "`train.num_processes` must be at least 1, got 0."),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "num_processes": 4097},
+        "`train.num_processes` must be at most 4096, the samples of the smallest step, got 4097. "
+        "Raise `train.global_batch_samples` or `train.initial_batch_samples`.",
+    ),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "num_processes": 257, **_GROWING},
+        "`train.num_processes` must be at most 256, the samples of the smallest step, got 257. "
+        "Raise `train.global_batch_samples` or `train.initial_batch_samples`.",
+    ),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "initial_batch_samples": 256},
+        "`train.batch_warmup_tokens` must be set with `train.initial_batch_samples=256`, got None.",
+    ),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "batch_warmup_tokens": 10**9},
+        "`train.initial_batch_samples` must be set with `train.batch_warmup_tokens=1000000000`, got None.",
+    ),
     (
         TrainConfig,
         {"duration": "1 steps", **_GROWING, "initial_batch_samples": 0},
-        "train.initial_batch_samples=0",
+        "`train.initial_batch_samples` must be at least 1, got 0.",
     ),
-    (TrainConfig, {"duration": "1 steps", **_GROWING, "batch_warmup_tokens": 0}, "train.batch_warmup_tokens=0"),
+    (
+        TrainConfig,
+        {"duration": "1 steps", **_GROWING, "batch_warmup_tokens": 0},
+        "`train.batch_warmup_tokens` must be at least 1, got 0.",
+    ),
     (
         TrainConfig,
         {"duration": "1 steps", **_GROWING, "initial_batch_samples": 4097},
-        "train.initial_batch_samples=4097",
+        "`train.initial_batch_samples` must be at most `train.global_batch_samples=4096`, got 4097.",
     ),
-    (CheckpointConfig, {"interval": "0 steps"}, "checkpoint.interval='0 steps'"),
-    (CheckpointConfig, {"keep_last": 0}, "checkpoint.keep_last=0"),
-    (CheckpointConfig, {"keep_every": 0}, "checkpoint.keep_every=0"),
-    (FaultConfig, {"spike_deviations": 0.0}, "faults.spike_deviations=0.0"),
-    (FaultConfig, {"spike_deviations": math.nan}, "faults.spike_deviations=nan"),
-    (FaultConfig, {"window_steps": 7}, "faults.window_steps=7"),
-    (FaultConfig, {"max_skipped_steps": 0}, "faults.max_skipped_steps=0"),
-    (FaultConfig, {"max_rollbacks": -1}, "faults.max_rollbacks=-1"),
-    (LogConfig, {"interval_steps": 0}, "log.interval_steps=0"),
-    (EvalConfig, {"mask_rate": 1.0}, "eval.mask_rate=1.0"),
-    (EvalConfig, {"interval": "0 steps"}, "eval.interval='0 steps'"),
-    (EvalConfig, {"max_samples": 0}, "eval.max_samples=0"),
-    (EvalConfig, {"fill_mask": ["no mask"]}, "'no mask'"),
-    (EvalConfig, {"fill_mask": ["[MASK] and [MASK]"]}, "'[MASK] and [MASK]'"),
+    (CheckpointConfig, {"interval": "0 steps"}, _no_duration("checkpoint.interval", "0 steps")),
+    (CheckpointConfig, {"keep_last": 0}, "`checkpoint.keep_last` must be at least 1, got 0."),
+    (CheckpointConfig, {"keep_every": 0}, "`checkpoint.keep_every` must be at least 1, got 0."),
+    (FaultConfig, {"spike_deviations": 0.0}, "`faults.spike_deviations` must be a positive finite number, got 0.0."),
+    (
+        FaultConfig,
+        {"spike_deviations": math.nan},
+        "`faults.spike_deviations` must be a positive finite number, got nan.",
+    ),
+    (FaultConfig, {"window_steps": 7}, "`faults.window_steps` must be at least 8, got 7."),
+    (FaultConfig, {"max_skipped_steps": 0}, "`faults.max_skipped_steps` must be at least 1, got 0."),
+    (FaultConfig, {"max_rollbacks": -1}, "`faults.max_rollbacks` must be at least 0, got -1."),
+    (LogConfig, {"interval_steps": 0}, "`log.interval_steps` must be at least 1, got 0."),
+    (EvalConfig, {"mask_rate": 1.0}, "`eval.mask_rate` must be in (0, 1), got 1.0."),
+    (EvalConfig, {"interval": "0 steps"}, _no_duration("eval.interval", "0 steps")),
+    (EvalConfig, {"max_samples": 0}, "`eval.max_samples` must be at least 1, got 0."),
+    (
+        EvalConfig,
+        {"fill_mask": ["no mask"]},
+        "`eval.fill_mask` must be sentences with one [MASK] each, got ['no mask'].",
+    ),
+    (
+        EvalConfig,
+        {"fill_mask": ["[MASK] and [MASK]"]},
+        "`eval.fill_mask` must be sentences with one [MASK] each, got ['[MASK] and [MASK]'].",
+    ),
 ]
 
 
-@pytest.mark.parametrize("section, fields, named", IMPOSSIBLE, ids=[named for _, _, named in IMPOSSIBLE])
-def test_impossible_value_is_named_with_a_remedy_in_one_line(section, fields, named):
+@pytest.mark.parametrize("section, fields, message", IMPOSSIBLE, ids=[message for _, _, message in IMPOSSIBLE])
+def test_an_invalid_value_is_named_with_its_rule(section, fields, message):
     with pytest.raises(ConfigError) as raised:
         section(**fields)
-    message = str(raised.value)
-    assert named in message
-    assert "; " in message, "no remedy"
-    assert "\n" not in message
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize(
-    "change, names",
+    "change, message",
     [
         (
             {"data": DataConfig(sources=TEXT, max_seq_len=16385)},
-            ["train.micro_batch_tokens=16384", "data.max_seq_len=16385"],
+            "`train.micro_batch_tokens` must be at least `data.max_seq_len=16385`, got 16384.",
         ),
-        ({"model": ModelConfig(vocab_size=30522)}, ["model.vocab_size=30522", "model.vocab_size=30528"]),
-        ({"run_name": "runs/one"}, ["run_name='runs/one'"]),
-        ({"run_name": ".."}, ["run_name='..'"]),
-        ({"run_name": ""}, ["run_name=''"]),
-        ({"seed": 2**31}, ["seed=2147483648"]),
+        (
+            {"model": ModelConfig(vocab_size=30522)},
+            "`model.vocab_size` must be a multiple of 64, got 30522. "
+            "Set model.vocab_size=30528: the additional ids are never used.",
+        ),
+        ({"run_name": "runs/one"}, "`run_name` must be a file name without slashes, got 'runs/one'."),
+        ({"run_name": ".."}, "`run_name` must be a file name without slashes, got '..'."),
+        ({"run_name": ""}, "`run_name` must be a file name without slashes, got ''."),
+        ({"seed": 2**31}, "`seed` must be in [0, 2147483647], got 2147483648."),
         (
             {"data": DataConfig(sources=TEXT, final_mask_rate=0.15), "train": TrainConfig(duration="30min")},
-            ["data.final_mask_rate=0.15", "train.duration='30min'"],
+            "`data.final_mask_rate=0.15` is not supported with `train.duration=30min`. "
+            "Set the duration in steps, samples or tokens, which determine the last step.",
         ),
         (
             {"optimizer": OptimizerConfig(name="muon"), "train": TrainConfig(duration="1 steps", sharding="fsdp")},
-            ["optimizer.name=muon", "train.sharding=fsdp"],
+            "`optimizer.name=muon` is not supported with `train.sharding=fsdp`. "
+            "Set optimizer.name=decoupled_adamw or train.sharding=ddp.",
         ),
     ],
     ids=[
@@ -150,16 +259,13 @@ def test_impossible_value_is_named_with_a_remedy_in_one_line(section, fields, na
         "empty",
         "seed",
         "last-step-unknown",
-        "muon-of-pieces",
+        "muon-of-shards",
     ],
 )
-def test_sections_that_do_not_fit_together_are_named_with_a_remedy_in_one_line(change, names):
+def test_sections_that_conflict_are_named_with_the_rule(change, message):
     with pytest.raises(ConfigError) as raised:
         replace(RECIPE, **change)
-    message = str(raised.value)
-    assert all(name in message for name in names)
-    assert "; " in message, "no remedy"
-    assert "\n" not in message
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("width, heads, suggested", [(768, 7, 6), (768, 11, 12), (1024, 1025, 1024)])
