@@ -1,4 +1,4 @@
-"""torch.compile of the training step, for shapes that stand still."""
+"""torch.compile and CUDA graphs of the training step."""
 
 import importlib.util
 import shutil
@@ -10,108 +10,127 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.config import ConfigError, ModelConfig, TrainConfig
 from mosaicbert.model.factory import describe_attention
 from mosaicbert.model.modeling import MosaicBertForMaskedLM
-from mosaicbert.train.device import choose_precision
 
-# A run has two to seven shapes, more while its batch grows; a layer has two graphs for each, since the last one keeps
-# only some tokens. PyTorch's limit of 8 would leave later shapes uncompiled, without a word.
-_MOST_GRAPHS = 128
+# A run has two to seven shapes, more while its batch grows. A layer has two graphs for each, since the last layer keeps
+# only some tokens. PyTorch's limit of 8 would silently leave later shapes uncompiled.
+_MAX_NUM_GRAPHS = 128
 
-GRAPHED_ATTENTION = "triton"  # the rung that a CUDA graph can hold: the others look at the documents' lengths
+CUDA_GRAPH_ATTENTION = "triton"  # the only attention backend that a CUDA graph supports: others read the lengths
 
 
 @dataclass(frozen=True)
-class Compilation:
-    """What of a training step is compiled, and why."""
+class CompileChoice:
+    """Parts of a training step that are compiled.
 
-    is_on: bool
-    has_graphs: bool
+    Attributes:
+        is_enabled: Whether torch.compile is used.
+        uses_cuda_graphs: Whether the step is launched as CUDA graphs.
+        reason: Reason in words.
+    """
+
+    is_enabled: bool
+    uses_cuda_graphs: bool
     reason: str
 
     def __str__(self) -> str:
-        return f"torch.compile: {'on' if self.is_on else 'off'}{', CUDA graphs' * self.has_graphs} ({self.reason})"
+        state = f"{'on' if self.is_enabled else 'off'}{', CUDA graphs' * self.uses_cuda_graphs}"
+        return f"torch.compile: {state} ({self.reason})"
+
+    @property
+    def attention_backend(self) -> str:
+        """Attention backend that the choice requires, or "auto"."""
+        return CUDA_GRAPH_ATTENTION if self.uses_cuda_graphs else "auto"
 
 
-def choose_compilation(recipe: Recipe) -> Compilation:
-    """Whether the step is compiled, and whether it is launched as CUDA graphs.
-
-    Raises:
-        ConfigError: it is asked for where shapes never stand still; CUDA graphs are asked for without what they need.
-    """
-    asked, has_graphs = recipe.train.compile, recipe.train.cuda_graphs
-    if has_graphs:
-        _require_graphs_possible(recipe)
-    if recipe.model.architecture == "bert":
-        if asked:
-            raise ConfigError(
-                "train.compile=true with model.architecture=bert: it pads every micro-batch to another length, "
-                "and would be compiled for each; set train.compile=false."
-            )
-        return Compilation(False, False, "padded lengths never stand still")
-    if asked is not None:
-        return Compilation(asked, has_graphs, "as the recipe says")
-    if not torch.cuda.is_available():
-        return Compilation(False, False, "a processor gains nothing by it")
-    if importlib.util.find_spec("triton") is None:
-        return Compilation(False, False, "triton is not installed")
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return Compilation(False, False, "there is no C compiler, which triton needs")
-    return Compilation(True, False, "the default on a GPU")
-
-
-def _require_graphs_possible(recipe: Recipe) -> None:
-    if not recipe.train.compile:
-        raise ConfigError("train.cuda_graphs=true without train.compile=true: the compiler makes the graphs; set both.")
-    if recipe.train.sharding != "ddp":
-        raise ConfigError(
-            f"train.cuda_graphs=true with train.sharding={recipe.train.sharding}: weights that come and go have no "
-            "place that a graph could remember; set train.sharding=ddp."
-        )
-    if not torch.cuda.is_available():
-        raise ConfigError("train.cuda_graphs=true, but there is no GPU here; set train.cuda_graphs=false.")
-    try:
-        describe_attention(recipe.model, "cuda", choose_precision(recipe.train.precision)[0], GRAPHED_ATTENTION)
-    except RuntimeError as error:
-        raise ConfigError(f"train.cuda_graphs=true: {error}; set train.cuda_graphs=false.") from error
-
-
-def compile_model(model: PreTrainedModel, *, graphs: bool = False) -> None:
-    """Compiles what a step of pretraining runs, in place; names of weights stay as they are.
-
-    By itself each layer, so that one compilation serves all of them: a run has several shapes, and a whole encoder
-    would be compiled for each. As CUDA graphs everything from the embeddings to the loss, so that a micro-batch is few
-    launches: it pays where a model is so small that its kernels end before the next ones are launched.
-
-    Embeddings stay as they are: the compiler adds up their gradients with atomics, in another order each time.
+def choose_compilation(model: ModelConfig, train: TrainConfig, precision: torch.dtype) -> CompileChoice:
+    """Choose whether the step is compiled, and whether it is launched as CUDA graphs.
 
     Args:
-        model: ours.
-        graphs: launch as CUDA graphs. Gradients must then stay where they are: zero them, do not drop them.
+        model: Model section of the recipe.
+        train: Train section of the recipe.
+        precision: dtype of matrix products.
+
+    Raises:
+        ConfigError: If the recipe enables compilation for padded batches, or CUDA graphs without what they require.
+    """
+    if train.cuda_graphs:
+        _check_cuda_graphs(model, train, precision)
+    if model.architecture == "bert":
+        if train.compile:
+            raise ConfigError(
+                "`train.compile=true` is not supported with `model.architecture=bert`, whose padded micro-batches all "
+                "have different shapes. Set `train.compile=false`."
+            )
+        return CompileChoice(False, False, "padded shapes differ from step to step")
+    if train.compile is not None:
+        return CompileChoice(train.compile, train.cuda_graphs, "set in the recipe")
+    if not torch.cuda.is_available():
+        return CompileChoice(False, False, "not faster on a CPU")
+    if importlib.util.find_spec("triton") is None:
+        return CompileChoice(False, False, "triton is not installed")
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return CompileChoice(False, False, "triton requires a C compiler, and none is installed")
+    return CompileChoice(True, False, "default on a GPU")
+
+
+def _check_cuda_graphs(model: ModelConfig, train: TrainConfig, precision: torch.dtype) -> None:
+    if not train.compile:
+        raise ConfigError(
+            "`train.cuda_graphs=true` is not supported without `train.compile=true`. Set both: the compiler makes the "
+            "graphs."
+        )
+    if train.sharding != "ddp":
+        raise ConfigError(
+            f"`train.cuda_graphs=true` is not supported with `train.sharding={train.sharding}`, which moves weights in "
+            "memory. Set `train.sharding=ddp`."
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError("`train.cuda_graphs` must be false without a GPU, got true.")
+    try:
+        describe_attention(model, "cuda", precision, CUDA_GRAPH_ATTENTION)
+    except RuntimeError as error:
+        raise ConfigError(f"`train.cuda_graphs` must be false, got true: {error}") from error
+
+
+def compile_model(model: PreTrainedModel, *, cuda_graphs: bool = False) -> None:
+    """Compile the modules of a pretraining step, in place. Names of weights do not change.
+
+    Each layer is compiled separately, so that one compilation serves all of them: a run has several shapes, and a whole
+    encoder would be compiled for each. With CUDA graphs everything from the embeddings to the loss is one graph, so
+    that a micro-batch is few launches: faster for models whose kernels finish sooner than the next is launched.
+
+    Embeddings are not compiled: the compiler accumulates their gradients with atomics, in a different order each time.
+
+    Args:
+        model: MosaicBERT for masked language modeling.
+        cuda_graphs: Whether to launch as CUDA graphs. Gradients must then keep their memory: zero them, do not drop
+            them.
     """
     assert isinstance(model, MosaicBertForMaskedLM)
-    torch._dynamo.config.recompile_limit = _MOST_GRAPHS
-    if graphs:
-        model.set_attn_implementation(GRAPHED_ATTENTION)
-        setattr(model, "embedded_loss", _graphed(model.embedded_loss))  # noqa: B010
+    torch._dynamo.config.recompile_limit = _MAX_NUM_GRAPHS
+    if cuda_graphs:
+        model.set_attn_implementation(CUDA_GRAPH_ATTENTION)
+        setattr(model, "embedded_loss", _with_cuda_graphs(model.embedded_loss))  # noqa: B010
         return
     for module in (*model.model.layers, model.head):
         module.compile(dynamic=False)
 
 
-def _graphed(plain: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    compiled: Any = torch.compile(plain, dynamic=False, fullgraph=True, mode="reduce-overhead")
+def _with_cuda_graphs(eager: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    compiled: Any = torch.compile(eager, dynamic=False, fullgraph=True, mode="reduce-overhead")
     is_warm = False
 
     def embedded_loss(embedded: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         nonlocal is_warm
         if not is_warm:
-            # Kernels are compiled and tried out in their first call, which a graph that is being captured forbids.
+            # The first call of a kernel compiles and autotunes it, which is not possible while a graph is captured.
             devices = [embedded.device] if embedded.is_cuda else []
             with torch.random.fork_rng(devices), torch.enable_grad():
-                toy = embedded.detach().requires_grad_()
-                torch.autograd.grad(plain(toy, *rest)[0], toy)
+                probe_input = embedded.detach().requires_grad_()
+                torch.autograd.grad(eager(probe_input, *rest)[0], probe_input)
             is_warm = True
         torch.compiler.cudagraph_mark_step_begin()
         return compiled(embedded, *rest)

@@ -5,8 +5,11 @@ that will not be fixed there; to replace Composer is to replace this module.
 """
 
 import atexit
+import gc
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from composer import (
     Callback,
     ComposerModel,
@@ -27,6 +30,7 @@ from composer.loggers import WandBLogger as _WandBLogger
 from composer.metrics import LanguageCrossEntropy, MaskedAccuracy
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
+from torch.distributed.checkpoint import state_dict
 
 __all__ = [
     "Callback",
@@ -48,7 +52,7 @@ __all__ = [
     "WandBLogger",
     "dist",
     "get_precision_context",
-    "release_engine",
+    "release_memory",
 ]
 
 
@@ -64,6 +68,12 @@ class WandBLogger(_WandBLogger):
             atexit.register(self._set_is_in_atexit)
 
 
-def release_engine() -> None:
-    """Unregister Composer's exit handler, which keeps a reference to every model that was trained in this process."""
+def release_memory() -> None:
+    """Free the memory of a closed trainer, whose model Composer and PyTorch reference until the process ends."""
     atexit.unregister(Engine._close)
+    clear_names: Callable[[], None] | None = getattr(state_dict._get_fqns, "cache_clear", None)
+    if clear_names is not None:
+        clear_names()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What Composer sees: a ComposerModel that learns to predict masked tokens, and a DataSpec that counts them."""
+"""Composer model wrapper for masked language modeling, and the specification of its data."""
 
 import contextlib
 from dataclasses import replace
@@ -16,12 +16,12 @@ from mosaicbert.model.modeling import MosaicBertForMaskedLM
 from mosaicbert.train.composer import ComposerModel, DataSpec, LanguageCrossEntropy, MaskedAccuracy
 
 
-class MaskedLmTrainee(ComposerModel):
-    """A model with a masked-language-modelling head, as Composer trains it: MicroBatch in, loss out.
+class MaskedLmComposerModel(ComposerModel):
+    """Composer model wrapper around a model with a masked language modeling head.
 
     Args:
-        model: ours, or a padded one of Hugging Face.
-        cpu_autocast: dtype of matrix products on the CPU, where Composer itself offers only fp32.
+        model: MosaicBERT, or a Hugging Face model that takes padded batches.
+        cpu_autocast: dtype of matrix products on the CPU, where Composer itself supports only fp32.
     """
 
     def __init__(self, model: PreTrainedModel, cpu_autocast: torch.dtype) -> None:
@@ -30,11 +30,11 @@ class MaskedLmTrainee(ComposerModel):
         self.cpu_autocast = cpu_autocast
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The losses of the masked tokens, and how many of them were right.
+        """Compute the summed loss of the masked tokens, and the number of correct predictions, () each.
 
-        Both are sums, not means: the step divides by the masked tokens of the global batch.
+        Both are sums, not means: the training step divides by the masked tokens of the global batch.
         """
-        with self._precision(batch):
+        with self._autocast(batch):
             if isinstance(self.model, MosaicBertForMaskedLM):
                 return self.model.masked_lm_loss(batch)
             logits = _predict_padded(self.model, batch)
@@ -45,10 +45,10 @@ class MaskedLmTrainee(ComposerModel):
         return outputs[0]
 
     def eval_forward(self, batch: MicroBatch, outputs: Tensor | None = None) -> Tensor:
-        """Logits (M, V)."""
+        """Compute the logits of the masked tokens, (M, V)."""
         if outputs is not None:
             return outputs
-        with self._precision(batch):
+        with self._autocast(batch):
             if isinstance(self.model, MosaicBertForMaskedLM):
                 return self.model.predict(batch)
             return _predict_padded(self.model, batch)
@@ -60,31 +60,31 @@ class MaskedLmTrainee(ComposerModel):
         if batch.num_masked:
             metric.update(outputs.float(), batch.labels)
 
-    def _precision(self, batch: MicroBatch) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self, batch: MicroBatch) -> contextlib.AbstractContextManager[Any]:
         if batch.input_ids.is_cuda or self.cpu_autocast == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast("cpu", self.cpu_autocast)
 
 
 def _predict_padded(model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-    if not batch.num_sequences:  # nothing but filler, of which the first document has to do
+    if not batch.num_sequences:  # only padding, whose first document is used as a sequence
         batch = replace(batch, num_sequences=1, num_tokens=int(batch.cu_seqlens[1]))
     padded = batch.padded(model.config.pad_token_id)
     logits = model(padded["input_ids"], attention_mask=padded["attention_mask"]).logits  # (B, S, V)
-    at_tokens = logits[padded["attention_mask"].bool()]  # (num_tokens, V)
-    return at_tokens[batch.masked_indices]  # filler points at the first token, and has no label
+    logits = logits[padded["attention_mask"].bool()]  # (num_tokens, V)
+    return logits[batch.masked_indices]  # padding has index 0, and no label
 
 
-def data_spec(loader: DataLoader[StepBatch], device: str) -> DataSpec:
-    """Tells Composer that an item is a step of micro-batches, and how many samples and tokens all ranks have in it.
+def data_spec(loader: DataLoader[StepBatch], device_type: str) -> DataSpec:
+    """Describe a data loader to Composer: an item is a step of micro-batches, with the counts of all ranks.
 
     Args:
-        loader: gives items on the CPU.
-        device: to move each micro-batch to; Composer itself moves only plain tensors, mappings and sequences.
+        loader: Loader of steps on the CPU.
+        device_type: Device to move each micro-batch to; Composer itself moves only tensors, mappings and sequences.
     """
     return DataSpec(
         loader,
-        microbatch_transforms=lambda batch: batch.to(device, non_blocking=True),
+        microbatch_transforms=lambda batch: batch.to(device_type, non_blocking=True),
         split_batch=lambda step, _size: step.micro_batches,
         get_num_samples_in_batch=lambda step: step.global_samples,
         get_num_tokens_in_batch=lambda step: step.global_tokens,

@@ -1,64 +1,67 @@
-"""The device that a process trains on: its precision, its peak, its threads and its memory."""
+"""Device of a process: precision, peak FLOP/s, CPU threads. Imports no Composer."""
 
-import gc
-import os
 import time
-from collections.abc import Callable
 
 import torch
-from torch.distributed.checkpoint import state_dict
 
 from mosaicbert.config import ConfigError
 from mosaicbert.estimate import ACCELERATORS
-from mosaicbert.train.composer import release_engine
+from mosaicbert.processes import count_cpus
 
-_PEAK_SECONDS = 0.5  # the best product in this time, so that what else the machine does counts little
+_PEAK_SECONDS = 0.5  # the fastest product within this time, to reduce the influence of other processes
+_AS_CONFIGURED = "set in the recipe"
 
 
-def choose_precision(asked: str, key: str = "train.precision") -> tuple[torch.dtype, str]:
-    """The dtype of matrix products, and why.
+def choose_precision(precision: str, key: str = "train.precision") -> tuple[torch.dtype, str]:
+    """Choose the dtype of matrix products.
 
     Args:
-        asked: "bf16", "fp32" or "auto".
-        key: of the recipe that asks.
+        precision: "bf16", "fp32" or "auto".
+        key: Recipe key of the value, for the error message.
+
+    Returns:
+        The dtype, and the reason in words.
 
     Raises:
-        ConfigError: bf16 is asked for on a GPU that cannot do it.
+        ConfigError: If bf16 is set and the GPU does not support it.
     """
-    if asked == "fp32":
-        return torch.float32, "as the recipe says"
+    if precision == "fp32":
+        return torch.float32, _AS_CONFIGURED
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, "as the recipe says" if asked == "bf16" else "the GPU has bf16"
-        if asked == "bf16":
+            return torch.bfloat16, _AS_CONFIGURED if precision == "bf16" else "the GPU supports bf16"
+        if precision == "bf16":
             name = torch.cuda.get_device_name()
-            raise ConfigError(f"{key}=bf16, but {name} has no bf16; set {key}=fp32.")
-        return torch.float32, "the GPU has no bf16"
-    if asked == "bf16":
-        return torch.bfloat16, "as the recipe says"
-    # Without matrix units (AMX), processors multiply bf16 no faster than fp32.
+            raise ConfigError(f"`{key}` must be fp32 on a GPU without bf16 support, got bf16 on {name}.")
+        return torch.float32, "the GPU does not support bf16"
+    if precision == "bf16":
+        return torch.bfloat16, _AS_CONFIGURED
+    # Without matrix units (AMX), CPUs multiply bf16 no faster than fp32.
     if torch.cpu._is_amx_tile_supported():
-        return torch.bfloat16, "this processor has AMX"
-    return torch.float32, "this processor has no AMX, so bf16 would not be faster"
+        return torch.bfloat16, "this CPU has AMX"
+    return torch.float32, "this CPU does not have AMX, so bf16 would not be faster"
 
 
 def peak_flops(dtype: torch.dtype) -> tuple[float, str]:
-    """What one process' device can reach at most, in FLOP/s, and where the number comes from.
+    """Return the peak of one process's device in FLOP/s, and the source of the number.
 
-    GPUs: the dense bf16 peak of the data sheet, whatever the dtype. CPUs: a large matrix product, measured now.
+    GPUs: dense bf16 peak of the data sheet, for any dtype. CPUs: a large matrix product, measured when called.
+
+    Args:
+        dtype: dtype of the matrix product to measure.
     """
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         for accelerator in ACCELERATORS:
             if accelerator.name in name:
                 return accelerator.peak_flops, f"data sheet of {accelerator.name}"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _measure_matmul(device, dtype), "measured, a 1024 x 1024 x 1024 matrix product"
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    return _measure_matmul(device_type, dtype), "measured with a 1024 x 1024 x 1024 matrix product"
 
 
-def _measure_matmul(device: str, dtype: torch.dtype) -> float:
+def _measure_matmul(device_type: str, dtype: torch.dtype) -> float:
     size = 1024
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device_type, dtype=dtype) for _ in range(2))
     best = float("inf")
     end = time.perf_counter() + _PEAK_SECONDS
     while time.perf_counter() < end:
@@ -70,17 +73,9 @@ def _measure_matmul(device: str, dtype: torch.dtype) -> float:
 
 
 def limit_cpu_threads(local_world_size: int) -> None:
-    """Gives each process its share of the cores; threads of several processes on one core only wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // local_world_size))
+    """Divide the CPUs among the processes of this machine; more threads than CPUs slow all of them down.
 
-
-def release_memory() -> None:
-    """Lets go of a trainer that is over: Composer and PyTorch keep hold of its model until the process ends."""
-    release_engine()
-    clear_names: Callable[[], None] | None = getattr(state_dict._get_fqns, "cache_clear", None)
-    if clear_names is not None:
-        clear_names()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    Args:
+        local_world_size: Number of processes on this machine.
+    """
+    torch.set_num_threads(max(1, count_cpus() // local_world_size))

@@ -1,4 +1,4 @@
-"""Several devices: a model that is copied to all of them, or shared out among them, and its state as one."""
+"""Data parallelism: replicated (DDP) and sharded (FSDP2) models, and their full state."""
 
 import contextlib
 from typing import Any
@@ -22,24 +22,26 @@ from mosaicbert.model.layers import Layer
 from mosaicbert.train.composer import FSDP2Config, dist
 
 
-def sharding_config(model: PreTrainedModel) -> dict[str, Any]:
-    """What Composer's `parallelism_config` is, to share each layer's weights out among the ranks (FSDP2).
+def fsdp_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return Composer's `parallelism_config` that shards each layer over the ranks (FSDP2), and mark the layers.
 
-    Embeddings, head and decoder stay together, since two of them are one tensor. Weights and gradients travel in fp32,
-    so that the numbers are those of `ddp`.
+    Embeddings, head and decoder form one unit, since two of them share a tensor. Weights and gradients are communicated
+    in fp32, so that the results are those of `ddp`.
 
     Args:
-        model: which is told what its layers are.
+        model: Model to shard. It gets an attribute that Composer looks for.
     """
-    # Composer asks the module inside its own for this.
     setattr(model, "fsdp_wrap_fn", lambda module: isinstance(module, (Layer, BertLayer)))  # noqa: B010
     return {"fsdp": FSDP2Config(mixed_precision="FULL", state_dict_type="full")}
 
 
-def prepare_sharded(model: nn.Module) -> None:
-    """Makes the gradients of a model that Composer has shared out sums over the ranks, like those of `gradient_scale`.
+def configure_sharded(model: nn.Module) -> None:
+    """Configure a model that Composer has sharded: gradients are sums over the ranks, as `gradient_scale` assumes.
 
-    By default they are means; but gloo, asked for a mean or for a scaled sum, refuses or silently gives a plain sum.
+    By default they are means. But gloo raises an error for a mean or a scaled sum, or silently computes a plain sum.
+
+    Args:
+        model: Model inside of the Composer model wrapper.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -55,12 +57,17 @@ def prepare_sharded(model: nn.Module) -> None:
 
 
 def gradient_scale(model: nn.Module) -> float:
-    """What a rank's loss is multiplied by, so that the gradient is that of the sum over the ranks."""
+    """Return the factor of a rank's loss for which the reduced gradient is that of the sum over the ranks."""
     return 1.0 if _is_sharded(model) else float(dist.get_world_size())
 
 
-def delay_exchange(model: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
-    """Within it, a backward pass exchanges gradients with the other ranks only if the micro-batch is a step's last."""
+def defer_all_reduce(model: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[None]:
+    """Defer the reduction of gradients over the ranks to the last micro-batch of a step, in a `with` block.
+
+    Args:
+        model: Model that is trained.
+        is_last: Whether the micro-batch is the last of its step.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_gradient_sync(is_last, recurse=False)
@@ -70,7 +77,7 @@ def delay_exchange(model: nn.Module, *, is_last: bool) -> contextlib.AbstractCon
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """The Euclidean norm of the whole gradient, () fp32, on every rank."""
+    """Compute the Euclidean norm of the whole gradient, () fp32, on every rank."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -78,42 +85,47 @@ def gradient_norm(model: nn.Module) -> Tensor:
 def gather_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Weights, and what the optimizer keeps of each, whole and on the CPU. All ranks call it; rank 0 gets it.
+    """Gather the full weights and optimizer state on the CPU of rank 0. All ranks call it.
+
+    Args:
+        model: Model that is trained.
+        optimizer: Its optimizer.
 
     Returns:
-        As in `mosaicbert.train.checkpoint.format.Checkpoint`; they may be views of what trains on.
+        Weights and optimizer state as in `mosaicbert.train.checkpoint.format.Checkpoint`. They may be views of tensors
+        that training changes.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: Any = get_model_state_dict(model, options=options)
-    if not optimizer.state:  # asked for it, an optimizer that has done nothing would make a step of zeros
+    if not optimizer.state:  # reading the state of an optimizer without steps would make a step of zeros
         return weights, {}
-    kept: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
-    return weights, kept
+    optimizer_state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
+    return weights, optimizer_state
 
 
-def spread_state(
+def broadcast_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     weights: dict[str, Any],
-    kept: dict[str, Any],
+    optimizer_state: dict[str, Any],
     *,
     has_updated: bool,
 ) -> None:
-    """Gives all ranks the state that rank 0 has read; the other ranks' arguments are empty.
+    """Load the state that rank 0 has read on all ranks. The state arguments of the other ranks are empty.
 
     Args:
-        model: to fill.
-        optimizer: to fill.
-        weights: see `gather_state`.
-        kept: see `gather_state`.
-        has_updated: whether the optimizer had done anything; if not, `kept` is empty, or zeros and passed over.
+        model: Model to load into.
+        optimizer: Optimizer to load into.
+        weights: Weights, see `gather_state`.
+        optimizer_state: Optimizer state, see `gather_state`.
+        has_updated: Whether the optimizer had made a step. If not, its state is empty or zeros, and is ignored.
     """
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.get_world_size() > 1)
     set_model_state_dict(model, weights, options=options)
     if not has_updated:
         return
     groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-    set_optimizer_state_dict(model, optimizer, {"state": kept, "param_groups": groups}, options=options)
+    set_optimizer_state_dict(model, optimizer, {"state": optimizer_state, "param_groups": groups}, options=options)
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""One process, or one per device: what `mosaicbert pretrain` starts."""
+"""Launch of training processes: one per device of this machine."""
 
 import os
 import shlex
@@ -12,68 +12,87 @@ import time
 from types import FrameType
 from typing import IO
 
+import torch
 from rich.console import Console
 
-from mosaicbert.config import Recipe
-from mosaicbert.data.prepare.pipeline import prepare
-from mosaicbert.train.processes import count_processes, require_work_for_all
-from mosaicbert.train.run_folder import check_run
+from mosaicbert.config import ConfigError, Recipe, TrainConfig
+from mosaicbert.train.resolve import resolve_run
 
-_LIFELINE = "MOSAICBERT_LIFELINE"  # a pipe's end, in the processes that this one starts
+_PARENT_DEATH_PIPE = "MOSAICBERT_PARENT_DEATH_PIPE"  # environment variable: file descriptor of the read end
 _POLL_SECONDS = 0.1
-_LAST_LINES = 20
+_NUM_LAST_LINES = 20
 
 
 def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
-    """Pretrains on all devices of this machine.
+    """Pretrain on all devices of this machine.
 
-    A process that a launcher started (torchrun, Composer's, this one) trains as the rank it was given. Otherwise this
-    one trains itself if there is one device, and starts a process for each if there are several. It hands them the
-    signals that it gets; if one of them fails it ends the others, and if it is killed they end too.
+    A process that a launcher started (torchrun, Composer's, this one) trains as the rank that it was assigned.
+    Otherwise this process trains itself if there is one device, and starts one process per device if there are several.
+    It forwards its signals to them, ends all of them when one fails, and they end when it is killed.
 
     Args:
-        recipe: to train.
-        arguments: of the command `mosaicbert`, for the processes to start.
-        console: to print to.
+        recipe: Recipe to train.
+        arguments: Arguments of the command `mosaicbert`, for the processes to start.
+        console: Console to print to.
 
     Returns:
-        The exit code.
+        Exit code of the command.
 
     Raises:
-        ConfigError: see `pretrain`; before any process is started.
+        ConfigError: If the run cannot start, see `resolve_run`; before any process is started.
     """
-    if _LIFELINE in os.environ:
-        threading.Thread(target=_end_with, args=(int(os.environ.pop(_LIFELINE)),), daemon=True).start()
-    num_processes = 1 if "RANK" in os.environ else count_processes(recipe)
-    if num_processes == 1:
-        from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
+    if _PARENT_DEATH_PIPE in os.environ:
+        read_end = int(os.environ.pop(_PARENT_DEATH_PIPE))
+        threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
+    num_processes = 1 if "RANK" in os.environ else count_processes(recipe.train)
+    if num_processes > 1:
+        resolve_run(recipe, console, num_processes)
+        return _run_ranks([sys.executable, "-m", "mosaicbert", *arguments], num_processes)
+    resolved = resolve_run(recipe, console)
+    from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
 
-        pretrain(recipe, console, command=shlex.join(["mosaicbert", *arguments]))
-        return 0
-    check_run(recipe)
-    require_work_for_all(recipe, prepare(recipe, console), num_processes)
-    return _run([sys.executable, "-m", "mosaicbert", *arguments], num_processes)
+    pretrain(resolved, console, command=shlex.join(["mosaicbert", *arguments]))
+    return 0
 
 
-def _run(command: list[str], num_processes: int) -> int:
-    read_end, write_end = os.pipe()  # it breaks when this process ends, however it does
+def count_processes(config: TrainConfig) -> int:
+    """Return the number of processes to start on this machine: as set in the recipe, or one per GPU.
+
+    Args:
+        config: Train section of the recipe.
+
+    Raises:
+        ConfigError: If more processes are set than there are GPUs.
+    """
+    num_gpus = torch.cuda.device_count()
+    if config.num_processes is None:
+        return max(1, num_gpus)
+    if num_gpus and config.num_processes > num_gpus:
+        raise ConfigError(
+            f"`train.num_processes` must be at most the number of GPUs, {num_gpus}, got {config.num_processes}."
+        )
+    return config.num_processes
+
+
+def _run_ranks(command: list[str], num_processes: int) -> int:
+    read_end, write_end = os.pipe()  # closed by the system when this process ends for any reason
     environment = os.environ | {
         "WORLD_SIZE": str(num_processes),
         "LOCAL_WORLD_SIZE": str(num_processes),
         "NODE_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        _LIFELINE: str(read_end),
+        _PARENT_DEATH_PIPE: str(read_end),
     }
-    with tempfile.TemporaryFile() as others:  # what the ranks but the first say; shown if one of them fails
+    with tempfile.TemporaryFile() as output:  # of all ranks but the first; shown if one of them fails
         ranks = [
             subprocess.Popen(
                 command,
                 env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=None if rank == 0 else others,
-                stderr=None if rank == 0 else others,
+                stdout=None if rank == 0 else output,
+                stderr=None if rank == 0 else output,
                 pass_fds=(read_end,),
-                start_new_session=True,  # else a terminal's interrupt would come twice
+                start_new_session=True,  # otherwise an interrupt at the terminal would arrive twice
             )
             for rank in range(num_processes)
         ]
@@ -84,17 +103,17 @@ def _run(command: list[str], num_processes: int) -> int:
                 if rank.poll() is None:
                     rank.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous_handlers = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            return _wait(ranks, others)
+            return _wait(ranks, output)
         finally:
-            for number, handler in before.items():
+            for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
             os.close(write_end)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], others: IO[bytes]) -> int:
-    """Waits for all; when one fails, ends the others, since they wait for it in an exchange that will not come."""
+def _wait(ranks: list[subprocess.Popen[bytes]], output: IO[bytes]) -> int:
+    """Wait for all ranks. When one fails, kill the others, which wait for it in a collective operation."""
     failed: subprocess.Popen[bytes] | None = None
     while any(rank.poll() is None for rank in ranks):
         if failed is None:
@@ -107,9 +126,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], others: IO[bytes]) -> int:
     if failed is None:
         return 0
     if failed is not ranks[0]:
-        others.seek(0)
-        lines = others.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
-        print(*lines, f"rank {ranks.index(failed)} ended with {failed.returncode}", sep="\n", file=sys.stderr)
+        output.seek(0)
+        lines = output.read().decode(errors="replace").splitlines()[-_NUM_LAST_LINES:]
+        print(*lines, f"rank {ranks.index(failed)} exited with code {failed.returncode}", sep="\n", file=sys.stderr)
     return failed.returncode if failed.returncode > 0 else 128 - failed.returncode
 
 
@@ -119,6 +138,6 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _end_with(lifeline: int) -> None:
-    os.read(lifeline, 1)
+def _exit_with_parent(read_end: int) -> None:
+    os.read(read_end, 1)
     os._exit(1)

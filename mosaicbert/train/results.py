@@ -1,4 +1,4 @@
-"""What a run reached, and its export: the same at the run's end and for any checkpoint in between."""
+"""Results of a run at a checkpoint, and the export of the checkpoint."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from mosaicbert.config.load import load_recipe
 from mosaicbert.data.store import StoreRecord, open_tokenizer
 from mosaicbert.export.hf_folder import export_folder, publish
 from mosaicbert.export.published import load_model
-from mosaicbert.filesystem import lock
+from mosaicbert.filesystem import lock_folder
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.checkpoint.format import (
     Checkpoint,
@@ -19,15 +19,28 @@ from mosaicbert.train.checkpoint.format import (
     read_checkpoint,
     step_of,
 )
-from mosaicbert.train.run_folder import RunFolder, check_run, newest_export
+from mosaicbert.train.run_folder import RunFolder, check_run_folder, newest_export
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Where a run stands; losses are in nats per masked token. What was not measured is None.
+    """Results of a run at a checkpoint. Values that were not measured are None.
 
-    training_seconds are those of the steps; wall_seconds have evaluations in them. fill_rate is the mean share of real
-    tokens in micro-batches, data_wait_seconds what the training loop has waited for the loader in all.
+    Attributes:
+        steps: Steps of the optimizer.
+        samples: Samples trained on, all ranks together.
+        tokens: Real tokens trained on, without padding.
+        training_seconds: Duration of the steps in seconds.
+        wall_seconds: Duration with evaluations and checkpoints in seconds.
+        tokens_per_second: Real tokens per second of training time.
+        fill_rate: Mean fraction of real tokens in the micro-batches.
+        data_wait_seconds: Time that the training loop waited for the data loader in seconds.
+        skipped_steps: Steps that were not applied.
+        rollbacks: Rollbacks to an earlier checkpoint.
+        train_loss: Loss of the last logged step in nats per masked token.
+        eval_loss: Loss of the last evaluation in nats per masked token.
+        eval_accuracy: Fraction of masked tokens predicted correctly in the last evaluation.
+        unigram_entropy: Entropy of the validation text's token frequencies in nats.
     """
 
     steps: int
@@ -46,8 +59,14 @@ class RunResult:
     unigram_entropy: float
 
 
-def summarise(metrics: list[dict[str, Any]], state: dict[str, Any], record: StoreRecord) -> RunResult:
-    """What a checkpoint's state and the lines of metrics.jsonl up to it say."""
+def summarize(metrics: list[dict[str, Any]], state: dict[str, Any], store: StoreRecord) -> RunResult:
+    """Summarize a run at a checkpoint.
+
+    Args:
+        metrics: Lines of metrics.jsonl; lines after the checkpoint are ignored.
+        state: State of the checkpoint.
+        store: Record of the run's token store.
+    """
     position: dict[str, Any] = state["position"]
     metrics = [line for line in metrics if line["step"] <= position["steps"]]
     steps = [line for line in metrics if "loss" in line]
@@ -61,27 +80,34 @@ def summarise(metrics: list[dict[str, Any]], state: dict[str, Any], record: Stor
         tokens_per_second=round(position["tokens"] / state["training_seconds"], 1),
         fill_rate=round(sum(line["fill_rate"] for line in steps) / len(steps), 4) if steps else None,
         data_wait_seconds=round(sum(line["data_wait_seconds"] for line in steps), 2),
-        skipped_steps=state["guard"]["num_skipped"],
+        skipped_steps=state["spike_detector"]["num_skipped"],
         rollbacks=state["rollbacks"],
         train_loss=steps[-1]["loss"] if steps else None,
         eval_loss=evaluation.get("eval_loss"),
         eval_accuracy=evaluation.get("eval_accuracy"),
-        unigram_entropy=record.unigram_entropy,
+        unigram_entropy=store.unigram_entropy,
     )
 
 
 def export_step(path: str | Path, step: int) -> Path:
-    """Exports a checkpoint of the run in a folder to its `hf/step-N`; the newest one is shown as `hf` as well.
+    """Export a checkpoint to `hf/step-N` of its run folder, and publish the newest export as `hf`.
+
+    Args:
+        path: Run folder.
+        step: Step of the checkpoint.
+
+    Returns:
+        Folder of the export.
 
     Raises:
-        CheckpointError: it is damaged.
-        ParityError: the export does not give the checkpoint's logits; nothing is left of it.
+        CheckpointError: If the checkpoint is corrupted.
+        ParityError: If the export does not reproduce the checkpoint's logits; it is then deleted.
     """
     run = RunFolder(Path(path))
     recipe = load_recipe(run.recipe)
     folder = run.export_of(step)
     run.hugging_face.mkdir(exist_ok=True)
-    with lock(run.checkpoints):
+    with lock_folder(run.checkpoints):
         if not folder.is_dir():
             _export(recipe, run, folder, read_checkpoint(checkpoint_path(run.checkpoints, step)))
         publish(run.hugging_face, newest_export(run) or folder)
@@ -89,25 +115,26 @@ def export_step(path: str | Path, step: int) -> Path:
 
 
 def export_latest(recipe: Recipe) -> RunFolder:
-    """Exports the newest checkpoint of a run, also while it is not finished.
+    """Export the newest valid checkpoint of a run, finished or not.
+
+    Args:
+        recipe: Recipe of the run.
 
     Raises:
-        ConfigError: there is no such run, it has no checkpoint that is whole, or its folder belongs to another recipe.
+        ConfigError: If there is no valid checkpoint, or the run folder belongs to a different recipe.
     """
-    run = check_run(recipe)
+    run = check_run_folder(recipe)
     for path in reversed(list_checkpoints(run.checkpoints)):
         try:
             export_step(run.path, step_of(path))
         except CheckpointError as error:
-            print(f"passing over a checkpoint: {error}")
+            print(f"checkpoint skipped: {error}")
             continue
         return run
-    raise ConfigError(f"{run.path}: no checkpoint to export; train one with `mosaicbert pretrain RECIPE`.")
+    raise ConfigError(f"{run.path} must have a valid checkpoint to export. Run `mosaicbert pretrain RECIPE` first.")
 
 
 def _export(recipe: Recipe, run: RunFolder, folder: Path, checkpoint: Checkpoint) -> None:
-    record = StoreRecord.read(run.path)
-    result = summarise(read_metrics(run.metrics), checkpoint.state, record)
-    export_folder(
-        load_model(recipe, checkpoint.model), open_tokenizer(run.path, record), recipe, asdict(result), folder
-    )
+    store = StoreRecord.read(run.path)
+    result = summarize(read_metrics(run.metrics), checkpoint.state, store)
+    export_folder(load_model(recipe, checkpoint.model), open_tokenizer(run.path, store), recipe, asdict(result), folder)

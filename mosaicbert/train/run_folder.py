@@ -1,29 +1,23 @@
-"""The run folder: what a run was asked, where it ran, what it measured. It explains itself to a stranger."""
+"""Run folder `runs/<run_name>/`: recipe, environment, token store record, metrics, checkpoints, exports."""
 
 import json
-import os
-import platform
-import subprocess
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
-from mosaicbert.data.store import StoreRecord, write_file
+from mosaicbert.data.store import StoreRecord
+from mosaicbert.environment import describe_environment
+from mosaicbert.filesystem import atomic_path, write_file
 from mosaicbert.train.checkpoint.format import step_of
 
-# Keys that move work about without changing what is computed: a run may be continued with other values.
+# Keys that do not change what is computed: a run may be resumed with different values.
 _FREE_KEYS = frozenset(
     {
         "runs_folder",
         "data.store",
         "data.num_workers",
-        "data.num_slices",
-        "data.skip_bad_documents",
+        "data.num_partitions",
+        "data.skip_invalid_documents",
         "train.num_processes",
         "train.micro_batch_tokens",
         "train.compile",
@@ -40,11 +34,23 @@ _FREE_KEYS = frozenset(
         "eval.fill_mask",
     }
 )
-_PACKAGES = ("mosaicbert", "torch", "transformers", "mosaicml", "datasets", "tokenizers", "numpy", "omegaconf")
 
 
 class RunFolder:
-    """`runs/<run_name>/` and the files in it."""
+    """Paths of a run folder's files.
+
+    Attributes:
+        path: Run folder.
+        recipe: Resolved recipe.
+        store: Record of the token store that the run began with.
+        environment: Environment that the run began in.
+        metrics: Lines of measurements.
+        result: Result of a finished run.
+        faults: Fault log.
+        loss_figure: Figure of the loss against time.
+        checkpoints: Folder of the checkpoints.
+        hugging_face: Folder of the exports.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,110 +60,82 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.faults = path / "faults.jsonl"
-        self.figure = path / "loss.png"
+        self.loss_figure = path / "loss.png"
         self.checkpoints = path / "checkpoints"
         self.hugging_face = path / "hf"
 
     def export_of(self, step: int) -> Path:
-        """The Hugging Face folder of the checkpoint after `step` steps."""
+        """Return the path of the Hugging Face folder of the checkpoint after `step` steps."""
         return self.hugging_face / f"step-{step}"
 
 
 def newest_export(run: RunFolder) -> Path | None:
-    """The Hugging Face folder of the latest step that has one."""
+    """Return the Hugging Face folder of the latest exported step, or None."""
     return max(run.hugging_face.glob("step-*[0-9]"), key=step_of, default=None)
 
 
-def check_run(recipe: Recipe) -> RunFolder:
-    """Finds the run folder of `recipe` and refuses one that belongs to another recipe. Writes nothing.
+def check_run_folder(recipe: Recipe) -> RunFolder:
+    """Find the run folder of a recipe, and check that it does not belong to a different recipe. Write nothing.
+
+    Args:
+        recipe: Recipe of the run.
 
     Raises:
-        ConfigError: the folder's recipe differs, in keys that the message names.
+        ConfigError: If the recipe of an existing run differs in keys that change what is computed.
     """
     run = RunFolder(recipe.run_folder)
     if not run.recipe.exists():
         return run
-    before = load_recipe(run.recipe)
-    differences = {key: pair for key, pair in recipe_differences(before, recipe).items() if key not in _FREE_KEYS}
-    if differences:
-        changes = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in differences.items())
+    differences = recipe_differences(load_recipe(run.recipe), recipe)
+    changes = [f"`{key}` ({old} there, {new} now)" for key, (old, new) in differences.items() if key not in _FREE_KEYS]
+    if changes:
         raise ConfigError(
-            f"{run.path}: holds a run of another recipe, which differs in {changes}; choose another run_name=, "
-            "or delete the folder."
+            f"{run.path} must be the folder of a run with this recipe, got differences in {', '.join(changes)}. "
+            "Choose another `run_name`, or delete the folder."
         )
     return run
 
 
-def require_same_store(run: RunFolder, record: StoreRecord) -> None:
-    """Refuses to go on with other samples than the run began with: the same position would be other text.
+def check_same_store(run: RunFolder, record: StoreRecord) -> None:
+    """Check that a run is resumed with the token store that it began with, so that positions mean the same samples.
+
+    Args:
+        run: Run folder.
+        record: Record of the token store.
 
     Raises:
-        ConfigError: the store has been prepared again, from other text, since the run began.
+        ConfigError: If the store was prepared from different text since the run began.
     """
     if run.store.exists() and StoreRecord.read(run.path).shard_hashes() != record.shard_hashes():
         raise ConfigError(
-            f"{run.path}: this run began with another token store, see its store.json; choose another run_name=, "
-            "or give it that store back: data.store=."
+            f"{run.path} must be resumed with the token store that it began with, see its store.json. "
+            "Set `data.store` to that store, or choose another `run_name`."
         )
 
 
-def open_run(recipe: Recipe, record: StoreRecord) -> RunFolder:
-    """Makes the run folder with the resolved recipe, the store's record and tokenizer, and the environment.
+def create_run_folder(recipe: Recipe, record: StoreRecord) -> RunFolder:
+    """Create the run folder with resolved recipe, record and tokenizer of the store, and environment.
 
-    What is there already stays as it is: it tells how the run began.
+    Existing files are left as they are: they describe how the run began.
+
+    Args:
+        recipe: Recipe of the run, whose folder has been checked.
+        record: Record of the token store.
 
     Raises:
-        ConfigError: as `check_run` and `require_same_store`.
+        ConfigError: If the folder cannot be written.
     """
-    run = check_run(recipe)
-    require_same_store(run, record)
+    run = RunFolder(recipe.run_folder)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
+        if not run.recipe.exists():
+            with atomic_path(run.recipe) as partial:
+                save_recipe(recipe, partial)
     except OSError as error:
-        raise ConfigError(f"{run.path}: cannot be written ({error}); choose another runs_folder.") from error
-    if not run.recipe.exists():
-        partial = run.recipe.with_suffix(".partial")
-        save_recipe(recipe, partial)
-        partial.rename(run.recipe)
+        raise ConfigError(f"{run.path}: cannot be written ({error}). Choose another `runs_folder`.") from error
     if not run.store.exists():
         write_file(run.path / "tokenizer.json", (recipe.store_folder / "tokenizer.json").read_bytes())
         record.write(run.path)
     if not run.environment.exists():
         write_file(run.environment, (json.dumps(describe_environment(), indent=2) + "\n").encode())
     return run
-
-
-def describe_environment() -> dict[str, Any]:
-    """Commit, hardware and versions."""
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _PACKAGES if _is_installed(name)},
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": gpus,
-    }
-
-
-def _is_installed(name: str) -> bool:
-    return any(True for _ in metadata.distributions(name=name))
-
-
-def _commit() -> str | None:
-    """The commit of the source tree that this package runs from, -dirty if files differ; None for a wheel."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,4 +1,4 @@
-"""Asked to stop: the step is finished, a checkpoint written, and the process ends without an error."""
+"""Stop requests: SIGTERM and SIGINT end a run after the current step, with a checkpoint and without an error."""
 
 import signal
 import threading
@@ -6,14 +6,14 @@ import time
 from types import FrameType
 from typing import Any
 
-_PATIENCE_SECONDS = 1.0  # launchers may deliver a signal twice; someone at a keyboard takes longer
+_MIN_SECONDS_BETWEEN_INTERRUPTS = 1.0  # launchers may deliver a signal twice; a user at a keyboard takes longer
 
 
-class Stopped(Exception):
+class TrainingStopped(Exception):
     """The run was asked to stop, and has tried to write its checkpoint. Every rank raises it after the same step.
 
     Attributes:
-        has_checkpoint: whether it could be written; of meaning on rank 0.
+        has_checkpoint: Whether the checkpoint was written; valid on rank 0.
     """
 
     def __init__(self, has_checkpoint: bool) -> None:
@@ -22,31 +22,31 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while it is open; a second SIGINT does what it always did.
+    """Context manager that records SIGTERM and SIGINT. A second SIGINT interrupts the process as usual.
 
     Attributes:
-        signal: the name of the signal that came, or None.
+        signal: Name of the signal that was received, or None.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self._since = 0.0
-        self._before: dict[int, Any] = {}
+        self._received_at = 0.0
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous_handlers[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._previous_handlers.clear()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.signal is None:
-            self.signal, self._since = signal.Signals(number).name, now
-        elif number == signal.SIGINT and now - self._since > _PATIENCE_SECONDS:
+            self.signal, self._received_at = signal.Signals(number).name, now
+        elif number == signal.SIGINT and now - self._received_at > _MIN_SECONDS_BETWEEN_INTERRUPTS:
             raise KeyboardInterrupt

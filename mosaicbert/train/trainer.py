@@ -1,4 +1,4 @@
-"""The training step, in Composer's loop."""
+"""Training step, in Composer's training loop."""
 
 import math
 from collections.abc import Callable, Generator, Iterable
@@ -10,162 +10,179 @@ import torch
 from torch import Tensor
 
 from mosaicbert.batch import MicroBatch, StepBatch
-from mosaicbert.data.loading.collator import TrainDataset
+from mosaicbert.config import OptimizerConfig
 from mosaicbert.train.composer import Event, Time, TimeUnit, Trainer, TrainerMode, dist, get_precision_context
-from mosaicbert.train.composer_model import MaskedLmTrainee
-from mosaicbert.train.distributed import delay_exchange, gradient_norm, gradient_scale
-from mosaicbert.train.faults.log import SkippedSteps
+from mosaicbert.train.composer_model import MaskedLmComposerModel
+from mosaicbert.train.distributed import defer_all_reduce, gradient_norm, gradient_scale
+from mosaicbert.train.faults.log import SkippedStepLog
+from mosaicbert.train.faults.spike_detector import SpikeDetector
 from mosaicbert.train.optimizers import update_unless
-from mosaicbert.train.progress import Clock, Course, StepReport
+from mosaicbert.train.progress.clock import TrainingClock
+from mosaicbert.train.progress.lr_schedule import learning_rate_fraction
+from mosaicbert.train.progress.run_progress import RunProgress, StepReport
 from mosaicbert.train.signals import StopRequest
 
 
 class StepTrainer(Trainer):
-    """Composer's Trainer with this package's step: one loss over the global batch, and nobody waits for the device.
+    """Composer's Trainer with the training step of this package: one loss over the global batch, no waiting.
 
-    Three methods of Composer 0.32's loop are replaced. They ask the other ranks for counts that every rank knows
-    (such as `StepBatch.global_masked`), wait for the device each time they do, and copy every micro-batch. Here a step
-    asks once, the device itself withholds an update that is not finite, and the host reads the numbers of a step when
-    it has given the device the next one to do; or at once, if something is due after it (`Course.is_due`).
+    Three methods of Composer 0.32's loop are replaced. They communicate counts that every rank knows
+    (`StepBatch.global_masked` and others), wait for the device each time they do, and copy every micro-batch. Here a
+    step communicates once, the device itself skips an update that is not finite, and the host reads the results of a
+    step after it has enqueued the next one, or at once on a synchronization step (`SyncPolicy`).
 
     Args:
-        course: of the run; each step advances it.
-        clock: of this process.
-        stop: what this process was asked.
-        trainee: the model.
-        steps: what the training data loader reads.
-        skipped: takes down the steps that do not change the weights.
-        keeps_gradients: add up in memory of the gradients' own, since a CUDA graph writes over what it gave before.
-        arguments: of Composer's Trainer.
+        progress: Progress of the run, which each step advances.
+        clock: Training clock of this process.
+        stop: Stop request of this process.
+        composer_model: Model to train.
+        optimizer_config: Optimizer section of the recipe, for the learning rate schedule.
+        spike_detector: Check of each step's loss and gradient norm.
+        skipped_steps: Log of the steps that do not change the weights.
+        keep_gradients: Whether gradients keep their memory from step to step, which CUDA graphs require.
+        arguments: Arguments of Composer's Trainer.
     """
 
     def __init__(
         self,
         *,
-        course: Course,
-        clock: Clock,
+        progress: RunProgress,
+        clock: TrainingClock,
         stop: StopRequest,
-        trainee: MaskedLmTrainee,
-        steps: TrainDataset,
-        skipped: SkippedSteps,
-        keeps_gradients: bool,
+        composer_model: MaskedLmComposerModel,
+        optimizer_config: OptimizerConfig,
+        spike_detector: SpikeDetector,
+        skipped_steps: SkippedStepLog,
+        keep_gradients: bool,
         **arguments: Any,
     ) -> None:
-        self.course = course
+        self.progress = progress
         self.clock = clock
         self.stop = stop
-        self.trainee = trainee
-        self.steps = steps
-        self.skipped = skipped
-        self.keeps_gradients = keeps_gradients
-        self._place = "cuda" if torch.cuda.is_available() else "cpu"
-        self._unsettled: _Unsettled | None = None
-        super().__init__(model=trainee, **arguments)
+        self.composer_model = composer_model
+        self.optimizer_config = optimizer_config
+        self.spike_detector = spike_detector
+        self.skipped_steps = skipped_steps
+        self.keep_gradients = keep_gradients
+        self._device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        self._pending: _PendingStep | None = None
+        super().__init__(model=composer_model, **arguments)
 
     def _train_batch(self, use_grad_scaling: bool) -> dict[str, Tensor]:  # noqa: ARG002
         step: StepBatch = self.state.batch
-        course, optimizer = self.course, self.state.optimizers[0]
-        share = course.learning_rate_share(step.global_samples, step.global_tokens)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share
+        progress, optimizer = self.progress, self.state.optimizers[0]
+        lr_fraction = self._set_learning_rate(step, optimizer)
         self._clear_gradients(optimizer)
-        loss_sum, num_right = self._accumulate_gradients(step)
-        norm = gradient_norm(self.state.model)
-        self._settle()  # the step before, while the device is at this one
-        course.count(step.global_samples, step.global_tokens)
-        if course.is_due and self._place == "cuda":
-            torch.cuda.synchronize()  # so that the clock is read when the work is done
-        numbers = self._agree(loss_sum, num_right, norm)
-        update_unless(_is_unusable(numbers, step), optimizer)
-        self._unsettled = _Unsettled(
-            step=course.position.steps,
+        loss_sum, num_correct = self._accumulate_gradients(step)
+        grad_norm = gradient_norm(self.state.model)
+        self._finalize_pending()  # the previous step, while the device computes this one
+        progress.count(step.global_samples, step.global_tokens)
+        if progress.is_sync_step and self._device_type == "cuda":
+            torch.cuda.synchronize()  # so that the clock is read after the work
+        results = self._all_reduce_results(loss_sum, num_correct, grad_norm)
+        update_unless(_is_not_finite(results, step), optimizer)
+        self._pending = _PendingStep(
+            step=progress.position.steps,
             batch=step.batch,
             num_masked=step.global_masked,
-            learning_rate_share=share,
-            numbers=_Reading(numbers),
+            lr_fraction=lr_fraction,
+            is_clock_early=self._device_type == "cuda" and not progress.is_sync_step,
+            results=_HostCopy(results),
         )
-        if course.is_due:
-            self._settle()
-        if course.is_done:
-            self.state.max_duration = Time(course.position.steps, TimeUnit.BATCH)
+        if progress.is_sync_step:
+            self._finalize_pending()
+        if progress.is_done:
+            self.state.max_duration = Time(progress.position.steps, TimeUnit.BATCH)
         self.first_train_batch_complete = True
         return {}
 
-    def _settle(self) -> None:
-        """Waits for the numbers of the last step, if they have not been read yet, and judges them.
+    def _set_learning_rate(self, step: StepBatch, optimizer: torch.optim.Optimizer) -> float:
+        next_position = self.progress.position_after(step.global_samples, step.global_tokens)
+        lr_fraction = learning_rate_fraction(self.optimizer_config, self.progress.plan.fraction_done(next_position))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_fraction
+        return lr_fraction
+
+    def _finalize_pending(self) -> None:
+        """Read and check the results of the pending step, if there is one.
 
         Raises:
-            RollBack: the run is to go back.
+            RollbackRequest: If the run has to resume from a checkpoint.
         """
-        if self._unsettled is None:
+        if self._pending is None:
             return
-        step, self._unsettled = self._unsettled, None
-        loss_sum, num_right, norm, stop, seconds, lap = step.numbers.wait()
-        course, masked = self.course, max(1, step.num_masked)
-        loss = loss_sum / masked
+        step, self._pending = self._pending, None
+        loss_sum, num_correct, grad_norm, num_stop_requests, seconds, step_seconds = step.results.wait()
+        progress, num_masked = self.progress, max(1, step.num_masked)
+        loss = loss_sum / num_masked
         report = StepReport(
             step=step.step,
             batch=step.batch,
             loss=loss,
-            accuracy=num_right / masked,
-            grad_norm=norm,
-            seconds=lap,
-            learning_rate_share=step.learning_rate_share,
-            updated=course.guard.judge(step.step, step.batch, loss if step.num_masked else math.nan, norm),
+            accuracy=num_correct / num_masked,
+            grad_norm=grad_norm,
+            seconds=step_seconds,
+            lr_fraction=step.lr_fraction,
+            updated=self.spike_detector.check(step.step, step.batch, loss if step.num_masked else math.nan, grad_norm),
         )
-        course.settle(report, seconds)
-        course.stop = stop > 0
+        progress.finalize(report, seconds + step.is_clock_early * progress.step_seconds)
+        progress.stop_requested = num_stop_requests > 0
         if not report.updated:
-            self.skipped.note(report)
+            self.skipped_steps.write(report)
 
     def _clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad(set_to_none=not self.keeps_gradients)
-        if self.keeps_gradients:
+        optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        if self.keep_gradients:
             for weight in self.state.model.parameters():
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
 
     def _accumulate_gradients(self, step: StepBatch) -> tuple[Tensor, Tensor]:
-        """Runs all micro-batches; gradients are those of the mean over the global batch's masked tokens.
+        """Run all micro-batches. The gradients are those of the mean over the global batch's masked tokens.
 
         Returns:
-            The sum of this rank's losses, and how many of its masked tokens were right; () float64 each.
+            Sum of this rank's losses and number of its correctly predicted tokens, () float64 each.
         """
         model = self.state.model
         scale = gradient_scale(model) / max(1, step.global_masked)
-        loss_sum, num_right = torch.zeros(2, dtype=torch.float64, device=self._place).unbind()
+        loss_sum, num_correct = torch.zeros(2, dtype=torch.float64, device=self._device_type).unbind()
         micro_batches = step.micro_batches
-        for number, micro_batch in enumerate(micro_batches):
-            batch = micro_batch.to(self._place, non_blocking=True)
-            with delay_exchange(model, is_last=number == len(micro_batches) - 1):
+        for index, micro_batch in enumerate(micro_batches):
+            batch = micro_batch.to(self._device_type, non_blocking=True)
+            with defer_all_reduce(model, is_last=index == len(micro_batches) - 1):
                 with get_precision_context(self.state.precision, self.state.precision_config):
                     outputs = cast(Callable[[MicroBatch], tuple[Tensor, Tensor]], model)(batch)
-                loss = self.trainee.loss(outputs, batch)
+                loss = self.composer_model.loss(outputs, batch)
                 (loss * scale).backward()
             loss_sum += loss.detach()
-            num_right += outputs[1]
-        return loss_sum, num_right
+            num_correct += outputs[1]
+        return loss_sum, num_correct
 
-    def _agree(self, loss_sum: Tensor, num_right: Tensor, norm: Tensor) -> Tensor:
-        """Makes numbers of a step those of all ranks together, in the only exchange of a step but the gradients'.
+    def _all_reduce_results(self, loss_sum: Tensor, num_correct: Tensor, grad_norm: Tensor) -> Tensor:
+        """Sum the results of a step over the ranks, in the only communication of a step besides the gradients'.
 
         Returns:
-            (6,) float64: loss and right tokens summed over the ranks; the gradient's norm; how many ranks were asked to
-            stop; seconds since the run began, and training seconds since the step before, both of rank 0.
+            (6,) float64: loss and correctly predicted tokens summed over the ranks; norm of the gradient; number of
+            ranks that were asked to stop; wall-clock time since the run began and training time since the previous
+            step in seconds, both of rank 0.
         """
-        lap, is_first = self.clock.lap(), dist.get_global_rank() == 0
-        own = [float(self.stop.signal is not None), is_first * self.clock.seconds, is_first * lap]
-        measured = [loss_sum, num_right, norm.to(torch.float64) / dist.get_world_size()]
-        # Filled in by kernels: a copy from memory that is not pinned may wait for the device.
-        known = [torch.full((), number, dtype=torch.float64, device=self._place) for number in own]
-        numbers = torch.stack([*measured, *known])
-        dist.all_reduce(numbers, reduce_operation="SUM")
-        return numbers
+        step_seconds, is_rank_zero = self.clock.step_seconds(), dist.get_global_rank() == 0
+        host_values = [
+            float(self.stop.signal is not None),
+            is_rank_zero * self.clock.seconds,
+            is_rank_zero * step_seconds,
+        ]
+        device_values = [loss_sum, num_correct, grad_norm.to(torch.float64) / dist.get_world_size()]
+        # Written by kernels: a copy from memory that is not pinned may wait for the device.
+        host_tensors = [torch.full((), value, dtype=torch.float64, device=self._device_type) for value in host_values]
+        results = torch.stack([*device_values, *host_tensors])
+        dist.all_reduce(results, reduce_operation="SUM")
+        return results
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Generator[Any, Any, None]:
         if trainer_mode != TrainerMode.TRAIN:
             yield from super()._iter_dataloader(trainer_mode)
             return
-        # Every rank makes the same steps, so none need ask whether another has come to its end.
+        # Every rank makes the same steps, so none needs to ask whether another has reached its end.
         steps = iter(cast(Iterable[StepBatch], self.state.dataloader))
         while True:
             self.engine.run_event(Event.BEFORE_DATALOADER)
@@ -182,51 +199,53 @@ class StepTrainer(Trainer):
         return int(num_samples), num_tokens, batch_time  # `data_spec` counts the samples of all ranks
 
 
-class _Reading:
-    """Numbers on their way to the host.
+class _HostCopy:
+    """Asynchronous copy of a tensor to the host.
 
     Args:
-        numbers: (N,) on any device.
+        tensor: (N,) on any device.
     """
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._numbers = numbers.to("cpu", non_blocking=True)  # from a GPU into pinned memory
-        self._arrived = torch.cuda.current_stream().record_event() if numbers.is_cuda else None
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+        self._copied = torch.cuda.current_stream().record_event() if tensor.is_cuda else None
 
     def wait(self) -> list[float]:
-        """The numbers, as soon as they have arrived."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._numbers.tolist()
+        """Wait for the copy, and return the values."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor.tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Unsettled:
-    """A step whose numbers have not been read yet.
+class _PendingStep:
+    """A step whose results have not been read yet.
 
     Attributes:
-        step: its number, from 1.
-        batch: number of its batch.
-        num_masked: masked tokens of the global batch.
-        learning_rate_share: of the peak.
-        numbers: of `_agree`.
+        step: Number of the step, from 1.
+        batch: Number of its batch.
+        num_masked: Masked tokens of the global batch.
+        lr_fraction: Learning rate as a fraction of its peak.
+        is_clock_early: Whether the clock was read when the device had reached the step, not when it had finished it.
+        results: Results of `_all_reduce_results`.
     """
 
     step: int
     batch: int
     num_masked: int
-    learning_rate_share: float
-    numbers: _Reading
+    lr_fraction: float
+    is_clock_early: bool
+    results: _HostCopy
 
 
-def _is_unusable(numbers: Tensor, step: StepBatch) -> Tensor:
-    """Whether a step may not change the weights, as the guard will judge: () fp32, 1 or 0, on the device.
+def _is_not_finite(results: Tensor, step: StepBatch) -> Tensor:
+    """Return whether the step must be skipped, as `SpikeDetector` will find: () fp32, 1 or 0, on the device.
 
     Args:
-        numbers: of `_agree`; a sum of two finite ones is finite.
-        step: without a masked token, its loss says nothing.
+        results: Results of `_all_reduce_results`. The sum of two finite ones is finite.
+        step: Batch of the step. Without a masked token it has no loss.
     """
     if not step.global_masked:
-        return torch.ones((), device=numbers.device)
-    loss_sum, _, norm, *_ = numbers.unbind()
-    return (loss_sum + norm).isfinite().logical_not().float()
+        return torch.ones((), device=results.device)
+    loss_sum, _, grad_norm, *_ = results.unbind()
+    return (loss_sum + grad_norm).isfinite().logical_not().float()

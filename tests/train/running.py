@@ -12,13 +12,16 @@ from rich.console import Console
 from mosaicbert.config.load import save_recipe
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.checkpoint.export_worker import OF_LAUNCHERS
+from mosaicbert.train.checkpoint.export_worker import LAUNCHER_VARIABLES
 from mosaicbert.train.checkpoint.format import list_checkpoints, read_checkpoint
-from mosaicbert.train.device import choose_precision
-from mosaicbert.train.pretrain import Sitting, train
-from mosaicbert.train.progress import Clock
-from mosaicbert.train.run_folder import open_run
-from mosaicbert.train.signals import Stopped, StopRequest
+from mosaicbert.train.compile import choose_compilation
+from mosaicbert.train.pretrain import pretrain
+from mosaicbert.train.resolve import resolve_run
+from mosaicbert.train.run_folder import create_run_folder
+from mosaicbert.train.session import Session, train
+from mosaicbert.train.signals import StopRequest, TrainingStopped
+
+_PEAK_FLOPS = 1e12  # of the device; only the MFU depends on it
 
 # What depends on the clock and the machine; all else is the same bit for bit.
 _MEASURED = {
@@ -48,19 +51,27 @@ class StopAfter(StopRequest):
         pass
 
 
-def train_here(recipe, stop_after=None, said=None):
+def train_here(recipe, stop_after=None, said=None, stop=None):
     """Trains without the export, to the end or for so many steps; returns the run's folder."""
-    run = open_run(recipe, prepare(recipe))
-    dtype, _ = choose_precision(recipe.train.precision)
-    stop = StopRequest() if stop_after is None else StopAfter(stop_after)
-    sitting = Sitting(recipe, run, dtype, 1e12, stop, Clock(), None, Console(quiet=True))
-    said = [] if said is None else said
+    quiet = Console(quiet=True)
+    resolved = resolve_run(recipe, quiet)
+    run = create_run_folder(recipe, resolved.store)
+    stop = stop or (StopRequest() if stop_after is None else StopAfter(stop_after))
+    compilation = choose_compilation(recipe.model, recipe.train, resolved.precision)
+    log = (lambda _: None) if said is None else said.append
     try:
-        train(sitting, said.append)
+        train(Session(resolved, compilation, _PEAK_FLOPS, stop, None, quiet, log))
         assert stop_after is None
-    except Stopped:
+    except TrainingStopped:
         assert stop_after is not None
     return run
+
+
+def pretrain_here(recipe, console):
+    """Trains with the export, as the command does; returns the run's folder."""
+    resolved = resolve_run(recipe, console)
+    pretrain(resolved, console)
+    return resolved.folder
 
 
 def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **environment):
@@ -68,7 +79,7 @@ def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **enviro
     path = Path(recipe.runs_folder) / "recipe.yaml"
     save_recipe(recipe, path)
     # Composer leaves a launcher's variables behind in a process that has trained.
-    inherited = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     return subprocess.Popen(
         [sys.executable, *command, str(path), *overrides],
         env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
@@ -81,7 +92,7 @@ def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **enviro
 
 def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None, module="tests.train.session"):
     """`train_here` on several ranks, which torchrun starts."""
-    run = open_run(recipe, prepare(recipe))
+    run = create_run_folder(recipe, prepare(recipe))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
     steps = () if stop_after is None else (str(stop_after),)
     finish(start(recipe, *overrides, command=(*launcher, "-m", module, *steps)))
@@ -135,7 +146,7 @@ def assert_same_end(ours, theirs, but_for=frozenset(), but_for_lines_of=frozense
         assert mine.optimizer[name].keys() == kept.keys()
         for key, value in kept.items():
             assert torch.equal(mine.optimizer[name][key], value), (name, key)
-    assert mine.state["guard"] == other.state["guard"]
+    assert mine.state["spike_detector"] == other.state["spike_detector"]
     metrics, expected = (_reproducible_metrics(run, but_for, but_for_lines_of) for run in (ours, theirs))
     assert metrics == expected
 

@@ -3,9 +3,9 @@
 import sys
 
 import torch
-from composer.utils import dist
 
 from mosaicbert.config.load import load_recipe
+from mosaicbert.train.composer import dist
 from tests.train.running import train_here
 
 

@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-from rich.console import Console
 from torch._dynamo.utils import counters
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.train.compile import choose_compilation
-from mosaicbert.train.pretrain import Sitting, train
-from mosaicbert.train.progress import Clock
-from mosaicbert.train.run_folder import open_run
 from tests.data.corpus import write_jsonl
 from tests.recipes import TINY_MODEL, tiny_recipe
 from tests.train.running import StopRequest, losses_of, train_here
@@ -46,6 +41,10 @@ def _recipe(folder, source, **train):
     )
 
 
+def _choose(recipe):
+    return choose_compilation(recipe.model, recipe.train, torch.float32)
+
+
 @pytest.fixture(scope="module")
 def long_documents(tmp_path_factory):
     texts = [f"{number} words and more words than fit into sixteen tokens of any sample " * 2 for number in range(200)]
@@ -55,10 +54,9 @@ def long_documents(tmp_path_factory):
 def test_compiled_training_follows_the_uncompiled_and_compiles_nothing_twice(long_documents, tmp_path):
     plain = train_here(_recipe(tmp_path / "plain", long_documents, compile=False))
     recipe = _recipe(tmp_path / "compiled", long_documents, compile=True)
-    run = open_run(recipe, prepare(recipe))
     count = _CountGraphs()
     before = counters["stats"]["unique_graphs"]
-    train(Sitting(recipe, run, torch.float32, 1e12, count, Clock(), None, Console(quiet=True)), lambda _: None)
+    run = train_here(recipe, stop=count)
     assert count.graphs[0] > before
     # The first steps see the training's shapes, the first evaluation its own.
     assert set(count.graphs[5:]) == {count.graphs[-1]}
@@ -68,9 +66,9 @@ def test_compiled_training_follows_the_uncompiled_and_compiles_nothing_twice(lon
 def test_it_is_off_on_a_processor_unless_asked_for(tmp_path):
     recipe = tiny_recipe(tmp_path, tmp_path / "docs.jsonl")
     if not torch.cuda.is_available():
-        assert not choose_compilation(recipe).is_on
-    asked = choose_compilation(_recipe(tmp_path, tmp_path / "docs.jsonl", compile=True))
-    assert str(asked) == "torch.compile: on (as the recipe says)"
+        assert not _choose(recipe).is_enabled
+    asked = _choose(_recipe(tmp_path, tmp_path / "docs.jsonl", compile=True))
+    assert str(asked) == "torch.compile: on (set in the recipe)"
 
 
 def test_the_padded_baseline_is_not_compiled(tmp_path):
@@ -78,25 +76,25 @@ def test_the_padded_baseline_is_not_compiled(tmp_path):
         model = TINY_MODEL | {"architecture": "bert"}
         return tiny_recipe(tmp_path, tmp_path / "docs.jsonl", model=model, train={"compile": asked})
 
-    assert str(choose_compilation(recipe(None))) == "torch.compile: off (padded lengths never stand still)"
-    with pytest.raises(ConfigError, match=r"train\.compile=true with model\.architecture=bert"):
-        choose_compilation(recipe(True))
+    assert str(_choose(recipe(None))) == "torch.compile: off (padded shapes differ from step to step)"
+    with pytest.raises(ConfigError, match=r"`train\.compile=true` is not supported with `model\.architecture=bert`"):
+        _choose(recipe(True))
 
 
-GRAPHS_REFUSED = {
-    "uncompiled": ({"compile": None}, "without train.compile=true"),
-    "sharded": ({"compile": True, "sharding": "fsdp"}, "set train.sharding=ddp"),
+UNSUPPORTED_GRAPHS = {
+    "uncompiled": ({"compile": None}, "without `train.compile=true`"),
+    "sharded": ({"compile": True, "sharding": "fsdp"}, "Set `train.sharding=ddp`"),
 }
 
 
-@pytest.mark.parametrize("train, why", GRAPHS_REFUSED.values(), ids=GRAPHS_REFUSED)
+@pytest.mark.parametrize("train, why", UNSUPPORTED_GRAPHS.values(), ids=UNSUPPORTED_GRAPHS)
 def test_cuda_graphs_without_what_they_need_are_an_error_that_says_what(train, why, tmp_path):
-    with pytest.raises(ConfigError, match=f"train.cuda_graphs=true.*{why}"):
-        choose_compilation(tiny_recipe(tmp_path, tmp_path / "docs.jsonl", train=train | {"cuda_graphs": True}))
+    with pytest.raises(ConfigError, match=f"train.cuda_graphs.*{why}"):
+        _choose(tiny_recipe(tmp_path, tmp_path / "docs.jsonl", train=train | {"cuda_graphs": True}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_cuda_graphs_without_a_gpu_are_an_error_that_says_so(tmp_path):
     recipe = tiny_recipe(tmp_path, tmp_path / "docs.jsonl", train={"compile": True, "cuda_graphs": True})
-    with pytest.raises(ConfigError, match="there is no GPU here"):
-        choose_compilation(recipe)
+    with pytest.raises(ConfigError, match="must be false without a GPU"):
+        _choose(recipe)

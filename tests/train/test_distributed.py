@@ -5,8 +5,8 @@ from torch import nn
 from mosaicbert.config import ModelConfig, OptimizerConfig
 from mosaicbert.model.factory import build_model
 from mosaicbert.train.checkpoint.format import Checkpoint, read_checkpoint, write_checkpoint
-from mosaicbert.train.composer_model import MaskedLmTrainee
-from mosaicbert.train.distributed import gather_state, gradient_norm, spread_state
+from mosaicbert.train.composer_model import MaskedLmComposerModel
+from mosaicbert.train.distributed import broadcast_state, gather_state, gradient_norm
 from mosaicbert.train.optimizers import build_optimizer
 from tests.recipes import TINY_MODEL
 
@@ -16,7 +16,7 @@ _ARCHITECTURES = ["mosaicbert", "bert"]
 
 def _start(name, architecture, seed):
     torch.manual_seed(seed)
-    model = MaskedLmTrainee(build_model(ModelConfig(architecture=architecture, **TINY_MODEL)), torch.float32)
+    model = MaskedLmComposerModel(build_model(ModelConfig(architecture=architecture, **TINY_MODEL)), torch.float32)
     return model, build_optimizer(model, OptimizerConfig(name=name, peak_lr=1e-2, weight_decay=0.1), "cpu")
 
 
@@ -54,7 +54,7 @@ def test_training_goes_on_bit_for_bit_from_what_was_gathered_written_and_read(na
     read = read_checkpoint(path)
 
     resumed = _start(name, architecture, seed=2)
-    spread_state(*resumed, read.model, read.optimizer, has_updated=True)
+    broadcast_state(*resumed, read.model, read.optimizer, has_updated=True)
     for ours, theirs in zip(gather_state(*resumed), gather_state(*whole), strict=True):
         _assert_same(ours, theirs)
     for pair in (whole, resumed):
@@ -69,7 +69,7 @@ def test_a_restored_optimizer_has_the_rates_and_the_decay_of_its_recipe(name):
     _train(*trained, range(2))
     resumed = _start(name, "mosaicbert", seed=2)
     before = _settings(resumed[1])
-    spread_state(*resumed, *gather_state(*trained), has_updated=True)
+    broadcast_state(*resumed, *gather_state(*trained), has_updated=True)
     assert _settings(resumed[1]) == before
 
 
@@ -89,7 +89,7 @@ def test_an_optimizer_that_has_done_nothing_is_gathered_and_restored_as_such(nam
     fresh, restored = (_start(name, "mosaicbert", seed=seed) for seed in (1, 2))
     weights, kept = gather_state(*fresh)
     assert kept == {}
-    spread_state(*restored, weights, kept, has_updated=False)
+    broadcast_state(*restored, weights, kept, has_updated=False)
     assert not restored[1].state
     for pair in (fresh, restored):
         _train(*pair, range(2))
@@ -99,7 +99,7 @@ def test_an_optimizer_that_has_done_nothing_is_gathered_and_restored_as_such(nam
 def test_restoring_leaves_tied_weights_tied():
     trained, resumed = (_start("decoupled_adamw", "mosaicbert", seed=seed) for seed in (1, 2))
     _train(*trained, range(1))
-    spread_state(*resumed, *gather_state(*trained), has_updated=True)
+    broadcast_state(*resumed, *gather_state(*trained), has_updated=True)
     ours, theirs = (len(list(model.parameters())) for model, _ in (resumed, trained))
     assert ours == theirs < len(resumed[0].state_dict())
 

@@ -13,17 +13,16 @@ import torch
 from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ConfigError, ModelConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.prepare.pipeline import check_store, prepare
 from mosaicbert.model.factory import build_model
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.composer_model import MaskedLmTrainee, data_spec
-from mosaicbert.train.pretrain import pretrain
-from mosaicbert.train.processes import require_work_for_all
-from mosaicbert.train.run_folder import RunFolder, open_run
+from mosaicbert.train.composer_model import MaskedLmComposerModel, data_spec
+from mosaicbert.train.resolve import check_num_processes
+from mosaicbert.train.run_folder import RunFolder, create_run_folder
 from tests.data.corpus import texts, write_jsonl
+from tests.data.loaders import train_loader_of
 from tests.recipes import TINY_MODEL, tiny_recipe
-from tests.train.running import evaluations_of, finish, losses_of, start, train_here, wait_for
+from tests.train.running import evaluations_of, finish, losses_of, pretrain_here, start, train_here, wait_for
 
 _RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -35,7 +34,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished):
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     result = json.loads(run.result.read_text())
     assert result["steps"] == 6
-    assert run.figure.read_bytes().startswith(b"\x89PNG")
+    assert run.loss_figure.read_bytes().startswith(b"\x89PNG")
     assert (run.hugging_face / "model.safetensors").is_file()
 
 
@@ -52,8 +51,8 @@ def test_every_step_logs_loss_rate_and_speed(finished):
 def test_every_step_logs_how_full_it_was_how_much_was_masked_and_how_long_it_waited(finished):
     recipe, run, _ = finished
     lines = [line for line in read_metrics(run.metrics) if "loss" in line]
-    steps = build_train_loader(recipe, 0, 1)
-    assert [line["masked"] for line in lines] == [
+    steps = train_loader_of(recipe, 0, 1)
+    assert [line["num_masked"] for line in lines] == [
         sum(int((batch.labels != -100).sum()) for batch in step.micro_batches) for step in steps
     ]
     for line, step in zip(lines, steps, strict=True):
@@ -66,7 +65,7 @@ def test_every_step_logs_how_full_it_was_how_much_was_masked_and_how_long_it_wai
 def test_tokens_and_samples_are_counted_without_filler(finished):
     recipe, run, _ = finished
     lines = [line for line in read_metrics(run.metrics) if "loss" in line]
-    steps = [step.micro_batches for step in build_train_loader(recipe, 0, 1)]
+    steps = [step.micro_batches for step in train_loader_of(recipe, 0, 1)]
     tokens = np.cumsum([sum(int(batch.cu_seqlens[batch.num_sequences]) for batch in step) for step in steps])
     assert [line["tokens"] for line in lines] == tokens.tolist()
     assert [line["samples"] for line in lines] == [16 * step for step in range(1, len(steps) + 1)]
@@ -82,7 +81,7 @@ def test_the_result_sums_up_how_full_micro_batches_were_and_how_long_the_run_wai
 
 def test_the_console_shows_attention_precision_progress_and_filled_masks(finished):
     recipe, _, printed = finished
-    for expected in ("attention: ", "precision: float32", "tokens/s", "MFU", "held-out loss", "unigram entropy"):
+    for expected in ("attention: ", "precision: float32", "tokens/s", "MFU", "validation loss", "unigram entropy"):
         assert expected in printed
     assert recipe.eval.fill_mask[0] in printed
 
@@ -101,7 +100,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_decays(source, tmp_path):
 def test_a_finished_run_is_not_trained_again(finished, console):
     recipe, run, _ = finished
     before = run.metrics.read_bytes()
-    pretrain(recipe, console)
+    pretrain_here(recipe, console)
     assert run.metrics.read_bytes() == before
     assert "this run is finished" in console.export_text()
 
@@ -123,7 +122,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(source, tmp_path):
     wait_for((recipe.run_folder / "metrics.jsonl").exists, process)
     ranks = psutil.Process(process.pid).children()
     next(rank for rank in ranks if rank.environ().get("RANK") == "1").kill()
-    assert "rank 1 ended with -9" in finish(process, code=128 + 9)
+    assert "rank 1 exited with code -9" in finish(process, code=128 + 9)
     assert not any(rank.is_running() for rank in ranks)
 
 
@@ -145,7 +144,7 @@ def test_micro_batches_are_moved_to_the_device():
 def _trainee(architecture):
     torch.manual_seed(5)
     model = build_model(ModelConfig(**(TINY_MODEL | {"architecture": architecture, "initializer_range": 0.2})))
-    return MaskedLmTrainee(model.double().eval(), cpu_autocast=torch.float32)
+    return MaskedLmComposerModel(model.double().eval(), cpu_autocast=torch.float32)
 
 
 def _without_filler(batch):
@@ -182,7 +181,7 @@ def test_filler_changes_neither_loss_nor_gradients(architecture, finished):
     trainee = _trainee(architecture)
     filled, plain = next(
         (batch, plain)
-        for step in build_train_loader(recipe, 0, 1)
+        for step in train_loader_of(recipe, 0, 1)
         for batch in step.micro_batches
         for plain in [_without_filler(batch)]
         if all(more > less for more, less in zip(batch.shape, plain.shape, strict=True))
@@ -198,7 +197,7 @@ def test_filler_changes_neither_loss_nor_gradients(architecture, finished):
 def test_the_loss_is_the_sum_over_the_real_masked_tokens_and_those_right_are_counted(architecture, finished):
     recipe, _, _ = finished
     trainee = _trainee(architecture)
-    batch = next(iter(build_train_loader(recipe, 0, 1))).micro_batches[-1]
+    batch = next(iter(train_loader_of(recipe, 0, 1))).micro_batches[-1]
     logits, labels = trainee.eval_forward(_without_filler(batch)).detach(), batch.labels[: batch.num_masked]
     wanted = -logits.log_softmax(-1)[torch.arange(batch.num_masked), labels].sum()
     loss, num_right = trainee(batch)
@@ -216,7 +215,7 @@ def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
 
     def compute(ranks, tokens):
         cut = replace(recipe, train=replace(recipe.train, micro_batch_tokens=tokens))
-        steps = [next(iter(build_train_loader(cut, rank, ranks))) for rank in range(ranks)]
+        steps = [next(iter(train_loader_of(cut, rank, ranks))) for rank in range(ranks)]
         shares = [
             lambda batch=batch, masked=step.global_masked: trainee.loss(trainee(batch), batch) / masked
             for step in steps
@@ -233,7 +232,7 @@ def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
 def test_a_micro_batch_without_a_masked_token_has_a_loss_of_zero(architecture, finished):
     recipe, _, _ = finished
     trainee = _trainee(architecture)
-    batch = next(iter(build_train_loader(recipe, 0, 1))).micro_batches[0]
+    batch = next(iter(train_loader_of(recipe, 0, 1))).micro_batches[0]
     empty = replace(
         batch,
         masked_indices=torch.zeros_like(batch.masked_indices),
@@ -247,11 +246,11 @@ def test_a_micro_batch_without_a_masked_token_has_a_loss_of_zero(architecture, f
 def test_more_processes_than_samples_are_refused(finished):
     recipe, _, _ = finished
     record = check_store(recipe)
-    with pytest.raises(ConfigError, match="the smallest step has 16 samples, less than the 17 processes"):
-        require_work_for_all(recipe, record, 17)
+    with pytest.raises(ConfigError, match="each of the 17 processes, got 16"):
+        check_num_processes(recipe, record, 17)
     wide = replace(recipe, train=replace(recipe.train, global_batch_samples=96))
-    with pytest.raises(ConfigError, match="held-out samples are less than the 90 processes"):
-        require_work_for_all(wide, record, 90)
+    with pytest.raises(ConfigError, match="validation sample for each of the 90 processes"):
+        check_num_processes(wide, record, 90)
 
 
 def test_a_line_of_metrics_that_a_crash_cut_off_is_left_out(finished, tmp_path):
@@ -264,7 +263,7 @@ def test_a_line_of_metrics_that_a_crash_cut_off_is_left_out(finished, tmp_path):
 @pytest.mark.slow
 def test_the_quickstart_ends_clearly_below_the_unigram_entropy(tmp_path, console):
     recipe = load_recipe(_RECIPES[0].parent / "quickstart.yaml", [f"runs_folder={tmp_path}"])
-    result = json.loads(pretrain(recipe, console).result.read_text())
+    result = json.loads(pretrain_here(recipe, console).result.read_text())
     assert result["eval_loss"] < result["unigram_entropy"] - 0.5
 
 
@@ -339,14 +338,16 @@ def test_a_folder_of_another_recipe_is_refused_with_the_keys_that_differ(finishe
     recipe, run, _ = finished
     before = run.metrics.read_bytes()
     other = replace(recipe, seed=18, model=replace(recipe.model, num_hidden_layers=3))
-    with pytest.raises(ConfigError, match=r"seed \(17 there, 18 now\), model\.num_hidden_layers \(2 there, 3 now\)"):
-        pretrain(other, console)
+    with pytest.raises(
+        ConfigError, match=r"`seed` \(17 there, 18 now\), `model\.num_hidden_layers` \(2 there, 3 now\)"
+    ):
+        pretrain_here(other, console)
     assert run.metrics.read_bytes() == before
 
 
 def test_a_run_does_not_go_on_with_a_store_of_other_text(source, tmp_path, console):
     recipe = tiny_recipe(tmp_path, source, data={"store": str(tmp_path / "store")})
-    open_run(recipe, prepare(recipe))
+    create_run_folder(recipe, prepare(recipe))
     shutil.rmtree(tmp_path / "store")
     source = write_jsonl(tmp_path / "other.jsonl", texts()[:100])
     other = replace(recipe, data=replace(recipe.data, sources=tiny_recipe(tmp_path, source).data.sources))
@@ -355,19 +356,19 @@ def test_a_run_does_not_go_on_with_a_store_of_other_text(source, tmp_path, conso
         (tmp_path / "store" / "store.json").read_text().replace(str(source), recipe.data.sources["text"].path)
     )
     (tmp_path / "store" / "store.json").write_text(store_record)
-    with pytest.raises(ConfigError, match="began with another token store"):
-        pretrain(recipe, console)
+    with pytest.raises(ConfigError, match="resumed with the token store that it began with"):
+        pretrain_here(recipe, console)
 
 
 def test_a_store_may_move_between_sittings(finished, console, tmp_path):
     recipe, _, _ = finished
     shutil.copytree(recipe.store_folder, tmp_path / "nearer")
-    pretrain(replace(recipe, data=replace(recipe.data, store=str(tmp_path / "nearer"))), console)
+    pretrain_here(replace(recipe, data=replace(recipe.data, store=str(tmp_path / "nearer"))), console)
     assert "this run is finished" in console.export_text()
 
 
 def test_keys_that_only_move_work_about_may_change_between_sittings(finished, console):
     recipe, _, _ = finished
     cut = replace(recipe.train, micro_batch_tokens=64)
-    pretrain(replace(recipe, data=replace(recipe.data, num_workers=1), train=cut), console)
+    pretrain_here(replace(recipe, data=replace(recipe.data, num_workers=1), train=cut), console)
     assert "this run is finished" in console.export_text()

@@ -48,9 +48,9 @@ def _train(recipe, monkeypatch, context):
     honest, due = StepTrainer._train_batch, []
 
     def train_batch(self, use_grad_scaling):
-        with context(self.course.position.steps + 1):
+        with context(self.progress.position.steps + 1):
             given = honest(self, use_grad_scaling)
-        due.append(self.course.is_due)
+        due.append(self.progress.is_sync_step)
         return given
 
     monkeypatch.setattr(StepTrainer, "_train_batch", train_batch)

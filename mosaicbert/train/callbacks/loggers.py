@@ -1,23 +1,21 @@
-"""Composer's loggers that a recipe asks for, beside metrics.jsonl and the console."""
+"""Composer's loggers that a recipe enables, in addition to metrics.jsonl and the console."""
 
-import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.train.composer import Event, Logger, LoggerDestination, State, TensorboardLogger, WandBLogger
 from mosaicbert.train.run_folder import RunFolder
 
-_PROJECT = "mosaicbert"
+_WANDB_PROJECT = "mosaicbert"
 
 
 class _TensorboardLogger(TensorboardLogger):
-    """Composer's, which a full disk silences instead of ending the run."""
+    """Composer's TensorBoard logger, disabled instead of ending the run when the disk is full."""
 
-    _is_silent = False
+    _is_disabled = False
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, step)
@@ -26,35 +24,30 @@ class _TensorboardLogger(TensorboardLogger):
         self._try(super().run_event, event, state, logger)
 
     def _try(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._is_silent:
+        if self._is_disabled:
             return
         try:
             call(*arguments)
         except OSError as error:
-            self._is_silent = True
-            warnings.warn(f"TensorBoard: cannot be written ({error.strerror}). The run goes on.", stacklevel=2)
+            self._is_disabled = True
+            warnings.warn(f"TensorBoard: cannot be written ({error.strerror}). The run continues.", stacklevel=2)
 
 
-def require_loggers(recipe: Recipe) -> None:
-    """Refuses loggers whose package is not there.
+def build_loggers(names: Sequence[str], run: RunFolder, run_name: str) -> list[LoggerDestination]:
+    """Build loggers. A resumed run continues in the same TensorBoard folder, and as the same W&B run.
 
-    Raises:
-        ConfigError: one is not installed.
+    Args:
+        names: Names of the loggers, "tensorboard" or "wandb".
+        run: Run folder.
+        run_name: Name of the run.
     """
-    for name in recipe.log.loggers:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"log.loggers={recipe.log.loggers}: {name} is not installed; pip install {name}.")
-
-
-def build_loggers(recipe: Recipe, run: RunFolder) -> list[LoggerDestination]:
-    """The loggers of a recipe; a continued run goes on in the same TensorBoard folder, and the same W&B run."""
     loggers: list[LoggerDestination] = []
-    for name in recipe.log.loggers:
+    for name in names:
         if name == "tensorboard":
             loggers.append(_TensorboardLogger(log_dir=str(run.path / "tensorboard")))
         else:
             started: str = json.loads(run.environment.read_text())["started"]
-            identity = re.sub(r"[^\w-]", "-", f"{recipe.run_name}-{started}")
-            settings = {"id": identity, "resume": "allow", "dir": str(run.path)}
-            loggers.append(WandBLogger(project=_PROJECT, name=recipe.run_name, init_kwargs=settings))
+            run_id = re.sub(r"[^\w-]", "-", f"{run_name}-{started}")
+            settings = {"id": run_id, "resume": "allow", "dir": str(run.path)}
+            loggers.append(WandBLogger(project=_WANDB_PROJECT, name=run_name, init_kwargs=settings))
     return loggers

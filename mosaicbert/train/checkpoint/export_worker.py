@@ -1,4 +1,7 @@
-"""Checkpoints to Hugging Face folders, beside the training: runs/x/hf/step-N, and runs/x/hf is the newest of them."""
+"""Export of checkpoints to Hugging Face folders in a separate process, during training.
+
+`runs/x/hf/step-N` is the export of the checkpoint after N steps, and `runs/x/hf` has the files of the newest.
+"""
 
 import os
 import shutil
@@ -9,14 +12,14 @@ import threading
 from collections.abc import Callable
 
 from mosaicbert.export.hf_folder import publish
-from mosaicbert.filesystem import lock
+from mosaicbert.filesystem import lock_folder
 from mosaicbert.train.checkpoint.format import list_checkpoints, step_of
 from mosaicbert.train.run_folder import RunFolder, newest_export
 
-_NICENESS = 19  # training comes first
-OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-# A process group of its own: what interrupts the training lets it finish, or `stop` ends it. Not a session of its own:
-# Linux shares out the cores among sessions first, whatever their priority.
+_NICENESS = 19  # training has priority
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# In a process group of its own, so that an interrupt of the training does not end it; `stop` does. Not in a session of
+# its own: Linux divides the CPU among sessions first, whatever their niceness.
 _PROGRAM = f"""
 import os, sys
 os.setpgid(0, 0)
@@ -27,79 +30,79 @@ export_step(sys.argv[1], int(sys.argv[2]))
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:  # else its number may be another's
+    if process.poll() is None:  # otherwise its id may belong to another process
         try:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-        except ProcessLookupError:  # it has only begun
+            os.killpg(process.pid, signal.SIGKILL)  # with its children
+        except ProcessLookupError:  # it has not set its process group yet
             process.kill()
 
 
-class Exporter:
-    """Keeps one Hugging Face folder per checkpoint: newest first, one process at a time, at the lowest priority.
+class ExportWorker:
+    """Keep one Hugging Face folder per checkpoint: newest first, one process at a time, at the lowest priority.
 
     Args:
-        run: its folder.
-        say: prints a line.
+        run: Run folder.
+        log: Function that prints a line.
 
     Attributes:
-        failures: why an export failed, by step.
+        failures: Reason why an export failed, by step.
     """
 
-    def __init__(self, run: RunFolder, say: Callable[[str], None]) -> None:
+    def __init__(self, run: RunFolder, log: Callable[[str], None]) -> None:
         self.run = run
-        self.say = say
+        self.log = log
         self.failures: dict[int, str] = {}
-        self._stopped = threading.Event()
+        self._stop_event = threading.Event()
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
 
-    def follow(self) -> None:
-        """Begins to export the checkpoints that lack their folder, unless it is being done; returns at once."""
+    def start(self) -> None:
+        """Start to export the checkpoints that have no export, unless this is in progress. Return at once."""
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread = threading.Thread(target=self._export_missing, daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
-        """Waits until every checkpoint has its folder, or has failed to get it."""
-        self.follow()
+        """Wait until every checkpoint has been exported, or has failed to be."""
+        self.start()
         assert self._thread is not None
         self._thread.join()
-        if self._missing():  # a checkpoint has come meanwhile
+        if self._missing_steps():  # a checkpoint was written meanwhile
             self.finish()
 
-    def forget_after(self, step: int) -> None:
-        """Removes the exports of checkpoints that a rollback has taken away: the same steps will have other weights."""
+    def remove_after(self, step: int) -> None:
+        """Remove the exports of later steps, after a rollback: the same steps will have different weights."""
         self.stop()
-        self._stopped.clear()
+        self._stop_event.clear()
         for folder in self.run.hugging_face.glob("step-*[0-9]"):
             if step_of(folder) > step:
                 shutil.rmtree(folder)
-        self.failures = {failed: why for failed, why in self.failures.items() if failed <= step}
+        self.failures = {failed: reason for failed, reason in self.failures.items() if failed <= step}
         if newest_export(self.run) is None:
             shutil.rmtree(self.run.hugging_face, ignore_errors=True)
         else:
-            self._tidy()
+            self._clean_up()
 
     def stop(self) -> None:
-        """Leaves what is not exported yet to the next sitting."""
-        self._stopped.set()
+        """Stop the export in progress; the next session exports what is missing."""
+        self._stop_event.set()
         if self._process is not None:
             _kill(self._process)
         if self._thread is not None:
             self._thread.join()
 
-    def _missing(self) -> list[int]:
+    def _missing_steps(self) -> list[int]:
         steps = reversed([step_of(path) for path in list_checkpoints(self.run.checkpoints)])
         return [step for step in steps if step not in self.failures and not self.run.export_of(step).is_dir()]
 
-    def _work(self) -> None:
-        self._tidy()
-        while not self._stopped.is_set() and (missing := self._missing()):
+    def _export_missing(self) -> None:
+        self._clean_up()
+        while not self._stop_event.is_set() and (missing := self._missing_steps()):
             self._export(missing[0])
-            self._tidy()
+            self._clean_up()
 
     def _export(self, step: int) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in OF_LAUNCHERS}
+        environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(self.run.path), str(step)],
@@ -111,25 +114,25 @@ class Exporter:
         except OSError as error:
             self._fail(step, str(error))
             return
-        if self._stopped.is_set():  # meanwhile
+        if self._stop_event.is_set():  # set while the process started
             _kill(self._process)
         _, errors = self._process.communicate()
-        still_wanted = step in {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
-        if self._process.returncode and still_wanted and not self._stopped.is_set():
+        is_kept = step in {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
+        if self._process.returncode and is_kept and not self._stop_event.is_set():
             self._fail(step, (errors.strip().splitlines() or ["no output"])[-1])
 
-    def _fail(self, step: int, why: str) -> None:
-        self.failures[step] = why
-        self.say(f"step {step} was not exported: {why}")
+    def _fail(self, step: int, reason: str) -> None:
+        self.failures[step] = reason
+        self.log(f"step {step}: export failed: {reason}")
 
-    def _tidy(self) -> None:
-        """Shows the newest export, which a crash may have left unshown, and removes those of removed checkpoints."""
+    def _clean_up(self) -> None:
+        """Publish the newest export, which a crash may have prevented, and remove those of removed checkpoints."""
         newest = newest_export(self.run)
         if newest is None:
             return
-        with lock(self.run.checkpoints):
+        with lock_folder(self.run.checkpoints):
             publish(self.run.hugging_face, newest)
-            kept = {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
+            kept_steps = {step_of(path) for path in list_checkpoints(self.run.checkpoints)}
             for folder in self.run.hugging_face.glob("step-*[0-9]"):
-                if step_of(folder) not in kept and folder != newest:
+                if step_of(folder) not in kept_steps and folder != newest:
                     shutil.rmtree(folder, ignore_errors=True)

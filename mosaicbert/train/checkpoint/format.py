@@ -10,7 +10,6 @@ Nothing in them is code: reading one runs nothing that it holds.
 import errno
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mosaicbert.filesystem import PARTIAL_SUFFIX, partial_path, replace_folder, sync_path
+
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _PREFIX = "step-"
-_PARTIAL = ".partial"
 _READ_AT_ONCE = 2**22
 
 
@@ -60,7 +60,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
         CheckpointError: the disk is full, or cannot be written; nothing is left behind.
     """
     path = checkpoint_path(folder, step)
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -77,16 +77,10 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
         }
         (partial / _STATE).write_bytes(_encode(content))
         for name in (_MODEL, _OPTIMIZER, _STATE):
-            _sync(partial / name)
-        _sync(partial)
-        # A step that is trained again after a crash gives the same checkpoint; the older one may be damaged.
-        replaced = path.with_name(f"{path.name}.replaced{_PARTIAL}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if path.exists():
-            path.rename(replaced)
-        partial.rename(path)
-        _sync(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+            sync_path(partial / name)
+        sync_path(partial)
+        # A step that is trained again after a crash gives the same checkpoint; the older one may be corrupted.
+        replace_folder(partial, path)
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"{path}: could not be written ({_reason(error)}).") from error
@@ -145,7 +139,7 @@ def step_of(path: Path) -> int:
 
 def remove_old(folder: Path, keep_last: int) -> None:
     """Removes all checkpoints but the newest and those written with `keep`, and what a crash left unfinished."""
-    for path in folder.glob(f"{_PREFIX}*{_PARTIAL}"):
+    for path in folder.glob(f"{_PREFIX}*{PARTIAL_SUFFIX}"):
         shutil.rmtree(path, ignore_errors=True)
     for path in list_checkpoints(folder)[:-keep_last]:
         try:
@@ -158,7 +152,7 @@ def remove_old(folder: Path, keep_last: int) -> None:
 
 def remove_checkpoint(path: Path) -> None:
     """Removes a checkpoint; whoever looks meanwhile sees all of it or nothing."""
-    gone = path.with_name(path.name + _PARTIAL)
+    gone = partial_path(path)
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
@@ -212,14 +206,6 @@ def _describe(path: Path) -> dict[str, Any]:
         if error.errno != errno.ENOENT:
             raise CheckpointError(f"{path}: cannot be read ({_reason(error)}).") from error
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What is kept of a run's faults: faults.jsonl, which also says which batches the run leaves out."""
+"""Log of a run's faults, faults.jsonl. It also determines the batches that the run skips."""
 
 import contextlib
 import json
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.store import write_file
+from mosaicbert.filesystem import write_file
 from mosaicbert.train.composer import dist
-from mosaicbert.train.progress import StepReport
+from mosaicbert.train.progress.run_progress import StepReport
 
-SamplesOf = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
+# Returns the epochs and the numbers in the store of a batch's samples, see `TrainDataset.samples_of`.
+BatchSamples = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,13 @@ class Fault:
     """A line of faults.jsonl.
 
     Attributes:
-        kind: skipped: a step without an update; rollback: the run went back; checkpoint: one was damaged, or could not
-            be written.
-        step: number of the step, from 1.
-        reason: in words.
-        batches: numbers of the batches concerned.
-        resumed_step: the step that a rollback went back to.
-        samples: of the batches, as [epoch, number in the store].
+        kind: skipped: a step without an update; rollback: the run resumed from a checkpoint; checkpoint: one was
+            corrupted, or could not be written.
+        step: Number of the step, from 1.
+        reason: Reason in words.
+        batches: Numbers of the batches concerned.
+        resumed_step: Step of the checkpoint that a rollback resumed from.
+        samples: Samples of the batches, as [epoch, number in the store].
     """
 
     kind: Literal["skipped", "rollback", "checkpoint"]
@@ -41,54 +42,54 @@ class Fault:
 
 
 class FaultLog:
-    """faults.jsonl: all that went wrong in a run. It decides which batches are left out, so it is never shortened."""
+    """faults.jsonl: all faults of a run. It determines the batches that are skipped, so lines are never removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[Fault]:
-        """The faults so far, without a last line that a crash cut off."""
+        """Return the faults so far, without a last line that a crash truncated."""
         if not self.path.exists():
             return []
         return [Fault(**json.loads(line)) for line in self.path.read_text().split("\n")[:-1]]
 
     def write(self, fault: Fault) -> None:
-        """Adds a line, and waits until it is on the disk. A step that is done again after a crash adds none."""
+        """Append a fault durably. A step that is repeated after a crash adds no second line."""
         faults = self.read()
         if fault not in faults:
             lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in [*faults, fault])
             write_file(self.path, lines.encode())
 
-    def note(self, fault: Fault) -> None:
-        """Adds a line if that can be done: a full disk is no reason to stop."""
+    def try_write(self, fault: Fault) -> None:
+        """Append a fault if possible: a full disk does not stop the run."""
         with contextlib.suppress(ConfigError):
             self.write(fault)
 
     def rollbacks(self) -> list[Fault]:
-        """The times that the run went back."""
+        """Return the rollbacks of the run, in order."""
         return [fault for fault in self.read() if fault.kind == "rollback"]
 
     def skipped_batches(self) -> set[int]:
-        """The batches that the run leaves out."""
+        """Return the numbers of the batches that the run skips."""
         return {batch for fault in self.rollbacks() for batch in fault.batches}
 
 
-class SkippedSteps:
-    """Notes steps that have not changed the weights, with their samples. Only rank 0 writes.
+class SkippedStepLog:
+    """Log of the steps that did not change the weights, with their samples. Only rank 0 writes.
 
     Args:
-        faults: of the run.
-        samples_of: a batch: the epochs and the numbers of its samples, see `TrainDataset`.
+        faults: Fault log of the run.
+        samples_of: Function that returns the samples of a batch.
     """
 
-    def __init__(self, faults: FaultLog, samples_of: SamplesOf) -> None:
+    def __init__(self, faults: FaultLog, samples_of: BatchSamples) -> None:
         self.faults = faults
         self.samples_of = samples_of
 
-    def note(self, report: StepReport) -> None:
-        """Notes a step."""
+    def write(self, report: StepReport) -> None:
+        """Append a step."""
         if dist.get_global_rank() == 0:
-            self.faults.note(
+            self.faults.try_write(
                 Fault(
                     kind="skipped",
                     step=report.step,
@@ -99,6 +100,6 @@ class SkippedSteps:
             )
 
 
-def list_samples(samples_of: SamplesOf, batches: Sequence[int]) -> list[list[int]]:
-    """[epoch, number in the store] of all samples of some batches."""
+def list_samples(samples_of: BatchSamples, batches: Sequence[int]) -> list[list[int]]:
+    """Return [epoch, number in the store] of all samples of some batches."""
     return [pair for batch in batches for pair in np.stack(samples_of(batch), axis=1).tolist()]

@@ -1,4 +1,4 @@
-"""What is done when the numbers go wrong: a step is skipped, or the run goes back and leaves batches out."""
+"""Detection of non-finite and spiking training steps."""
 
 import math
 import statistics
@@ -8,17 +8,17 @@ from typing import Any
 
 from mosaicbert.config import FaultConfig
 
-_NORMAL = 1.4826  # the standard deviation of a normal distribution, in median absolute deviations
-_LEAST_DEVIATION = 0.01  # of the median: no loss is steadier, and a smaller rise is worth no going back
+_STD_PER_MAD = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
+_MIN_DEVIATION = 0.01  # of the median: a smaller rise does not justify a rollback, however steady the losses were
 
 
-class RollBack(Exception):
-    """The run is to go back to a checkpoint and leave batches out. Every rank raises it in the same step.
+class RollbackRequest(Exception):
+    """Request to resume the run from a checkpoint without some batches. Every rank raises it in the same step.
 
     Attributes:
-        step: number of the step that went wrong, from 1.
-        batches: numbers of those to leave out.
-        reason: in words.
+        step: Number of the step that caused it, from 1.
+        batches: Numbers of the batches to skip.
+        reason: Reason in words.
     """
 
     def __init__(self, step: int, batches: Sequence[int], reason: str) -> None:
@@ -28,76 +28,85 @@ class RollBack(Exception):
         self.reason = reason
 
 
-class Guard:
-    """Judges each step by its loss and gradient norm. An update that is not finite has been withheld by then.
+class SpikeDetector:
+    """Check each step by its loss and gradient norm.
 
-    A loss is a spike if it lies many robust standard deviations (by the median absolute deviation of the recent losses)
-    above their median. The batches to blame are the spiking one, and those since the last checkpoint whose gradient
-    norm stood out in the same way.
+    A step that is not finite has not been applied: the optimizer skips it on the device (`update_unless`). A spike is
+    found after its update; the run then resumes from a checkpoint before it.
+
+    A loss is a spike if it is many robust standard deviations (from the median absolute deviation of the recent losses)
+    above their median. The batches to skip are the spiking one, and those since the last checkpoint whose gradient norm
+    was an outlier in the same sense.
 
     Args:
-        config: the recipe's section.
+        config: Faults section of the recipe.
+
+    Attributes:
+        num_skipped: Steps of the run that were not applied.
     """
 
     def __init__(self, config: FaultConfig) -> None:
         self.config = config
-        self.losses: deque[float] = deque(maxlen=config.window_steps)
-        self.norms: deque[float] = deque(maxlen=config.window_steps)
-        self.suspects: list[int] = []
-        self.skipped: list[int] = []  # batches of the steps in a row without an update
         self.num_skipped = 0
+        self._losses: deque[float] = deque(maxlen=config.window_steps)
+        self._grad_norms: deque[float] = deque(maxlen=config.window_steps)
+        self._suspect_batches: list[int] = []
+        self._skipped_in_a_row: list[int] = []
 
-    def judge(self, step: int, batch: int, loss: float, norm: float) -> bool:
-        """Whether the step has updated the weights.
+    def check(self, step: int, batch: int, loss: float, grad_norm: float) -> bool:
+        """Check a step, and return whether it has updated the weights.
 
         Args:
-            step: its number, from 1.
-            batch: its batch's number.
-            loss: mean over the masked tokens of the global batch; NaN if there are none.
-            norm: of the gradient.
+            step: Number of the step, from 1.
+            batch: Number of its batch.
+            loss: Mean loss over the masked tokens of the global batch, NaN if there are none.
+            grad_norm: Norm of the whole gradient.
 
         Raises:
-            RollBack: the loss is a spike, or too many steps in a row were not finite.
+            RollbackRequest: If the loss is a spike, or if too many steps in a row were not finite.
         """
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.num_skipped += 1
-            self.skipped.append(batch)
-            if len(self.skipped) > self.config.max_skipped_steps:
-                raise RollBack(step, self.skipped, f"{len(self.skipped)} steps in a row without a finite loss")
+            skipped = self._skipped_in_a_row
+            skipped.append(batch)
+            if len(skipped) > self.config.max_skipped_steps:
+                raise RollbackRequest(step, skipped, f"{len(skipped)} steps in a row without a finite loss")
             return False
-        self.skipped.clear()
-        if self._stands_out(loss, self.losses):
-            median = statistics.median(self.losses)
-            raise RollBack(step, [*self.suspects, batch], f"loss {loss:.3f} after a median of {median:.3f}")
-        if self._stands_out(norm, self.norms):
-            self.suspects.append(batch)
-        self.losses.append(loss)
-        self.norms.append(norm)
+        self._skipped_in_a_row.clear()
+        if self._is_outlier(loss, self._losses):
+            median = statistics.median(self._losses)
+            raise RollbackRequest(
+                step, [*self._suspect_batches, batch], f"loss {loss:.3f} after a median of {median:.3f}"
+            )
+        if self._is_outlier(grad_norm, self._grad_norms):
+            self._suspect_batches.append(batch)
+        self._losses.append(loss)
+        self._grad_norms.append(grad_norm)
         return True
 
     def clear_suspects(self) -> None:
-        """Called when a checkpoint has been written: what came before it cannot be left out any more."""
-        self.suspects.clear()
+        """Forget the suspected batches, after a checkpoint: batches before it can no longer be skipped."""
+        self._suspect_batches.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: a resumed run judges as the uninterrupted one would have."""
+        """Return the state as JSON values, for a checkpoint: a resumed run makes the same decisions."""
         return {
-            "losses": list(self.losses),
-            "norms": list(self.norms),
-            "skipped": list(self.skipped),
+            "losses": list(self._losses),
+            "grad_norms": list(self._grad_norms),
+            "skipped_in_a_row": list(self._skipped_in_a_row),
             "num_skipped": self.num_skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
-        self.losses = deque(state["losses"], maxlen=self.config.window_steps)
-        self.norms = deque(state["norms"], maxlen=self.config.window_steps)
-        self.skipped = list(state["skipped"])
+        """Restore the state that `state_dict` returned."""
+        self._losses = deque(state["losses"], maxlen=self.config.window_steps)
+        self._grad_norms = deque(state["grad_norms"], maxlen=self.config.window_steps)
+        self._skipped_in_a_row = list(state["skipped_in_a_row"])
         self.num_skipped = state["num_skipped"]
 
-    def _stands_out(self, value: float, recent: deque[float]) -> bool:
+    def _is_outlier(self, value: float, recent: deque[float]) -> bool:
         if len(recent) < self.config.window_steps // 2:
             return False
         median = statistics.median(recent)
-        spread = _NORMAL * statistics.median(abs(other - median) for other in recent)
-        return value > median + self.config.spike_deviations * max(spread, _LEAST_DEVIATION * abs(median))
+        deviation = _STD_PER_MAD * statistics.median(abs(other - median) for other in recent)
+        return value > median + self.config.spike_deviations * max(deviation, _MIN_DEVIATION * abs(median))

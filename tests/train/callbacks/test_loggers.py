@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mosaicbert.config import ConfigError
 from mosaicbert.report.metrics import read_metrics
-from mosaicbert.train.callbacks.loggers import require_loggers
-from mosaicbert.train.pretrain import pretrain
+from mosaicbert.train.resolve import check_loggers
 from tests.recipes import tiny_recipe
+from tests.train.running import pretrain_here
 
 _WANDB_IS_THERE = importlib.util.find_spec("wandb") is not None
 _EXACT_IN_FP32 = 1e-6  # TensorBoard keeps single precision
@@ -36,7 +36,7 @@ def logged(source, tmp_path_factory):
         patch.setenv("WANDB_CONFIG_DIR", str(folder / "config"))
         patch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
         patch.chdir(folder)
-        return pretrain(recipe, Console(quiet=True))
+        return pretrain_here(recipe, Console(quiet=True))
 
 
 def _lines(run, key):
@@ -139,8 +139,10 @@ def _recipe(tmp_path, loggers):
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_logger_that_is_not_installed_is_refused_with_what_to_install(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)  # what Python takes for a package that is not there
-    with pytest.raises(ConfigError, match=rf"log\.loggers=\['{name}'\]: {name} is not installed; pip install {name}\."):
-        require_loggers(_recipe(tmp_path, [name]))
+    with pytest.raises(
+        ConfigError, match=rf"`log\.loggers` must name installed packages, got {name}\. Run `pip install {name}`\."
+    ):
+        check_loggers([name])
 
 
 def test_a_logger_that_nobody_asked_for_need_not_be_installed(tmp_path, monkeypatch):

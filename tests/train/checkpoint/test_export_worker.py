@@ -10,7 +10,7 @@ from transformers import AutoModelForMaskedLM
 import mosaicbert  # noqa: F401  (from_pretrained knows its models from then on)
 from mosaicbert.export.hf_folder import publish
 from mosaicbert.export.published import load_model
-from mosaicbert.train.checkpoint.export_worker import Exporter
+from mosaicbert.train.checkpoint.export_worker import ExportWorker
 from mosaicbert.train.checkpoint.format import list_checkpoints, read_checkpoint, remove_checkpoint, step_of
 from mosaicbert.train.run_folder import RunFolder
 from tests.processes import killed_at_each_file_event
@@ -151,18 +151,18 @@ def test_a_checkpoint_that_is_damaged_costs_its_own_export_only(copy, said):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    exporter = Exporter(copy, said.append)
+    exporter = ExportWorker(copy, said.append)
     exporter.finish()
     assert list(exporter.failures) == [6]
     assert "model.safetensors: damaged" in exporter.failures[6]
-    assert said == [f"step 6 was not exported: {exporter.failures[6]}"]
+    assert said == [f"step 6: export failed: {exporter.failures[6]}"]
     assert _exports(copy) == ["step-3"]
     assert (copy.hugging_face / "latest").resolve() == copy.export_of(3).resolve()
 
 
 def test_stopping_ends_an_export_at_once_and_leaves_no_half_of_it(copy, said):
     shutil.rmtree(copy.hugging_face)
-    exporter = Exporter(copy, said.append)
+    exporter = ExportWorker(copy, said.append)
     exporter.follow()
     _wait_until(lambda: len(_processes_at_work_on(copy.path)) > 1)  # the export, and the proof that it loads
     began = time.monotonic()
@@ -174,7 +174,7 @@ def test_stopping_ends_an_export_at_once_and_leaves_no_half_of_it(copy, said):
 
 
 def test_stopping_what_has_not_begun_is_no_error(copy, said):
-    exporter = Exporter(copy, said.append)
+    exporter = ExportWorker(copy, said.append)
     exporter.stop()
     exporter.stop()
     assert _exports(copy) == ["step-3", "step-6"]
@@ -182,7 +182,7 @@ def test_stopping_what_has_not_begun_is_no_error(copy, said):
 
 def test_nothing_is_exported_that_is_there(copy, said):
     before = {path: path.stat().st_mtime_ns for path in copy.hugging_face.rglob("*")}
-    exporter = Exporter(copy, said.append)
+    exporter = ExportWorker(copy, said.append)
     exporter.follow()
     exporter.finish()
     assert {path: path.stat().st_mtime_ns for path in copy.hugging_face.rglob("*")} == before
@@ -191,25 +191,25 @@ def test_nothing_is_exported_that_is_there(copy, said):
 
 def test_going_back_removes_the_exports_of_what_is_undone(copy, said):
     remove_checkpoint(copy.checkpoints / "step-6")
-    Exporter(copy, said.append).forget_after(3)
+    ExportWorker(copy, said.append).remove_after(3)
     assert _exports(copy) == ["step-3"]
 
 
 def test_after_going_back_the_newest_export_that_is_left_is_shown(copy, said):
     remove_checkpoint(copy.checkpoints / "step-6")
-    Exporter(copy, said.append).forget_after(3)
+    ExportWorker(copy, said.append).remove_after(3)
     shown = {path.name: path for path in copy.hugging_face.iterdir() if path.is_symlink()}
     assert shown.pop("latest").resolve() == copy.export_of(3).resolve()
     assert shown.keys() == {path.name for path in copy.export_of(3).iterdir()}
 
 
 def test_going_back_to_the_beginning_removes_all_exports(copy, said):
-    Exporter(copy, said.append).forget_after(0)
+    ExportWorker(copy, said.append).remove_after(0)
     assert not copy.hugging_face.exists() or list(copy.hugging_face.iterdir()) == []
 
 
 def test_a_step_whose_export_failed_is_tried_again_when_it_is_trained_again(copy, said):
-    exporter = Exporter(copy, said.append)
+    exporter = ExportWorker(copy, said.append)
     exporter.failures |= {3: "damaged", 6: "damaged"}
-    exporter.forget_after(3)
+    exporter.remove_after(3)
     assert exporter.failures == {3: "damaged"}

@@ -8,18 +8,18 @@ from dataclasses import replace
 import pytest
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.loading.loader import build_train_loader
-from mosaicbert.filesystem import lock
-from mosaicbert.train.callbacks.checkpointer import require_room
+from mosaicbert.filesystem import lock_folder
+from mosaicbert.train.checkpoint.disk_space import check_disk_space
 from mosaicbert.train.checkpoint.format import list_checkpoints, step_of
-from mosaicbert.train.pretrain import pretrain
 from mosaicbert.train.run_folder import RunFolder
+from tests.data.loaders import train_loader_of
 from tests.recipes import TINY_MODEL, tiny_recipe
 from tests.train.running import (
     assert_equal_but_for_summation,
     assert_same_end,
     finish,
     losses_of,
+    pretrain_here,
     start,
     steps_of,
     train_here,
@@ -67,7 +67,7 @@ def test_a_killed_run_continues_to_the_same_bits(undisturbed, source, tmp_path):
     process.wait()
     assert not (recipe.run_folder / "result.json").exists()
     printed = finish(start(recipe))
-    assert "continuing from" in printed
+    assert "resuming from" in printed
     assert_same_end(RunFolder(recipe.run_folder), undisturbed)
 
 
@@ -141,7 +141,7 @@ def test_ranks_that_share_weights_out_also_make_the_forward_passes_that_only_oth
     changes = {"duration": "2 steps", "global_batch_samples": 7, "micro_batch_tokens": 33}
     recipes = [
         _recipe(
-            tmp_path / name, source, model=model, train=changes | {"sharding": name}, data={"held_out_fraction": 0.1}
+            tmp_path / name, source, model=model, train=changes | {"sharding": name}, data={"validation_fraction": 0.1}
         )
         for name in ("ddp", "fsdp")
     ]
@@ -150,14 +150,14 @@ def test_ranks_that_share_weights_out_also_make_the_forward_passes_that_only_oth
 
 
 def _assert_same_batches(ours, theirs):
-    for key in ("samples", "tokens", "masked", "mask_rate", "lr", "batch_samples"):
+    for key in ("samples", "tokens", "num_masked", "mask_rate", "lr", "batch_samples"):
         assert [line[key] for line in steps_of(ours)] == [line[key] for line in steps_of(theirs)], key
 
 
 def test_a_resumed_run_reads_nothing_that_it_has_trained_already(source, tmp_path):
     recipe = _recipe(tmp_path, source)
     train_here(recipe, stop_after=10)
-    loader = build_train_loader(recipe, 0, 1, first_step=10)
+    loader = train_loader_of(recipe, 0, 1, first_step=10)
     assert next(iter(loader)).batch == 10
 
 
@@ -170,7 +170,7 @@ def test_asked_to_stop_a_run_writes_a_checkpoint_and_says_how_to_continue(source
     printed = finish(process)
     run = RunFolder(recipe.run_folder)
     assert "stopped by SIGINT" in printed
-    assert f"to continue: mosaicbert pretrain {tmp_path / 'recipe.yaml'}" in printed
+    assert f"to resume: mosaicbert pretrain {tmp_path / 'recipe.yaml'}" in printed
     (checkpoint,) = list_checkpoints(run.checkpoints)
     assert steps_of(run)[-1]["step"] == step_of(checkpoint)
 
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(harm, undisturbed, source,
         newest.write_bytes(content)
     said = []
     assert_same_end(train_here(recipe, said=said), undisturbed)
-    assert any("passing over a checkpoint" in line and str(newest) in line for line in said)
+    assert any("checkpoint skipped" in line and str(newest) in line for line in said)
     assert any(line.endswith("step-10") for line in said)
 
 
@@ -246,7 +246,7 @@ def test_a_disk_that_is_full_costs_the_checkpoints_and_not_the_run(source, tmp_p
     printed = finish(limited, code=1)
     run = RunFolder(recipe.run_folder)
     assert "could not be written" in printed
-    assert "make room" in printed
+    assert "Free disk space" in printed
     assert steps_of(run)[-1]["step"] == _STEPS
     assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [3]
     assert not list(run.checkpoints.glob("*.partial"))
@@ -263,15 +263,15 @@ main(["pretrain", *sys.argv[1:]])
 
 def test_a_disk_without_room_is_found_before_the_run_begins(source, tmp_path):
     run = train_here(_recipe(tmp_path, source), stop_after=1)
-    with pytest.raises(ConfigError, match=r"GiB free, and 3 checkpoints with their exports take .*; make room"):
-        require_room(run, num_parameters=10**15, keep_last=2)
+    with pytest.raises(ConfigError, match=r"3 checkpoints with their exports need .* GiB free\. Free disk space"):
+        check_disk_space(run, num_parameters=10**15, keep_last=2)
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(source, tmp_path, console):
     recipe = _recipe(tmp_path, source)
     run = train_here(recipe, stop_after=1)
-    with lock(run.path), pytest.raises(ConfigError, match="another process is training this run"):
-        pretrain(recipe, console)
+    with lock_folder(run.path), pytest.raises(ConfigError, match="must be trained by one process group at a time"):
+        pretrain_here(recipe, console)
 
 
 def test_a_run_of_so_many_seconds_goes_through_its_whole_schedule(source, tmp_path):

@@ -3,14 +3,14 @@
 import os
 import sys
 
-from mosaicbert.train.callbacks.metrics import SeededSteps
-from mosaicbert.train.composer_model import MaskedLmTrainee
+from mosaicbert.train.callbacks.rng import StepSeeder
+from mosaicbert.train.composer_model import MaskedLmComposerModel
 from tests.train.session import main
 
 
 def _poison_third_step():
     step = [0]
-    honest_start, honest_loss = SeededSteps.batch_start, MaskedLmTrainee.loss
+    honest_start, honest_loss = StepSeeder.batch_start, MaskedLmComposerModel.loss
 
     def batch_start(self, state, logger):
         step[0] = state.timestamp.batch.value + 1
@@ -20,7 +20,7 @@ def _poison_third_step():
         value = honest_loss(self, outputs, batch, *others)
         return value * float("nan") if step[0] == 3 and os.environ["RANK"] == "1" else value
 
-    SeededSteps.batch_start, MaskedLmTrainee.loss = batch_start, loss
+    StepSeeder.batch_start, MaskedLmComposerModel.loss = batch_start, loss
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from mosaicbert.config import TrainingFault
-from mosaicbert.data.loading.loader import build_train_loader
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.train.checkpoint.format import checkpoint_path, list_checkpoints, read_checkpoint, step_of
-from mosaicbert.train.composer_model import MaskedLmTrainee
+from mosaicbert.train.composer_model import MaskedLmComposerModel
 from mosaicbert.train.faults.log import Fault, FaultLog
-from mosaicbert.train.run_folder import RunFolder, open_run
+from mosaicbert.train.run_folder import RunFolder, create_run_folder
 from tests.data.corpus import short_texts, write_jsonl
+from tests.data.loaders import train_loader_of
 from tests.recipes import tiny_recipe
 from tests.train.running import (
     assert_same_end,
@@ -43,9 +43,9 @@ def harm(monkeypatch):
 
     def harm(recipe, batches, factor, times=math.inf):
         prepare(recipe)
-        dataset = build_train_loader(recipe, 0, 1).dataset
+        dataset = train_loader_of(recipe, 0, 1).dataset
         marked = [micro.input_ids for batch in batches for micro in dataset[batch].micro_batches]
-        honest = MaskedLmTrainee.loss
+        honest = MaskedLmComposerModel.loss
         left = [times * len(marked)]
 
         def loss(self, outputs, batch, *others):
@@ -55,7 +55,7 @@ def harm(monkeypatch):
                 return value * factor
             return value
 
-        monkeypatch.setattr(MaskedLmTrainee, "loss", loss)
+        monkeypatch.setattr(MaskedLmComposerModel, "loss", loss)
         return dataset
 
     return harm
@@ -133,10 +133,10 @@ def test_a_spike_goes_back_and_leaves_out_exactly_its_batch(harm, source, tmp_pa
     run = train_here(recipe, said=said)
     (fault,) = _faults(run, "rollback")
     assert (fault.step, fault.batches, fault.resumed_step) == (15, [14], 12)
-    assert any("Going back to step 12, leaving out 1 batch(es)" in line for line in said)
+    assert any("Rolling back to step 12 and skipping 1 batch(es)" in line for line in said)
     # The same as a run that had known from the start.
     wise = _recipe(tmp_path / "wise", source)
-    forewarned = open_run(wise, prepare(wise))
+    forewarned = create_run_folder(wise, prepare(wise))
     FaultLog(forewarned.faults).write(Fault(kind="rollback", step=1, reason="known", batches=[14], resumed_step=0))
     assert_same_end(run, train_here(wise), but_for={"rollbacks"})
     assert steps_of(run)[-1]["rollbacks"] == 1
@@ -162,7 +162,7 @@ def test_what_was_left_out_stays_left_out_when_the_run_is_continued(harm, source
 def test_spikes_again_and_again_stop_the_run_with_an_explanation(harm, source, tmp_path):
     recipe = _recipe(tmp_path, source)
     harm(recipe, range(14, 24), 3.0)
-    with pytest.raises(TrainingFault, match=r"after going back 2 times \(faults.max_rollbacks\). Lower optimizer.peak"):
+    with pytest.raises(TrainingFault, match=r"after 2 rollbacks \(`faults.max_rollbacks`\). Lower `optimizer.peak"):
         train_here(recipe)
     run = RunFolder(recipe.run_folder)
     assert [fault.batches for fault in _faults(run, "rollback")] == [[14], [15]]
@@ -226,7 +226,7 @@ def test_a_step_without_a_masked_token_changes_nothing_and_the_run_goes_on(tmp_p
     run = train_here(recipe)
     lines = steps_of(run)
     assert len(lines) == 12
-    empty = [line for line in lines if not line["masked"]]
+    empty = [line for line in lines if not line["num_masked"]]
     assert 0 < len(empty) < 12
     assert lines[-1]["skipped_steps"] == len(empty)
 
@@ -236,4 +236,4 @@ def test_going_back_lets_go_of_the_model_before(harm, source, tmp_path):
     harm(recipe, [12, 18], 3.0)
     train_here(recipe)
     gc.collect()
-    assert sum(isinstance(thing, MaskedLmTrainee) for thing in gc.get_objects()) <= 1
+    assert sum(isinstance(thing, MaskedLmComposerModel) for thing in gc.get_objects()) <= 1

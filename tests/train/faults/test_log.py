@@ -6,7 +6,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaicbert.train.callbacks.checkpointer import find_restart, roll_back
 from mosaicbert.train.checkpoint.format import (
     Checkpoint,
     checkpoint_path,
@@ -16,8 +15,10 @@ from mosaicbert.train.checkpoint.format import (
     step_of,
     write_checkpoint,
 )
+from mosaicbert.train.checkpoint.resume import find_resume_point
+from mosaicbert.train.checkpoint.rollback import log_rollback
 from mosaicbert.train.faults.log import Fault, FaultLog, list_samples
-from mosaicbert.train.faults.spike_detector import RollBack
+from mosaicbert.train.faults.spike_detector import RollbackRequest
 from mosaicbert.train.run_folder import RunFolder
 
 
@@ -140,9 +141,9 @@ def test_the_run_goes_back_one_checkpoint_further_each_time(checkpoints, before,
     _write_checkpoints(run, *checkpoints, rollbacks=len(before))
     for step in before:
         faults.write(_gone_back(step, [step - 1]))
-    fault = roll_back(run, faults, RollBack(8, [7], "loss 9"), window_steps=10, samples_of=_samples_of)
+    fault = log_rollback(run, faults, RollbackRequest(8, [7], "loss 9"), window_steps=10, samples_of=_samples_of)
     assert fault.resumed_step == resumed
-    restart, _ = find_restart(run, faults, None, lambda _: None)
+    restart, _ = find_resume_point(run, faults, None, lambda _: None)
     assert restart.step == resumed
     assert _steps(run) == [step for step in checkpoints if step <= resumed]
     assert [read_state(path)["of"] for path in list_checkpoints(run.checkpoints)] == _steps(run)
@@ -154,21 +155,21 @@ def test_a_crash_while_going_back_changes_nothing(removed, run, faults):
     faults.write(_gone_back(10, [7], resumed_step=3))
     for step in removed:
         remove_checkpoint(checkpoint_path(run.checkpoints, step))
-    restart, _ = find_restart(run, faults, None, lambda _: None)
-    assert (restart.step, restart.skipped, _steps(run)) == (3, {7}, [3])
+    restart, _ = find_resume_point(run, faults, None, lambda _: None)
+    assert (restart.step, restart.skipped_batches, _steps(run)) == (3, {7}, [3])
 
 
 def test_checkpoints_written_after_going_back_stay(run, faults):
     faults.write(_gone_back(8, [6], resumed_step=3))
     _write_checkpoints(run, 3, 6, 9, rollbacks=1)
-    restart, _ = find_restart(run, faults, None, lambda _: None)
+    restart, _ = find_resume_point(run, faults, None, lambda _: None)
     assert (restart.step, _steps(run)) == (9, [3, 6, 9])
 
 
 def test_going_back_is_noted_with_the_batches_and_their_samples(run, faults):
     _write_checkpoints(run, 3, 6)
-    cause = RollBack(8, [7, 6], "loss 9.000 after a median of 3.000")
-    noted = roll_back(run, faults, cause, window_steps=10, samples_of=_samples_of)
+    cause = RollbackRequest(8, [7, 6], "loss 9.000 after a median of 3.000")
+    noted = log_rollback(run, faults, cause, window_steps=10, samples_of=_samples_of)
     assert faults.read() == [noted]
     assert noted == Fault(
         kind="rollback",
@@ -183,5 +184,5 @@ def test_going_back_is_noted_with_the_batches_and_their_samples(run, faults):
 def test_the_run_goes_back_to_before_the_first_batch_that_is_left_out(run, faults):
     # Batches of steps without an update can lie on both sides of a checkpoint.
     _write_checkpoints(run, 3, 6, 9)
-    cause = RollBack(11, list(range(5, 11)), "6 steps in a row without a finite loss")
-    assert roll_back(run, faults, cause, window_steps=10, samples_of=_samples_of).resumed_step == 3
+    cause = RollbackRequest(11, list(range(5, 11)), "6 steps in a row without a finite loss")
+    assert log_rollback(run, faults, cause, window_steps=10, samples_of=_samples_of).resumed_step == 3

@@ -7,29 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaicbert.config import FaultConfig
-from mosaicbert.train.faults.spike_detector import Guard, RollBack
+from mosaicbert.train.faults.spike_detector import RollbackRequest, SpikeDetector
 
 _FIRST_BATCH = 1000  # so that no step's number is a batch's
 
 
-def _guard(**config):
-    return Guard(FaultConfig(**config))
+def _detector(**config):
+    return SpikeDetector(FaultConfig(**config))
 
 
-def _feed(guard, values, *, first_step=1):
-    """What the guard says to each (loss, norm), up to the first RollBack."""
-    answers = []
+def _feed(detector, values, *, first_step=1):
+    """Returns the result of each check of (loss, gradient norm), up to the first rollback request."""
+    results = []
     for step, (loss, norm) in enumerate(values, start=first_step):
         try:
-            answers.append(guard.judge(step, _FIRST_BATCH + step, loss, norm))
-        except RollBack as cause:
-            answers.append((cause.step, cause.batches, cause.reason))
+            results.append(detector.check(step, _FIRST_BATCH + step, loss, norm))
+        except RollbackRequest as cause:
+            results.append((cause.step, cause.batches, cause.reason))
             break
-    return answers
+    return results
 
 
-def _are_fine(answers):
-    return answers == [True] * len(answers)
+def _are_fine(results):
+    return results == [True] * len(results)
 
 
 def _steady(steps, *, level=3.0, noise=0.02, seed=0):
@@ -40,112 +40,112 @@ def _steady(steps, *, level=3.0, noise=0.02, seed=0):
 @pytest.mark.parametrize("noise", [0.0, 0.001, 0.05], ids=["constant", "quiet", "noisy"])
 @pytest.mark.parametrize("level", [0.3, 2.0, 10.8])
 def test_a_steady_loss_is_never_a_spike(level, noise):
-    assert _are_fine(_feed(_guard(), _steady(3000, level=level, noise=noise, seed=1)))
+    assert _are_fine(_feed(_detector(), _steady(3000, level=level, noise=noise, seed=1)))
 
 
 @pytest.mark.parametrize("level", [0.3, 2.0, 10.8])
-def test_a_loss_that_doubles_sends_the_run_back_without_its_batch(level):
-    guard = _guard()
-    _feed(guard, _steady(250, level=level))
-    with pytest.raises(RollBack, match=f"loss {2 * level:.3f} after a median of ") as caught:
-        guard.judge(251, 1251, 2 * level, 1.0)
+def test_a_loss_that_doubles_rolls_the_run_back_and_skips_its_batch(level):
+    detector = _detector()
+    _feed(detector, _steady(250, level=level))
+    with pytest.raises(RollbackRequest, match=f"loss {2 * level:.3f} after a median of ") as caught:
+        detector.check(251, 1251, 2 * level, 1.0)
     assert (caught.value.step, caught.value.batches) == (251, [1251])
 
 
 @given(deviations=st.floats(1.0, 50.0), excess=st.floats(0.9, 1.1).filter(lambda excess: abs(excess - 1.0) > 1e-6))
-def test_a_spike_lies_so_many_robust_deviations_above_the_median(deviations, excess):
-    guard = _guard(spike_deviations=deviations, window_steps=8)
+def test_a_spike_exceeds_the_median_by_the_configured_robust_deviations(deviations, excess):
+    detector = _detector(spike_deviations=deviations, window_steps=8)
     for step in range(8):
-        guard.judge(step, step, 4.0 + (-1) ** step, 1.0)  # median 4, median absolute deviation 1
+        detector.check(step, step, 4.0 + (-1) ** step, 1.0)  # median 4, median absolute deviation 1
     loss = 4.0 + excess * deviations * 1.4826
     if excess < 1.0:
-        assert guard.judge(9, 9, loss, 1.0)
+        assert detector.check(9, 9, loss, 1.0)
     else:
-        with pytest.raises(RollBack):
-            guard.judge(9, 9, loss, 1.0)
+        with pytest.raises(RollbackRequest):
+            detector.check(9, 9, loss, 1.0)
 
 
 def test_a_loss_that_was_constant_may_rise_by_a_tenth():
     constant = [(3.0, 1.0)] * 200
-    assert _are_fine(_feed(_guard(), [*constant, (3.29, 1.0)]))
-    assert _feed(_guard(), [*constant, (3.31, 1.0)])[-1][:2] == (201, [1201])
+    assert _are_fine(_feed(_detector(), [*constant, (3.29, 1.0)]))
+    assert _feed(_detector(), [*constant, (3.31, 1.0)])[-1][:2] == (201, [1201])
 
 
-def test_a_loss_that_falls_suddenly_is_no_spike():
-    assert _are_fine(_feed(_guard(), [*_steady(200), (0.01, 1.0)]))
+def test_a_sudden_fall_of_the_loss_is_not_a_spike():
+    assert _are_fine(_feed(_detector(), [*_steady(200), (0.01, 1.0)]))
 
 
-def test_the_batches_since_the_checkpoint_whose_gradient_stood_out_are_left_out_too():
+def test_batches_since_the_checkpoint_with_outlying_gradients_are_skipped_too():
     values = _steady(206)
     values[201] = (values[201][0], 100.0)
     values[203] = (values[203][0], 100.0)
     values[205] = (9.0, 1.0)
-    *before, last = _feed(_guard(), values)
+    *before, last = _feed(_detector(), values)
     assert _are_fine(before)
     assert last[:2] == (206, [1202, 1204, 1206])
 
 
-def test_a_batch_from_before_the_checkpoint_is_not_left_out():
-    guard = _guard()
-    _feed(guard, [*_steady(200), (3.0, 100.0)])
-    guard.clear_suspects()
-    assert _feed(guard, [(3.0, 1.0), (9.0, 1.0)], first_step=202)[-1][:2] == (203, [1203])
+def test_a_batch_from_before_the_checkpoint_is_not_skipped():
+    detector = _detector()
+    _feed(detector, [*_steady(200), (3.0, 100.0)])
+    detector.clear_suspects()
+    assert _feed(detector, [(3.0, 1.0), (9.0, 1.0)], first_step=202)[-1][:2] == (203, [1203])
 
 
-def test_a_gradient_that_stands_out_alone_is_no_spike():
-    assert _are_fine(_feed(_guard(), [*_steady(200), (3.0, 1e6)]))
+def test_an_outlying_gradient_norm_alone_is_not_a_spike():
+    assert _are_fine(_feed(_detector(), [*_steady(200), (3.0, 1e6)]))
 
 
 @pytest.mark.parametrize("window", [8, 9, 100])
-def test_nothing_is_judged_before_half_a_window(window):
+def test_no_spike_is_detected_before_half_a_window(window):
     half = window // 2
     early, late = ([*_steady(steps), (1e6, 1e6)] for steps in (half - 1, half))
-    assert _are_fine(_feed(_guard(window_steps=window), early))
-    assert _feed(_guard(window_steps=window), late)[-1][:2] == (half + 1, [1001 + half])
+    assert _are_fine(_feed(_detector(window_steps=window), early))
+    assert _feed(_detector(window_steps=window), late)[-1][:2] == (half + 1, [1001 + half])
 
 
-def test_only_the_last_window_is_remembered():
+def test_only_the_last_window_is_compared_with():
     values = [*_steady(100, level=30.0), *_steady(100, level=2.0)]
-    assert _feed(_guard(), [*values, (10.0, 1.0)])[-1][:2] == (201, [1201])
+    assert _feed(_detector(), [*values, (10.0, 1.0)])[-1][:2] == (201, [1201])
 
 
 @pytest.mark.parametrize("steps", [20, 100, 2000], ids=["steep", "window", "slow"])
-def test_the_fall_of_the_loss_at_the_beginning_is_no_spike(steps):
+def test_the_initial_fall_of_the_loss_is_not_a_spike(steps):
     draw = random.Random(2)
     falling = [
         (6.0 + 4.8 * math.exp(-step / steps) + 0.1 * draw.gauss(0, 1), 1 + 9 * math.exp(-step / steps))
         for step in range(3 * steps + 200)
     ]
-    assert _are_fine(_feed(_guard(), falling))
+    assert _are_fine(_feed(_detector(), falling))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("invalid", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["loss", "norm"])
-def test_a_step_that_is_not_finite_updates_nothing_and_is_forgotten(where, bad):
-    guard, other = _guard(), _guard()
+def test_a_non_finite_step_is_not_applied_and_not_remembered(where, invalid):
+    detector, other = _detector(), _detector()
     values = _steady(60)
-    _feed(guard, values[:30])
-    pair = (bad, 1.0) if where == "loss" else (3.0, bad)
-    assert guard.judge(31, 1031, *pair) is False
-    _feed(guard, values[30:])
+    _feed(detector, values[:30])
+    pair = (invalid, 1.0) if where == "loss" else (3.0, invalid)
+    assert detector.check(31, 1031, *pair) is False
+    _feed(detector, values[30:])
     _feed(other, values)
-    assert guard.num_skipped == 1
-    assert guard.state_dict() == other.state_dict() | {"num_skipped": 1}
+    assert detector.num_skipped == 1
+    assert detector.state_dict() == other.state_dict() | {"num_skipped": 1}
 
 
 @pytest.mark.parametrize("limit", [1, 10])
-def test_too_many_steps_in_a_row_that_are_not_finite_send_the_run_back_without_their_batches(limit):
-    answers = _feed(_guard(max_skipped_steps=limit), [(math.nan, 1.0)] * (limit + 5))
-    assert answers[:-1] == [False] * limit
-    assert answers[-1][:2] == (limit + 1, list(range(1001, 1002 + limit)))
+def test_too_many_non_finite_steps_in_a_row_roll_the_run_back_and_skip_their_batches(limit):
+    results = _feed(_detector(max_skipped_steps=limit), [(math.nan, 1.0)] * (limit + 5))
+    assert results[:-1] == [False] * limit
+    assert results[-1][:2] == (limit + 1, list(range(1001, 1002 + limit)))
 
 
-def test_a_finite_step_ends_the_row():
+def test_a_finite_step_resets_the_count_of_non_finite_steps():
     row = [(math.nan, 1.0)] * 10
-    guard = _guard(max_skipped_steps=10)
-    answers = _feed(guard, [*row, (3.0, 1.0), *row])
-    assert answers == [False] * 10 + [True] + [False] * 10
-    assert guard.num_skipped == 20
+    detector = _detector(max_skipped_steps=10)
+    results = _feed(detector, [*row, (3.0, 1.0), *row])
+    assert results == [False] * 10 + [True] + [False] * 10
+    assert detector.num_skipped == 20
 
 
 _values = st.tuples(
@@ -154,9 +154,9 @@ _values = st.tuples(
 
 
 @given(values=st.lists(_values, max_size=60), cut=st.integers(0, 60), used=st.booleans())
-def test_a_guard_that_is_written_and_read_judges_as_before(values, cut, used):
+def test_a_restored_detector_makes_the_same_decisions(values, cut, used):
     config = {"window_steps": 8, "max_skipped_steps": 2}
-    whole, read = _guard(**config), _guard(**config)
+    whole, read = _detector(**config), _detector(**config)
     if used:
         _feed(read, _steady(8))
     first = _feed(whole, values[:cut])
@@ -169,9 +169,9 @@ def test_a_guard_that_is_written_and_read_judges_as_before(values, cut, used):
 
 
 def test_the_state_is_a_copy():
-    guard = _guard()
-    _feed(guard, _steady(5))
-    before = guard.state_dict()
+    detector = _detector()
+    _feed(detector, _steady(5))
+    before = detector.state_dict()
     copy = json.loads(json.dumps(before))
-    _feed(guard, [(math.nan, 1.0), (3.0, 1.0)])
+    _feed(detector, [(math.nan, 1.0), (3.0, 1.0)])
     assert before == copy

@@ -1,0 +1,37 @@
+"""Disk space for checkpoints."""
+
+import contextlib
+import os
+import shutil
+
+from mosaicbert.config import ConfigError
+from mosaicbert.train.run_folder import RunFolder
+
+_MARGIN_BYTES = 2**28  # besides the checkpoints: metrics, figures, caches
+
+
+def check_disk_space(run: RunFolder, num_parameters: int, keep_last: int) -> None:
+    """Check that the disk of a run has space for the checkpoints that are always kept.
+
+    Args:
+        run: Run folder.
+        num_parameters: Parameters of the model.
+        keep_last: Number of newest checkpoints that are kept.
+
+    Raises:
+        ConfigError: If there is too little space.
+    """
+    # Weights and two moments in fp32, for one more checkpoint than is kept, while it is written; and an export of each.
+    required = (keep_last + 1) * (12 + 4) * num_parameters + _MARGIN_BYTES
+    used = 0
+    for folder, _, names in os.walk(run.path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the last session's export may still be running
+                used += os.lstat(os.path.join(folder, name)).st_size
+    free = shutil.disk_usage(run.path).free
+    if free + used < required:
+        raise ConfigError(
+            f"{run.path}: {keep_last + 1} checkpoints with their exports need {required / 2**30:.1f} GiB, the disk has "
+            f"{free / 2**30:.1f} GiB free. Free disk space, choose another `runs_folder`, or lower "
+            "`checkpoint.keep_last`."
+        )

@@ -1,0 +1,1 @@
+"""Progress of a run: counters, training clock, learning rate schedule, synchronization policy."""

@@ -1,0 +1,111 @@
+"""Resolution of a recipe into the values that training needs, with all checks that precede it. Imports no Composer."""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.data.loading.loader import make_train_plan
+from mosaicbert.data.prepare.pipeline import check_store, prepare
+from mosaicbert.data.store import VALIDATION, StoreRecord
+from mosaicbert.train.device import choose_precision
+from mosaicbert.train.run_folder import RunFolder, check_run_folder, check_same_store
+from mosaicbert.train_plan import TrainPlan
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run whose recipe, folder, token store and device have been checked.
+
+    Attributes:
+        recipe: Recipe of the run.
+        folder: Run folder, which may not exist yet.
+        store: Record of the token store.
+        plan: Training plan over the store.
+        precision: dtype of matrix products.
+        precision_reason: Reason for the precision, in words.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    store: StoreRecord
+    plan: TrainPlan
+    precision: torch.dtype
+    precision_reason: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.folder.result.exists()
+
+
+def resolve_run(recipe: Recipe, console: Console, num_processes: int | None = None) -> ResolvedRun:
+    """Check everything that a run needs, and prepare its token store if it is missing.
+
+    A process that is one of several ranks does not prepare the store: whatever started the ranks has to do so first. A
+    finished run is resolved from its own folder, without its token store.
+
+    Args:
+        recipe: Recipe of the run.
+        console: Console for the progress of the preparation.
+        num_processes: Number of processes that will train, if this is not one of them; None for the number of ranks
+            that this process is one of.
+
+    Raises:
+        ConfigError: If the run folder belongs to a different recipe, a logger is not installed, the device does not
+            support the precision, the token store cannot be prepared or was replaced, or there are too few samples.
+    """
+    folder = check_run_folder(recipe)
+    check_loggers(recipe.log.loggers)
+    precision, precision_reason = choose_precision(recipe.train.precision)
+    if folder.result.exists():
+        store = StoreRecord.read(folder.path)
+    else:
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        store = prepare(recipe, console) if world_size == 1 else check_store(recipe)
+        check_num_processes(recipe, store, num_processes or world_size)
+        check_same_store(folder, store)
+    plan = make_train_plan(recipe.data, recipe.train, store)
+    return ResolvedRun(recipe, folder, store, plan, precision, precision_reason)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that the packages of Composer's loggers are installed.
+
+    Args:
+        names: Names of the loggers, which are those of their packages.
+
+    Raises:
+        ConfigError: If a package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"`log.loggers` must name installed packages, got {name}. Run `pip install {name}`.")
+
+
+def check_num_processes(recipe: Recipe, store: StoreRecord, num_processes: int) -> None:
+    """Check that every process gets a sample in each training step and in the evaluation.
+
+    Args:
+        recipe: Recipe of the run.
+        store: Record of its token store.
+        num_processes: Number of processes that train.
+
+    Raises:
+        ConfigError: If there are fewer samples than processes.
+    """
+    num_samples, num_validation = recipe.train.smallest_batch_samples, store.splits[VALIDATION].samples
+    if num_processes > num_samples:
+        raise ConfigError(
+            f"the smallest step must have a sample for each of the {num_processes} processes, got {num_samples}. "
+            "Raise `train.global_batch_samples` or `train.initial_batch_samples`, or set `train.num_processes`."
+        )
+    if num_processes > num_validation:
+        raise ConfigError(
+            f"{recipe.store_folder} must have a validation sample for each of the {num_processes} processes, got "
+            f"{num_validation}. Delete the store and raise `data.validation_fraction`, or set `train.num_processes`."
+        )
