@@ -7,25 +7,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-IGNORED = -100  # the label of a position where nothing is to be predicted
+IGNORED = -100  # label of a position without a target
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """One micro-batch: documents, some tokens of which are masked and to be predicted, filled up to static shapes.
+    """Concatenated documents with masked tokens, padded to static shapes.
 
-    Behind the real documents may stand filler: documents of filler tokens, then empty ones; behind the real masked
-    tokens, positions with the label -100. Filler changes no real token's output, and no loss.
+    Padding documents, then empty documents, may follow the real ones. Padding with the label -100 may follow the real
+    masked tokens. Padding changes neither the outputs of real tokens nor the loss.
 
     Attributes:
-        input_ids: (T,) int64, the documents one behind the other, masks already applied.
-        cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T.
-        max_seqlen: tokens of the longest document, at least.
-        masked_indices: (M,) int64, positions in input_ids; the real ones are ascending.
-        labels: (M,) int64, the token that stood at each of them, or -100.
-        num_tokens: real tokens.
-        num_sequences: real documents.
-        num_masked: real masked tokens.
+        input_ids: (T,) int64 tokens of all documents, masks applied.
+        cu_seqlens: (B + 1,) int32 start of each document; the first is 0, the last is T.
+        max_seqlen: Upper bound of the tokens of a document.
+        masked_indices: (M,) int64 positions in input_ids; the real ones are ascending.
+        labels: (M,) int64 original token at each of these positions, or -100.
+        num_tokens: Number of real tokens.
+        num_sequences: Number of real documents.
+        num_masked: Number of real masked tokens.
     """
 
     input_ids: Tensor
@@ -39,20 +39,20 @@ class MicroBatch:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The static sizes: T tokens, B documents, M masked tokens, filler included."""
+        """Static sizes T, B and M: tokens, documents and masked tokens, padding included."""
         return self.input_ids.shape[0], self.cu_seqlens.shape[0] - 1, self.labels.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
-        """The same batch on `device`."""
+        """Copy the micro-batch to a device."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
     def padded(self, pad_token_id: int) -> dict[str, Tensor]:
-        """The real documents as padded models take them.
+        """Convert the real documents to the inputs of padded models.
 
         Returns:
-            input_ids, attention_mask and labels, each (num_sequences, longest document) int64; labels are -100 where
-            nothing is masked.
+            input_ids, attention_mask and labels, each (num_sequences, longest document) int64; labels are -100 at
+            tokens that are not masked.
         """
         seqlens = self.cu_seqlens[: self.num_sequences + 1].diff().long()
         longest = int(seqlens.max())
@@ -67,24 +67,24 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """What one rank does in a training step: K micro-batches of one shape, kept together so that they travel as one.
+    """Micro-batches of one rank in one step, stacked so that a data loader worker sends few tensors.
 
-    Every rank has as many if there are sequences enough for all.
+    All K micro-batches of all ranks have one shape, and all ranks have the same K.
 
     Attributes:
-        input_ids: (K, T) int64; row k of this and the others has the meaning of that field of `MicroBatch`.
+        input_ids: (K, T) int64; row k of each tensor is that field of micro-batch k, see `MicroBatch`.
         cu_seqlens: (K, B + 1) int32.
-        max_seqlen: tokens of the longest document, at least.
+        max_seqlen: Upper bound of the tokens of a document.
         masked_indices: (K, M) int64.
         labels: (K, M) int64.
-        num_tokens: of each micro-batch.
-        num_sequences: of each micro-batch.
-        num_masked: of each micro-batch.
-        global_tokens: real tokens of all ranks together, which each rank computes by itself.
-        global_samples: real documents of all ranks together.
-        global_masked: masked tokens of all ranks together.
-        mask_rate: that the step was masked at.
-        batch: number of the batch in the run's order; 0 in evaluation.
+        num_tokens: Number of real tokens of each micro-batch.
+        num_sequences: Number of real documents of each micro-batch.
+        num_masked: Number of real masked tokens of each micro-batch.
+        global_tokens: Number of real tokens of all ranks, which each rank computes without communication.
+        global_samples: Number of real documents of all ranks.
+        global_masked: Number of masked tokens of all ranks.
+        mask_rate: Mask rate of the step.
+        batch: Number of the batch in the sample order of the run; 0 in evaluation.
     """
 
     input_ids: Tensor
@@ -102,13 +102,13 @@ class StepBatch:
     batch: int = 0
 
     def pin_memory(self) -> StepBatch:
-        """The same step in memory that a GPU copies from without waiting; what a DataLoader asks for."""
+        """Copy the step to pinned memory, from which a GPU copies asynchronously; called by the DataLoader."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     @property
     def micro_batches(self) -> list[MicroBatch]:
-        """The micro-batches, as views."""
+        """The micro-batches, as views of the stacked tensors."""
         return [
             MicroBatch(
                 input_ids=self.input_ids[number],
