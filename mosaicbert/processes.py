@@ -18,7 +18,7 @@ from mosaicbert.config import ConfigError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_WAITING_PER_WORKER = 3  # tasks that are ready for a worker, or done by it: bounds the memory
+_MAX_TASKS_PER_WORKER = 3  # tasks that are ready for a worker, or done by it: bounds the memory
 
 
 def map_in_order(
@@ -63,7 +63,7 @@ def map_in_order(
             waiting.append(pool.submit(function, item))
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= _WAITING_PER_WORKER * num_workers:
+            if len(waiting) >= _MAX_TASKS_PER_WORKER * num_workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

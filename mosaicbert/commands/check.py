@@ -65,14 +65,14 @@ def _describe(
                 name,
                 f"{split.samples:,} samples, {split.tokens:,} tokens, {split.tokens / split.samples:.1f} per sample; "
                 f"{_unknown_fraction(inspection, inspected):.3%} unknown tokens, "
-                f"{inspected.repeated:.2%} duplicate samples",
+                f"{inspected.duplicate_fraction:.2%} duplicate samples",
             )
         )
     lines.append(
-        ("overlap", f"{inspection.held_out_in_training:.2%} of the validation samples are also training samples")
+        ("overlap", f"{inspection.validation_overlap:.2%} of the validation samples are also training samples")
     )
     for name, num_documents in record.documents.items():
-        skipped = record.dropped.get(name, {})
+        skipped = record.skipped_documents.get(name, {})
         reasons = ", ".join(f"{count:,} {reason} ({count / num_documents:.2%})" for reason, count in skipped.items())
         lines.append((f"source {name}", f"{num_documents:,} documents; skipped: {reasons or 'none'}"))
     for name, number in epochs.items():
@@ -88,7 +88,7 @@ def _describe(
             "unigram entropy",
             f"{inspection.splits[VALIDATION].unigram_entropy:.3f} nats in validation, "
             f"{inspection.splits[TRAIN].unigram_entropy:.3f} nats in training: the loss of a model that knows only the "
-            f"token frequencies; the loss of a uniform guess is {math.log(inspection.entries):.3f} nats",
+            f"token frequencies; the loss of a uniform guess is {math.log(inspection.num_entries):.3f} nats",
         ),
     ]
     return lines
@@ -106,9 +106,11 @@ def _warnings(inspection: Inspection, epochs: dict[str, float]) -> list[str]:
     for name, split in inspection.splits.items():
         if (fraction := _unknown_fraction(inspection, split)) > _MANY_UNKNOWN:
             warnings.append(f"{fraction:.1%} of the {name} tokens are [UNK]: the tokenizer does not fit the text.")
-        if split.repeated > _MANY_DUPLICATES:
-            warnings.append(f"{split.repeated:.1%} of the {name} samples are duplicates: documents begin alike.")
-    if inspection.held_out_in_training > _MANY_DUPLICATES:
+        if split.duplicate_fraction > _MANY_DUPLICATES:
+            warnings.append(
+                f"{split.duplicate_fraction:.1%} of the {name} samples are duplicates: documents begin alike."
+            )
+    if inspection.validation_overlap > _MANY_DUPLICATES:
         warnings.append("validation samples are also training samples: the validation loss will be too low.")
     return warnings
 

@@ -24,7 +24,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.filesystem import write_file
 
 TRAIN, VALIDATION = "train", "validation"
-_IDS_COUNTED_AT_ONCE = 2**22
+_MAX_IDS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class StoreRecord:
         files: that were read, by source: how many, and of how many bytes (0 for the Hub).
         documents: that were read, by source.
         text_bytes: of them, in UTF-8, by source.
-        dropped: number of documents left out, by source and reason.
+        skipped_documents: number of documents left out, by source and reason.
         unigram_entropy: of the validation split, in nats per token: the loss of a model that knows only how often each
             token occurs in it.
     """
@@ -84,7 +84,7 @@ class StoreRecord:
     files: dict[str, tuple[int, int]]
     documents: dict[str, int]
     text_bytes: dict[str, int]
-    dropped: dict[str, dict[str, int]]
+    skipped_documents: dict[str, dict[str, int]]
     unigram_entropy: float
 
     def shard_hashes(self) -> dict[str, list[str]]:
@@ -186,8 +186,8 @@ def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord
 def count_ids(ids: NDArray[Any], num_ids: int) -> NDArray[np.int64]:
     """How often each id below `num_ids` occurs, (num_ids,)."""
     counts = np.zeros(num_ids, dtype=np.int64)
-    for first in range(0, len(ids), _IDS_COUNTED_AT_ONCE):  # bincount makes 64 bits of each
-        counts += np.bincount(ids[first : first + _IDS_COUNTED_AT_ONCE], minlength=num_ids)
+    for first in range(0, len(ids), _MAX_IDS):  # bincount makes 64 bits of each
+        counts += np.bincount(ids[first : first + _MAX_IDS], minlength=num_ids)
     return counts
 
 

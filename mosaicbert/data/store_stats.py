@@ -22,7 +22,7 @@ from mosaicbert.data.store import (
 from mosaicbert.data.tokenizer import vocabulary_of
 from mosaicbert.processes import map_in_order
 
-_SAMPLES_COMPARED = 2**23  # hashes held in memory; of a larger store a part of the samples, chosen by hash
+_MAX_HASHES = 2**23  # hashes held in memory; of a larger store a part of the samples, chosen by hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class SplitInspection:
 
     frequencies: NDArray[np.int64]
     lengths: NDArray[np.int64]
-    repeated: float
+    duplicate_fraction: float
     unigram_entropy: float
 
 
@@ -57,10 +57,10 @@ class Inspection:
     """
 
     record: StoreRecord
-    entries: int
+    num_entries: int
     unk_id: int
     splits: dict[str, SplitInspection]
-    held_out_in_training: float
+    validation_overlap: float
     problems: list[str]
 
 
@@ -76,11 +76,11 @@ def inspect_store(folder: Path, record: StoreRecord, max_tokens: int) -> Inspect
         ConfigError: If the tokenizer is not the one that the store was made with.
     """
     tokenizer = open_tokenizer(folder, record)
-    entries = len(vocabulary_of(tokenizer).is_special)
+    num_entries = len(vocabulary_of(tokenizer).is_special)
     total = sum(split.samples for split in record.splits.values())
-    below = min(2**64 - 1, 2**64 * _SAMPLES_COMPARED // max(1, total))
+    below = min(2**64 - 1, 2**64 * _MAX_HASHES // max(1, total))
     tasks = [
-        _Task(folder / name, shard, entries, max_tokens, below)
+        _Task(folder / name, shard, num_entries, max_tokens, below)
         for name, split in record.splits.items()
         for shard in split.shards
     ]
@@ -88,15 +88,15 @@ def inspect_store(folder: Path, record: StoreRecord, max_tokens: int) -> Inspect
     for task, inspected in zip(tasks, map_in_order(_inspect_shard, tasks), strict=True):
         found[task.folder.name].append(inspected)
     problems = [problem for shards in found.values() for shard in shards for problem in shard.problems]
-    splits = {name: _sum_up(shards, entries) for name, shards in found.items()}
-    held_out = np.concatenate([shard.hashes for name, shards in found.items() if name != TRAIN for shard in shards])
+    splits = {name: _sum_up(shards, num_entries) for name, shards in found.items()}
+    validation = np.concatenate([shard.hashes for name, shards in found.items() if name != TRAIN for shard in shards])
     training = np.concatenate([shard.hashes for shard in found[TRAIN]])
     return Inspection(
         record=record,
-        entries=entries,
+        num_entries=num_entries,
         unk_id=tokenizer.token_to_id("[UNK]") or 0,
         splits=splits,
-        held_out_in_training=float(np.isin(held_out, training).mean()) if len(held_out) else 0.0,
+        validation_overlap=float(np.isin(validation, training).mean()) if len(validation) else 0.0,
         problems=problems,
     )
 
@@ -105,7 +105,7 @@ def inspect_store(folder: Path, record: StoreRecord, max_tokens: int) -> Inspect
 class _Task:
     folder: Path
     shard: ShardRecord
-    entries: int
+    num_entries: int
     max_tokens: int
     hashes_below: int
 
@@ -129,8 +129,8 @@ def _inspect_shard(task: _Task) -> _ShardInspection:
     problems: list[str] = []
     if (len(seqlens), len(ids)) != (task.shard.samples, task.shard.tokens):
         problems.append(f"{path}: holds {len(seqlens):,} samples of {len(ids):,} tokens, not what store.json says")
-    if len(ids) and (largest := int(ids.max())) >= task.entries:
-        problems.append(f"{path}: holds the id {largest:,}, the tokenizer ends at {task.entries - 1:,}")
+    if len(ids) and (largest := int(ids.max())) >= task.num_entries:
+        problems.append(f"{path}: holds the id {largest:,}, the tokenizer ends at {task.num_entries - 1:,}")
     if len(seqlens) and not 1 <= seqlens.min() <= seqlens.max() <= task.max_tokens:
         problems.append(
             f"{path}: holds samples of {seqlens.min()} to {seqlens.max()} tokens, not 1 to {task.max_tokens}"
@@ -146,7 +146,7 @@ def _inspect_shard(task: _Task) -> _ShardInspection:
         count=len(seqlens),
     )
     return _ShardInspection(
-        frequencies=count_ids(ids, task.entries),
+        frequencies=count_ids(ids, task.num_entries),
         lengths=np.bincount(seqlens, minlength=task.max_tokens + 1),
         hashes=hashes[hashes <= np.uint64(task.hashes_below)],
         problems=[],
@@ -155,19 +155,19 @@ def _inspect_shard(task: _Task) -> _ShardInspection:
 
 def _unreadable(task: _Task, *problems: str) -> _ShardInspection:
     return _ShardInspection(
-        frequencies=np.zeros(task.entries, dtype=np.int64),
+        frequencies=np.zeros(task.num_entries, dtype=np.int64),
         lengths=np.zeros(task.max_tokens + 1, dtype=np.int64),
         hashes=np.empty(0, dtype=np.uint64),
         problems=list(problems),
     )
 
 
-def _sum_up(shards: Sequence[_ShardInspection], entries: int) -> SplitInspection:
-    frequencies = sum((shard.frequencies for shard in shards), np.zeros(entries, dtype=np.int64))
+def _sum_up(shards: Sequence[_ShardInspection], num_entries: int) -> SplitInspection:
+    frequencies = sum((shard.frequencies for shard in shards), np.zeros(num_entries, dtype=np.int64))
     hashes = np.concatenate([shard.hashes for shard in shards])
     return SplitInspection(
         frequencies=frequencies,
         lengths=sum((shard.lengths for shard in shards[1:]), shards[0].lengths),
-        repeated=1.0 - len(np.unique(hashes)) / max(1, len(hashes)),
+        duplicate_fraction=1.0 - len(np.unique(hashes)) / max(1, len(hashes)),
         unigram_entropy=unigram_entropy(frequencies) if frequencies.any() else 0.0,
     )

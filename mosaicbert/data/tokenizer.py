@@ -15,8 +15,8 @@ from mosaicbert.config import ConfigError
 # BERT's special tokens; a trained tokenizer gives them the first ids, in this order.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Letters beyond the most frequent thousand, or rarer than one in a million, become [UNK]: each takes two entries.
-_ALPHABET_LETTERS = 1000
-_RAREST_LETTER = 1e-6
+_MAX_LETTERS = 1000
+_MIN_LETTER_FREQUENCY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def _alphabet(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text))  # pyright: ignore[reportOptionalMemberAccess]
-    least = _RAREST_LETTER * counts.total()
+    least = _MIN_LETTER_FREQUENCY * counts.total()
     letters = [letter for letter, count in counts.items() if count >= least and not letter.isspace()]
-    return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:_ALPHABET_LETTERS])
+    return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:_MAX_LETTERS])
 
 
 def _bert_tokenizer(model: models.Model) -> Tokenizer:

@@ -145,7 +145,7 @@ def make_up_store(folder: Path, *, num_samples: int, max_seq_len: int, num_links
         splits={"train": SplitRecord(shards=shards)},
         documents={},
         text_bytes={},
-        dropped={},
+        skipped_documents={},
         unigram_entropy=0.0,
     ).write(folder)
 

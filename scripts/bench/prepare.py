@@ -21,10 +21,11 @@ from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError, Recipe, SourceConfig, TokenizerConfig
 from mosaicbert.config.load import load_recipe, save_recipe
-from mosaicbert.data.prepare.pipeline import prepare, read_texts
-from mosaicbert.data.prepare.sources import list_parts
+from mosaicbert.data.prepare.pipeline import prepare
+from mosaicbert.data.prepare.readers import read_texts
+from mosaicbert.data.prepare.sources import list_input_files
 from mosaicbert.data.tokenizer import load_tokenizer, train_tokenizer
-from mosaicbert.processes import count_cores
+from mosaicbert.processes import count_cpus
 
 LARGEST_TEXT = 60_000_000  # characters
 TEXTS_PER_CALL = 1024
@@ -35,7 +36,7 @@ def main() -> None:
     recipe = load_recipe(sys.argv[1] if len(sys.argv) > 1 else QUICKSTART)
     texts: list[str] = []
     characters = 0
-    for _, text in read_texts(list_parts(recipe.data.sources), recipe.data.skip_bad_documents):
+    for _, text in read_texts(list_input_files(recipe.data.sources), recipe.data.skip_invalid_documents):
         texts.append(text)
         characters += len(text)
         if characters > LARGEST_TEXT:
@@ -56,29 +57,29 @@ def main() -> None:
             "prepare",
             f"text to token store, {recipe.run_name}",
             {
-                "tokenizers alone": lambda: tokenise_all(tokenizer, texts),
+                "tokenizers alone": lambda: tokenize_all(tokenizer, texts),
                 **{
                     by: (lambda mode=mode: prepare(in_store(mode, next(stores)), Console(quiet=True)))
                     for by, mode in modes.items()
                 },
             },
-            shape={"documents": len(texts), "bytes": size, "processes": count_cores()},
+            shape={"documents": len(texts), "bytes": size, "processes": count_cpus()},
             units={by: size for by in ("tokenizers alone", *modes)},
-            facts={
+            extra_fields={
                 "tokenizers alone": {},
                 **{by: peak_memory(in_store(mode, next(stores)), Path(folder)) for by, mode in modes.items()},
             },
         )
 
 
-def tokenise_all(tokenizer: Tokenizer, texts: list[str]) -> None:
+def tokenize_all(tokenizer: Tokenizer, texts: list[str]) -> None:
     for first in range(0, len(texts), TEXTS_PER_CALL):
         tokenizer.encode_batch_fast(texts[first : first + TEXTS_PER_CALL], add_special_tokens=False)
 
 
 def prepared_recipe(recipe: Recipe, source: Path, sampling: str) -> Recipe:
     tokenizer = TokenizerConfig(source=str(source.with_name("tokenizer.json")))
-    data = replace(recipe.data, sources={"text": SourceConfig(path=str(source))}, sampling=sampling, num_slices=1)
+    data = replace(recipe.data, sources={"text": SourceConfig(path=str(source))}, sampling=sampling, num_partitions=1)
     return replace(recipe, data=data, tokenizer=tokenizer)
 
 

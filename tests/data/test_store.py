@@ -51,7 +51,7 @@ def _record(folder, splits):
         files={"a": (1, 30), "b": (1, 30)},
         documents={"a": 3, "b": 3},
         text_bytes={"a": 30, "b": 30},
-        dropped={"a": {}, "b": {"duplicate": 1}},
+        skipped_documents={"a": {}, "b": {"duplicate": 1}},
         unigram_entropy=2.5,
     )
 
@@ -157,13 +157,13 @@ def test_shards_that_were_exchanged_are_refused_with_what_they_hold(store):
         samples_of(store, "train")
 
 
-def _drop(key):
-    def damage(text):
+def _without(key):
+    def corrupt(text):
         content = json.loads(text)
         del content[key]
         return json.dumps(content)
 
-    return damage
+    return corrupt
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def _drop(key):
         lambda _: "{}",
         lambda _: "null",
         lambda text: text.replace('"samples"', '"sample"'),
-        _drop("splits"),
-        _drop("documents"),
+        _without("splits"),
+        _without("documents"),
     ],
     ids=["half", "empty", "list", "object", "null", "other-key", "no-splits", "no-documents"],
 )
-def test_a_damaged_record_is_one_line_that_names_it(store, damage):
+def test_a_damaged_record_is_one_line_that_names_it(store, corrupt):
     path = store / "store.json"
-    path.write_text(damage(path.read_text()))
+    path.write_text(corrupt(path.read_text()))
     with pytest.raises(ConfigError, match=r"store\.json: damaged \(.*delete .* and prepare it again") as caught:
         TokenStore(store, "train")
     assert "\n" not in str(caught.value)
@@ -217,14 +217,14 @@ def test_the_tokenizer_of_a_store_is_opened(store):
     ],
     ids=["missing", "damaged", "exchanged"],
 )
-def test_a_store_whose_tokenizer_is_not_its_own_is_refused(store, damage, expected):
-    damage(store / "tokenizer.json")
+def test_a_store_whose_tokenizer_is_not_its_own_is_refused(store, corrupt, expected):
+    corrupt(store / "tokenizer.json")
     with pytest.raises(ConfigError, match=expected):
         open_tokenizer(store, StoreRecord.read(store))
 
 
 def test_ids_are_counted_portion_by_portion(monkeypatch):
-    monkeypatch.setattr("mosaicbert.data.store._IDS_COUNTED_AT_ONCE", 7)
+    monkeypatch.setattr("mosaicbert.data.store._MAX_IDS", 7)
     ids = np.random.default_rng(5).integers(0, 20, 100).astype(np.uint16)
     assert count_ids(ids, 20).tolist() == np.bincount(ids, minlength=20).tolist()
 

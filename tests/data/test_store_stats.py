@@ -50,22 +50,22 @@ def test_lengths_frequencies_and_repetitions_are_those_of_the_samples(recipe, sp
     samples = _samples(recipe, split)
     assert found.lengths.tolist() == np.bincount([len(ids) for ids in samples], minlength=31).tolist()
     assert found.frequencies.tolist() == np.bincount(np.concatenate(samples), minlength=512).tolist()
-    assert found.repeated == pytest.approx(1 - len(set(samples)) / len(samples))
+    assert found.duplicate_fraction == pytest.approx(1 - len(set(samples)) / len(samples))
     shares = found.frequencies[found.frequencies > 0] / found.frequencies.sum()
     assert found.unigram_entropy == pytest.approx(-sum(share * math.log(share) for share in shares))
 
 
 def test_held_out_samples_that_are_in_training_are_counted(recipe):
-    training, held_out = set(_samples(recipe, "train")), _samples(recipe, "validation")
-    assert _inspect(recipe).held_out_in_training == pytest.approx(
-        sum(ids in training for ids in held_out) / len(held_out)
+    training, validation = set(_samples(recipe, "train")), _samples(recipe, "validation")
+    assert _inspect(recipe).validation_overlap == pytest.approx(
+        sum(ids in training for ids in validation) / len(validation)
     )
 
 
 def test_repetitions_in_a_large_store_are_estimated_from_a_part_of_it(recipe, monkeypatch):
-    exact = _inspect(recipe).splits["train"].repeated
-    monkeypatch.setattr(store_stats, "_SAMPLES_COMPARED", 200)
-    assert 0 < _inspect(recipe).splits["train"].repeated < 3 * exact
+    exact = _inspect(recipe).splits["train"].duplicate_fraction
+    monkeypatch.setattr(store_stats, "_MAX_HASHES", 200)
+    assert 0 < _inspect(recipe).splits["train"].duplicate_fraction < 3 * exact
 
 
 def test_a_good_store_has_no_problems(recipe):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.prepare.partition import DocumentTable, SliceRecord
+from mosaicbert.data.prepare.partition import DocumentTable, PartitionRecord
 from mosaicbert.data.store import (
     TRAIN,
     VALIDATION,
@@ -22,11 +22,11 @@ from mosaicbert.data.store import (
 )
 from mosaicbert.filesystem import write_file
 
-_DOCUMENTS_AT_ONCE = 2**22  # compared in memory, some 100 bytes each
+_MAX_DOCUMENTS_IN_MEMORY = 2**22  # compared in memory, some 100 bytes each
 
 
 def assemble(
-    store: Path, slices: Sequence[tuple[Path, SliceRecord]], dtype: np.dtype[Any]
+    store: Path, slices: Sequence[tuple[Path, PartitionRecord]], dtype: np.dtype[Any]
 ) -> tuple[dict[str, SplitRecord], dict[str, int]]:
     """Moves the shards of all slices into a store, without documents that came before.
 
@@ -50,16 +50,16 @@ def assemble(
         for shard in record.shards[split]
     ]
     documents = [DocumentTable((folder / shard.file).with_suffix(".documents")) for _, folder, shard in shards]
-    repeated = find_repetitions(documents)
-    _require_same_plan(store, shards, repeated)
+    duplicates = find_duplicates(documents)
+    _check_same_plan(store, shards, duplicates)
     splits: dict[str, list[ShardRecord]] = {TRAIN: [], VALIDATION: []}
-    dropped: dict[str, int] = {}
-    for (split, folder, shard), table, numbers in zip(shards, documents, repeated, strict=True):
+    skipped_documents: dict[str, int] = {}
+    for (split, folder, shard), table, numbers in zip(shards, documents, duplicates, strict=True):
         (store / split).mkdir(exist_ok=True)
         target = store / split / f"data-{len(splits[split]):05d}.arrow"
         if len(numbers):
-            dropped[shard.source] = dropped.get(shard.source, 0) + len(numbers)
-            shard = _write_without(folder / shard.file, target, shard, table, numbers)
+            skipped_documents[shard.source] = skipped_documents.get(shard.source, 0) + len(numbers)
+            shard = _write_without_duplicates(folder / shard.file, target, shard, table, numbers)
         elif not target.exists():
             (folder / shard.file).rename(target)
         if shard.samples:
@@ -67,16 +67,16 @@ def assemble(
     for split, records in splits.items():
         if records:
             write_index(store / split, dtype, records)
-    return {split: SplitRecord(shards=records) for split, records in splits.items()}, dropped
+    return {split: SplitRecord(shards=records) for split, records in splits.items()}, skipped_documents
 
 
-def _require_same_plan(
-    store: Path, shards: Sequence[tuple[str, Path, ShardRecord]], repeated: Sequence[NDArray[np.int64]]
+def _check_same_plan(
+    store: Path, shards: Sequence[tuple[str, Path, ShardRecord]], duplicates: Sequence[NDArray[np.int64]]
 ) -> None:
     """Notes where every shard goes: some may have been moved already."""
     lines = [
         f"{split} {folder.name} {shard.file} {shard.sha256} {len(numbers)}"
-        for (split, folder, shard), numbers in zip(shards, repeated, strict=True)
+        for (split, folder, shard), numbers in zip(shards, duplicates, strict=True)
     ]
     plan = ("\n".join(lines) + "\n").encode()
     path = store / "assembly.txt"
@@ -85,7 +85,7 @@ def _require_same_plan(
     write_file(path, plan)
 
 
-def find_repetitions(tables: Sequence[DocumentTable]) -> list[NDArray[np.int64]]:
+def find_duplicates(tables: Sequence[DocumentTable]) -> list[NDArray[np.int64]]:
     """The documents of each table whose text stood before: earlier in the table, or in an earlier one.
 
     Args:
@@ -95,13 +95,13 @@ def find_repetitions(tables: Sequence[DocumentTable]) -> list[NDArray[np.int64]]
         For each table the numbers of these documents, ascending.
     """
     total = sum(table.num_documents for table in tables)
-    portions = max(1, -(-total // _DOCUMENTS_AT_ONCE))
+    num_chunks = max(1, -(-total // _MAX_DOCUMENTS_IN_MEMORY))
     found: list[list[NDArray[np.int64]]] = [[np.empty(0, dtype=np.int64)] for _ in tables]
     # Hashes are spread evenly, so portions of their range hold nearly equal numbers of documents.
-    bounds = [2**64 * portion // portions for portion in range(portions)]
+    bounds = [2**64 * chunk // num_chunks for chunk in range(num_chunks)]
     starts = [_positions(table, bounds) for table in tables]
-    for portion in range(portions):
-        pieces = [table.read(start[portion], start[portion + 1]) for table, start in zip(tables, starts, strict=True)]
+    for chunk in range(num_chunks):
+        pieces = [table.read(start[chunk], start[chunk + 1]) for table, start in zip(tables, starts, strict=True)]
         high, low, number = np.concatenate([np.empty((3, 0), dtype=np.uint64), *pieces], axis=1)
         owner = np.repeat(np.arange(len(pieces)), [piece.shape[1] for piece in pieces])
         ordered = np.lexsort((low, high))  # stable: equal hashes keep the order of the tables
@@ -114,19 +114,19 @@ def find_repetitions(tables: Sequence[DocumentTable]) -> list[NDArray[np.int64]]
 
 
 def _positions(table: DocumentTable, bounds: Sequence[int]) -> list[int]:
-    inner = np.searchsorted(table.first_halves(), np.array(bounds, dtype=np.uint64)).tolist()
+    inner = np.searchsorted(table.read_high_bits(), np.array(bounds, dtype=np.uint64)).tolist()
     return [*inner, table.num_documents]
 
 
-def _write_without(
-    path: Path, target: Path, shard: ShardRecord, documents: DocumentTable, repeated: NDArray[np.int64]
+def _write_without_duplicates(
+    path: Path, target: Path, shard: ShardRecord, documents: DocumentTable, duplicates: NDArray[np.int64]
 ) -> ShardRecord:
     """Writes a shard without some documents; finds it written if it is."""
     numbers = documents.read(0, documents.num_documents)[2]
     samples_per_document = np.empty(len(numbers), dtype=np.int64)
     samples_per_document[(numbers >> np.uint64(32)).astype(np.int64)] = numbers & np.uint64(2**32 - 1)
     kept_documents = np.ones(len(samples_per_document), dtype=np.bool_)
-    kept_documents[repeated] = False
+    kept_documents[duplicates] = False
     kept = np.repeat(kept_documents, samples_per_document)
     if not kept.any():
         path.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from mosaicbert.processes import map_in_order
 
 _SUFFIXES = frozenset({".py", ".md", ".rst", ".txt"})
-_LEFT_OUT = frozenset({"site-packages", "test", "tests", "__pycache__"})
-_LEAST_LETTERS = 0.6  # of a text's characters: below it stand tables of numbers
+_SKIPPED_FOLDERS = frozenset({"site-packages", "test", "tests", "__pycache__"})
+_MIN_LETTER_FRACTION = 0.6  # of a text's characters: below it stand tables of numbers
 _FILES_PER_TASK = 200
 
 
@@ -57,7 +57,7 @@ def _list_files() -> set[Path]:
     for root in (Path(sysconfig.get_path("stdlib")), *installed):
         for folder, subfolders, names in os.walk(root):
             # Below the standard library lie the packages of the base interpreter, which are not this environment's.
-            subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
+            subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
             found.update(Path(folder, name) for name in names if name == "METADATA" or Path(name).suffix in _SUFFIXES)
     return found
 
@@ -78,7 +78,7 @@ def _read_file(path: Path) -> list[str]:
     else:
         texts = [content]
     letters = [sum(map(str.isalpha, text)) for text in texts]
-    return [text for text, num in zip(texts, letters, strict=True) if num and num >= _LEAST_LETTERS * len(text)]
+    return [text for text, num in zip(texts, letters, strict=True) if num and num >= _MIN_LETTER_FRACTION * len(text)]
 
 
 def _docstrings(source: str) -> list[str]:

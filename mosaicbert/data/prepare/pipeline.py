@@ -12,11 +12,16 @@ from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.data.prepare.dedup import assemble
-from mosaicbert.data.prepare.partition import SliceRecord, parts_of_slice, prepare_slice, slice_folder
+from mosaicbert.data.prepare.partition import (
+    PartitionRecord,
+    input_files_of_partition,
+    partition_folder,
+    prepare_partition,
+)
 from mosaicbert.data.prepare.plan import PreparePlan
 from mosaicbert.data.prepare.progress_bar import Progress
 from mosaicbert.data.prepare.readers import read_texts
-from mosaicbert.data.prepare.sources import Part, find_files, list_parts, require_sources, resolve_revisions
+from mosaicbert.data.prepare.sources import InputFile, check_sources, find_files, list_input_files, resolve_revisions
 from mosaicbert.data.prepare.staging import open_staging, publish_store
 from mosaicbert.data.prepare.tokenize import SampleRules, hash_text, split_of
 from mosaicbert.data.store import (
@@ -51,13 +56,13 @@ def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
     return _prepare_store(PreparePlan.resolve(recipe), console or Console(stderr=True))
 
 
-def prepare_one_slice(recipe: Recipe, slice_number: int, console: Console | None = None) -> SliceRecord:
+def prepare_single_partition(recipe: Recipe, partition_number: int, console: Console | None = None) -> PartitionRecord:
     """Make one of the partitions that `prepare` puts together, beside other machines that make the others.
 
     Raises:
         ConfigError: If the store is finished, or as `prepare`.
     """
-    return _prepare_single_partition(PreparePlan.resolve(recipe), slice_number, console or Console(stderr=True))
+    return _prepare_single_partition(PreparePlan.resolve(recipe), partition_number, console or Console(stderr=True))
 
 
 def prepare_and_report(recipe: Recipe, console: Console) -> None:
@@ -76,7 +81,7 @@ def prepare_and_report(recipe: Recipe, console: Console) -> None:
         end = f"unigram entropy of the held-out text: {record.unigram_entropy:.3f} nats"
     else:
         record = _prepare_single_partition(plan, plan.partition, console)
-        folder = slice_folder(plan.staging_folder, plan.partition, plan.num_partitions)
+        folder = partition_folder(plan.staging_folder, plan.partition, plan.num_partitions)
         lines = [f"{folder}: {record.tokens:,} tokens"]
         end = (
             f"slice {plan.partition} of {plan.num_partitions} is done; once all are in {folder.parent}, "
@@ -85,7 +90,7 @@ def prepare_and_report(recipe: Recipe, console: Console) -> None:
     for name, documents in record.documents.items():
         lines.append(
             f"{name}: {documents:,} documents, {record.text_bytes[name] / 1e6:,.1f} MB; "
-            f"left out: {_describe_skipped({name: record.dropped.get(name, {})})}"
+            f"left out: {_describe_skipped({name: record.skipped_documents.get(name, {})})}"
         )
     for line in [*lines, end]:
         console.print(line, highlight=False, soft_wrap=True)
@@ -107,7 +112,7 @@ def check_store(recipe: Recipe) -> StoreRecord:
 class _Inputs:
     """What all partitions share."""
 
-    parts: Sequence[Part]
+    input_files: Sequence[InputFile]
     tokenizer: Tokenizer
     revisions: dict[str, str | None]
 
@@ -122,7 +127,7 @@ def _prepare_store(plan: PreparePlan, console: Console) -> StoreRecord:
         record = plan.check_store()
         _warn_of_other_files(plan, record, console)
         return record
-    require_sources(plan.sources)
+    check_sources(plan.sources)
     with open_staging(plan) as staging, Progress(console) as progress:
         inputs, partitions = None, []
         if not (staging / "store.json").exists():  # else interrupted when all was done but the cleaning up
@@ -130,7 +135,7 @@ def _prepare_store(plan: PreparePlan, console: Console) -> StoreRecord:
             partitions = [
                 _prepare_partition(plan, staging, inputs, number, progress) for number in range(plan.num_partitions)
             ]
-            progress.say("putting the shards together")
+            progress.log("putting the shards together")
         with lock_folder(staging):
             if not plan.store_folder.exists():  # another process may have finished while this one waited
                 if inputs is not None:
@@ -139,10 +144,10 @@ def _prepare_store(plan: PreparePlan, console: Console) -> StoreRecord:
     return plan.check_store()
 
 
-def _prepare_single_partition(plan: PreparePlan, number: int, console: Console) -> SliceRecord:
+def _prepare_single_partition(plan: PreparePlan, number: int, console: Console) -> PartitionRecord:
     if plan.store_folder.exists():
         raise ConfigError(f"{plan.store_folder}: this store is finished; leave data.partition out.")
-    require_sources(plan.sources)
+    check_sources(plan.sources)
     with open_staging(plan) as staging, Progress(console) as progress:
         inputs = _find_inputs(plan, staging, progress)
         return _prepare_partition(plan, staging, inputs, number, progress)[1]
@@ -150,23 +155,23 @@ def _prepare_single_partition(plan: PreparePlan, number: int, console: Console) 
 
 def _find_inputs(plan: PreparePlan, staging: Path, progress: Progress) -> _Inputs:
     revisions = _pin_revisions(plan, staging)
-    parts = list_parts(plan.sources, revisions)
-    if len(parts) < plan.num_partitions:
+    input_files = list_input_files(plan.sources, revisions)
+    if len(input_files) < plan.num_partitions:
         raise ConfigError(
-            f"data.num_partitions={plan.num_partitions}: the sources have only {len(parts)} files; "
+            f"data.num_partitions={plan.num_partitions}: the sources have only {len(input_files)} files; "
             "give at most that number."
         )
     if plan.tokenizer_source != "train":
         tokenizer = load_tokenizer(plan.tokenizer_source)
         plan.check_tokenizer(tokenizer)
-        return _Inputs(parts, tokenizer, revisions)
+        return _Inputs(input_files, tokenizer, revisions)
     path = staging / "tokenizer.json"
     with lock_folder(staging):  # one of several machines trains it
         if not path.exists():
-            progress.say("training a tokenizer")
-            tokenizer = train_tokenizer(_select_training_texts(plan, parts), plan.vocab_size)
+            progress.log("training a tokenizer")
+            tokenizer = train_tokenizer(_select_training_texts(plan, input_files), plan.vocab_size)
             write_file(path, tokenizer.to_str(pretty=True).encode())
-    return _Inputs(parts, load_tokenizer(str(path)), revisions)
+    return _Inputs(input_files, load_tokenizer(str(path)), revisions)
 
 
 def _pin_revisions(plan: PreparePlan, staging: Path) -> dict[str, str | None]:
@@ -178,21 +183,23 @@ def _pin_revisions(plan: PreparePlan, staging: Path) -> dict[str, str | None]:
     return json.loads(path.read_text())
 
 
-def _select_training_texts(plan: PreparePlan, parts: Sequence[Part]) -> list[str]:
+def _select_training_texts(plan: PreparePlan, input_files: Sequence[InputFile]) -> list[str]:
     """Select the first texts of the training split of every source, as many characters as its weight says."""
     texts: list[str] = []
     seen: set[tuple[int, int]] = set()
     total_weight = sum(source.weight or 1.0 for source in plan.sources.values())
     for name, source in plan.sources.items():
         num_missing = TOKENIZER_CHARACTERS * (source.weight or 1.0) / total_weight
-        parts_of_source = [part for part in parts if part.source == name and part.split != VALIDATION]
-        for part, text in read_texts(parts_of_source, plan.skip_invalid_documents):
+        files_of_source = [
+            input_file for input_file in input_files if input_file.source == name and input_file.split != VALIDATION
+        ]
+        for input_file, text in read_texts(files_of_source, plan.skip_invalid_documents):
             if num_missing <= 0:
                 break
             bits = hash_text(text)
             if len(text) >= plan.min_characters and bits not in seen:
                 seen.add(bits)
-                if split_of(part, bits[0], plan.validation_fraction) == TRAIN:
+                if split_of(input_file, bits[0], plan.validation_fraction) == TRAIN:
                     texts.append(text)
                     num_missing -= len(text)
     if not texts:
@@ -205,7 +212,7 @@ def _select_training_texts(plan: PreparePlan, parts: Sequence[Part]) -> list[str
 
 def _prepare_partition(
     plan: PreparePlan, staging: Path, inputs: _Inputs, number: int, progress: Progress
-) -> tuple[Path, SliceRecord]:
+) -> tuple[Path, PartitionRecord]:
     rules = SampleRules(
         tokenizer=inputs.tokenizer.to_str(),
         max_tokens=plan.max_tokens,
@@ -214,19 +221,19 @@ def _prepare_partition(
         validation_fraction=plan.validation_fraction,
         dtype=id_dtype(plan.vocab_size),
     )
-    parts = parts_of_slice(inputs.parts, number, plan.num_partitions)
-    begun = SliceRecord(
+    input_files = input_files_of_partition(inputs.input_files, number, plan.num_partitions)
+    begun = PartitionRecord(
         tokenizer_sha256=hash_tokenizer(inputs.tokenizer),
-        parts=[str(part) for part in parts],
-        sizes=[part.size for part in parts],
+        input_files=[str(input_file) for input_file in input_files],
+        sizes=[input_file.size for input_file in input_files],
     )
-    doing = "tokenising" if plan.num_partitions == 1 else f"tokenising slice {number} of {plan.num_partitions}"
-    folder = slice_folder(staging, number, plan.num_partitions)
-    return folder, prepare_slice(folder, parts, begun, rules, plan.skip_invalid_documents, progress, doing)
+    activity = "tokenising" if plan.num_partitions == 1 else f"tokenising slice {number} of {plan.num_partitions}"
+    folder = partition_folder(staging, number, plan.num_partitions)
+    return folder, prepare_partition(folder, input_files, begun, rules, plan.skip_invalid_documents, progress, activity)
 
 
 def _assemble_store(
-    plan: PreparePlan, staging: Path, inputs: _Inputs, partitions: Sequence[tuple[Path, SliceRecord]]
+    plan: PreparePlan, staging: Path, inputs: _Inputs, partitions: Sequence[tuple[Path, PartitionRecord]]
 ) -> None:
     splits, duplicates = assemble(staging, partitions, id_dtype(plan.vocab_size))
     skipped = {name: Counter({"duplicate": duplicates[name]} if name in duplicates else {}) for name in plan.sources}
@@ -235,7 +242,7 @@ def _assemble_store(
     for _, record in partitions:
         documents.update(record.documents)
         text_bytes.update(record.text_bytes)
-        for name, reasons in record.dropped.items():
+        for name, reasons in record.skipped_documents.items():
             skipped[name].update(reasons)
     for split, shards in splits.items():
         if not shards.samples:
@@ -251,11 +258,11 @@ def _assemble_store(
         prepared_from=dict(plan.prepared_from),
         tokenizer_sha256=sha256_of(staging / "tokenizer.json"),
         revisions=inputs.revisions,
-        files=_count_files(inputs.parts),
+        files=_count_files(inputs.input_files),
         splits=splits,
         documents=dict(documents),
         text_bytes=dict(text_bytes),
-        dropped={name: dict(reasons) for name, reasons in skipped.items()},
+        skipped_documents={name: dict(reasons) for name, reasons in skipped.items()},
         unigram_entropy=unigram_entropy(frequencies),
     ).write(staging)
 
@@ -278,11 +285,11 @@ def _warn_of_other_files(plan: PreparePlan, record: StoreRecord, console: Consol
             )
 
 
-def _count_files(parts: Sequence[Part]) -> dict[str, tuple[int, int]]:
+def _count_files(input_files: Sequence[InputFile]) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
-    for part in parts:
-        number, size = counts.get(part.source, (0, 0))
-        counts[part.source] = number + 1, size + part.size
+    for input_file in input_files:
+        number, size = counts.get(input_file.source, (0, 0))
+        counts[input_file.source] = number + 1, size + input_file.size
     return counts
 
 

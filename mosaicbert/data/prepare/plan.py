@@ -120,11 +120,11 @@ class PreparePlan:
         Raises:
             ConfigError: If the vocabulary is larger than that of the model, or [PAD] has another id.
         """
-        entries, pad_token_id = tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]")
-        if entries > self.vocab_size:
+        num_entries, pad_token_id = tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]")
+        if num_entries > self.vocab_size:
             raise ConfigError(
-                f"model.vocab_size={self.vocab_size} is smaller than the {entries} entries of "
-                f"tokenizer.source={self.tokenizer_source}; set model.vocab_size={math.ceil(entries / 64) * 64}."
+                f"model.vocab_size={self.vocab_size} is smaller than the {num_entries} entries of "
+                f"tokenizer.source={self.tokenizer_source}; set model.vocab_size={math.ceil(num_entries / 64) * 64}."
             )
         if pad_token_id != self.pad_token_id:
             raise ConfigError(

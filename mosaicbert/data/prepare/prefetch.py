@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-_ITEMS_AHEAD = 2  # of each reader: bounds the memory
+_MAX_PREFETCHED_ITEMS = 2  # of each reader: bounds the memory
 _END = object()
 
 
-def read_ahead(readers: Iterable[Callable[[], Iterator[Item]]], num_threads: int) -> Iterator[Item]:
+def prefetch(readers: Iterable[Callable[[], Iterator[Item]]], num_threads: int) -> Iterator[Item]:
     """Yields what each reader yields, one reader after the other, while the next ones already read in threads.
 
     Decompressing and waiting for a network leave Python's lock, so that threads do.
@@ -30,7 +30,7 @@ def read_ahead(readers: Iterable[Callable[[], Iterator[Item]]], num_threads: int
     try:
         while True:
             while len(waiting) < num_threads and (reader := next(remaining, None)) is not None:
-                waiting.append(queue.Queue(_ITEMS_AHEAD))
+                waiting.append(queue.Queue(_MAX_PREFETCHED_ITEMS))
                 threading.Thread(target=_read, args=(reader, waiting[-1], stop), daemon=True).start()
             if not waiting:
                 return

@@ -8,8 +8,8 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
-from mosaicbert.data.prepare.sources import Part
-from mosaicbert.data.prepare.tokenize import TokenisedBlock
+from mosaicbert.data.prepare.sources import InputFile
+from mosaicbert.data.prepare.tokenize import TokenizedBlock
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -43,32 +43,34 @@ class Progress:
         if self.console.is_terminal:
             self._bar.stop()
 
-    def say(self, doing: str) -> None:
+    def log(self, activity: str) -> None:
         """Shows what is being done where nothing is counted."""
-        self._bar.update(self._task, description=doing, total=None, counts="")
+        self._bar.update(self._task, description=activity, total=None, counts="")
         if not self.console.is_terminal:
-            self.console.print(f"{doing} ...", highlight=False, soft_wrap=True)
+            self.console.print(f"{activity} ...", highlight=False, soft_wrap=True)
 
-    def start(self, doing: str, parts: Sequence[Part], next_part: int) -> None:
+    def start(self, activity: str, input_files: Sequence[InputFile], next_input_file: int) -> None:
         """Begins to count, at a part; what was done before is not this process' work."""
         # Parts of unknown size count alike.
-        known = all(part.size for part in parts)
+        known = all(input_file.size for input_file in input_files)
         self._ends = [0.0]
-        for part in parts:
-            self._ends.append(self._ends[-1] + (part.size if known else 1.0))
+        for input_file in input_files:
+            self._ends.append(self._ends[-1] + (input_file.size if known else 1.0))
         self._begun_at: float | None = None
         self._started = time.monotonic()
-        self._doing = doing
+        self._activity = activity
         self._documents = self._tokens = self._text_bytes = 0
-        self._bar.update(self._task, description=doing, completed=self._ends[next_part], total=self._ends[-1] or 1.0)
+        self._bar.update(
+            self._task, description=activity, completed=self._ends[next_input_file], total=self._ends[-1] or 1.0
+        )
 
-    def advance(self, part: int, block: TokenisedBlock) -> None:
+    def advance(self, input_file: int, block: TokenizedBlock) -> None:
         """Counts a block of one of the parts."""
         self._documents += block.documents
         self._tokens += sum(len(samples.ids) for samples in block.samples.values())
         self._text_bytes += block.text_bytes
         now = time.monotonic()
-        done = self._ends[part] + block.fraction * (self._ends[part + 1] - self._ends[part])
+        done = self._ends[input_file] + block.fraction * (self._ends[input_file + 1] - self._ends[input_file])
         if self._begun_at is None:  # behind what was finished before, which says nothing about the speed
             self._begun_at = done
         seconds = max(now - self._started, 1e-9)
@@ -82,4 +84,4 @@ class Progress:
         if not self.console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             share = done / (self._ends[-1] or 1.0)
-            self.console.print(f"{self._doing}: {share:.0%}, {counts}", highlight=False, soft_wrap=True)
+            self.console.print(f"{self._activity}: {share:.0%}, {counts}", highlight=False, soft_wrap=True)

@@ -14,16 +14,16 @@ import zstandard
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.demo_corpus import read_installed_documentation
 from mosaicbert.data.prepare.hub import read_hub_shard
-from mosaicbert.data.prepare.sources import INSTALLED_DOCUMENTATION, Part
+from mosaicbert.data.prepare.sources import INSTALLED_DOCUMENTATION, InputFile
 
 BLOCK_BYTES = 2**22  # of text, more or less: what one process tokenises at a time
-_LONGEST_DOCUMENT = 2**25  # bytes
-_TOO_LONG = "too long", f", more than {_LONGEST_DOCUMENT >> 20} MiB; cut it up"
+_MAX_DOCUMENT_BYTES = 2**25  # bytes
+_TOO_LONG = "too long", f", more than {_MAX_DOCUMENT_BYTES >> 20} MiB; cut it up"
 _CHUNK_BYTES = 2**18  # read from a file at once
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE = b"ARROW1"
-_WHOLLY_AGAIN = "fetch it again and delete the unfinished store, since what was read before may be wrong as well"
-_DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
+_FETCH_AGAIN = "fetch it again and delete the unfinished store, since what was read before may be wrong as well"
+_CORRUPTION_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,16 @@ class Block:
         damage: why the part cannot be read any further.
     """
 
-    part: Part
+    input_file: InputFile
     start: FilePosition
     end: FilePosition
     fraction: float
     content: bytes | list[bytes | None] | None
-    damage: str | None = None
+    corruption: str | None = None
 
 
 @dataclass(frozen=True)
-class BadDocument:
+class InvalidDocument:
     """A document that has no readable text.
 
     Attributes:
@@ -78,7 +78,7 @@ class BadDocument:
         return f"{self.place}: {self.kind}{self.detail}"
 
 
-def read_blocks(part: Part, start: FilePosition) -> Iterator[Block]:
+def read_blocks(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
     """Yields the blocks of a part from a position on, which must be the end of a block.
 
     Blocks are cut by content alone, so that they are the same wherever reading begins. A damaged part ends with a block
@@ -87,12 +87,12 @@ def read_blocks(part: Part, start: FilePosition) -> Iterator[Block]:
     Raises:
         ConfigError: the part has not the text column, or a Hub dataset cannot be read.
     """
-    if part.kind in (".jsonl", ".txt"):
-        return _read_lines(part, start)
-    return _read_columns(part, start)
+    if input_file.kind in (".jsonl", ".txt"):
+        return _read_lines(input_file, start)
+    return _read_columns(input_file, start)
 
 
-def decode(block: Block) -> Iterator[str | BadDocument]:
+def decode(block: Block) -> Iterator[str | InvalidDocument]:
     """Yields each document of a block: its text, or what is wrong with it."""
     first = block.start.rows + 1
     place = "line"
@@ -101,32 +101,32 @@ def decode(block: Block) -> Iterator[str | BadDocument]:
     elif isinstance(block.content, list):
         place = "row"
         texts = ((number, _decode_value(raw)) for number, raw in enumerate(block.content, first))
-    elif block.part.kind == ".txt":
+    elif block.input_file.kind == ".txt":
         texts = _split_paragraphs(block.content, first)
     else:
         texts = (
-            (number, _decode_json(line, block.part.text_column))
+            (number, _decode_json(line, block.input_file.text_column))
             for number, line in enumerate(block.content.split(b"\n"), first)
             if line.strip()
         )
     for number, text in texts:
-        yield text if isinstance(text, str) else BadDocument(f"{block.part}, {place} {number}", *text)
+        yield text if isinstance(text, str) else InvalidDocument(f"{block.input_file}, {place} {number}", *text)
 
 
-def read_texts(parts: Sequence[Part], skip_invalid: bool) -> Iterator[tuple[Part, str]]:
+def read_texts(input_files: Sequence[InputFile], skip_invalid: bool) -> Iterator[tuple[InputFile, str]]:
     """Yield the part and the text of every document, in order.
 
     Raises:
         ConfigError: If a document or the rest of a part cannot be read, unless `skip_invalid` skips it.
     """
-    for part in parts:
-        for block in read_blocks(part, FilePosition()):
+    for input_file in input_files:
+        for block in read_blocks(input_file, FilePosition()):
             for document in decode(block):
-                if isinstance(document, BadDocument):
+                if isinstance(document, InvalidDocument):
                     check_document(document, skip_invalid)
                 else:
-                    yield part, clean(document)
-            check_damage(part, block.damage, skip_invalid)
+                    yield input_file, clean(document)
+            check_corruption(input_file, block.corruption, skip_invalid)
 
 
 def clean(text: str) -> str:
@@ -134,7 +134,7 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def check_document(document: BadDocument | None, skip_invalid: bool) -> None:
+def check_document(document: InvalidDocument | None, skip_invalid: bool) -> None:
     """Stop at a document that cannot be read, unless such documents are skipped.
 
     Raises:
@@ -144,18 +144,18 @@ def check_document(document: BadDocument | None, skip_invalid: bool) -> None:
         raise ConfigError(f"{document}; mend it, or leave such documents out: data.skip_invalid_documents=true.")
 
 
-def check_damage(part: Part, damage: str | None, skip_invalid: bool) -> None:
+def check_corruption(input_file: InputFile, corruption: str | None, skip_invalid: bool) -> None:
     """Stop where a part cannot be read any further, unless its rest is skipped.
 
     Raises:
         ConfigError: If the part is corrupted.
     """
-    if damage is not None and not skip_invalid:
-        raise ConfigError(f"{part}: {damage}, or leave the rest out: data.skip_invalid_documents=true.")
+    if corruption is not None and not skip_invalid:
+        raise ConfigError(f"{input_file}: {corruption}, or leave the rest out: data.skip_invalid_documents=true.")
 
 
 def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
-    if len(line) > _LONGEST_DOCUMENT:
+    if len(line) > _MAX_DOCUMENT_BYTES:
         return _TOO_LONG
     try:
         record = json.loads(line.decode("utf-8-sig"))
@@ -174,7 +174,7 @@ def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
 def _decode_value(raw: bytes | None) -> str | tuple[str, str]:
     if raw is None:
         return "no text", ", the column is empty there"
-    if len(raw) > _LONGEST_DOCUMENT:
+    if len(raw) > _MAX_DOCUMENT_BYTES:
         return _TOO_LONG
     try:
         return raw.decode("utf-8")
@@ -194,26 +194,26 @@ def _split_paragraphs(content: bytes, first_line: int) -> Iterator[tuple[int, st
             paragraph = []
 
 
-def _read_lines(part: Part, start: FilePosition) -> Iterator[Block]:
+def _read_lines(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
     # Blank lines part the texts of a .txt; a line is a document of a .jsonl.
-    cutter = _Cutter((b"\n\n", b"\n\r\n") if part.kind == ".txt" else (b"\n",))
-    position, fraction, damage = start, 0.0, None
+    cutter = _Cutter((b"\n\n", b"\n\r\n") if input_file.kind == ".txt" else (b"\n",))
+    position, fraction, corruption = start, 0.0, None
     try:
-        for chunk, fraction in _decompress(part, start.offset):
+        for chunk, fraction in _decompress(input_file, start.offset):
             for piece in cutter.cut(chunk):
-                block = _line_block(part, position, piece, fraction)
+                block = _line_block(input_file, position, piece, fraction)
                 yield block
                 position = block.end
-    except _DAMAGED as error:
+    except _CORRUPTION_ERRORS as error:
         if isinstance(error, EOFError):
-            damage = "ends too early, behind line", "; fetch it again"
+            corruption = "ends too early, behind line", "; fetch it again"
         else:
-            damage = "damaged behind line", f" ({_first_line(error)}); {_WHOLLY_AGAIN}"
-    if damage is not None:
-        block = _line_block(part, position, cutter.whole_documents(), 1.0)
-        yield replace(block, damage=f"{damage[0]} {block.end.rows}{damage[1]}")
+            corruption = "damaged behind line", f" ({_first_line(error)}); {_FETCH_AGAIN}"
+    if corruption is not None:
+        block = _line_block(input_file, position, cutter.whole_documents(), 1.0)
+        yield replace(block, corruption=f"{corruption[0]} {block.end.rows}{corruption[1]}")
     elif (piece := cutter.rest()).num_bytes:
-        yield _line_block(part, position, piece, 1.0)
+        yield _line_block(input_file, position, piece, 1.0)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class _Piece:
 class _Cutter:
     """Cuts a stream into pieces, the same whatever the chunks in which it comes.
 
-    A piece ends at the first boundary from BLOCK_BYTES on. Where a document reaches _LONGEST_DOCUMENT beyond that, the
+    A piece ends at the first boundary from BLOCK_BYTES on. Where a document reaches _MAX_DOCUMENT_BYTES beyond that, the
     documents before it are a piece, and it is one without content: a file without boundaries shall not fill the memory.
     """
 
@@ -250,9 +250,9 @@ class _Cutter:
                 yield self._skipped
                 self._skipped = None
             end = self._find(BLOCK_BYTES) if len(self._buffer) >= BLOCK_BYTES else 0
-            if 0 < end <= BLOCK_BYTES + _LONGEST_DOCUMENT:
+            if 0 < end <= BLOCK_BYTES + _MAX_DOCUMENT_BYTES:
                 yield self._take(end)
-            elif len(self._buffer) > BLOCK_BYTES + _LONGEST_DOCUMENT:
+            elif len(self._buffer) > BLOCK_BYTES + _MAX_DOCUMENT_BYTES:
                 if before := self._find_last(BLOCK_BYTES):
                     yield self._take(before)
                 self._skipped = _Piece(None, 0, 0)
@@ -297,16 +297,16 @@ class _Cutter:
         return max(ends, default=0)
 
 
-def _line_block(part: Part, start: FilePosition, piece: _Piece, fraction: float) -> Block:
+def _line_block(input_file: InputFile, start: FilePosition, piece: _Piece, fraction: float) -> Block:
     end = FilePosition(rows=start.rows + piece.num_lines, offset=start.offset + piece.num_bytes)
-    return Block(part=part, start=start, end=end, fraction=fraction, content=piece.content)
+    return Block(input_file=input_file, start=start, end=end, fraction=fraction, content=piece.content)
 
 
-def _decompress(part: Part, skip: int) -> Iterator[tuple[bytes, float]]:
+def _decompress(input_file: InputFile, skip: int) -> Iterator[tuple[bytes, float]]:
     """Yields (bytes, fraction of the file read), without the first `skip` bytes."""
-    size = max(1, part.size)
-    with Path(part.path).open("rb") as file:
-        if not part.compression:
+    size = max(1, input_file.size)
+    with Path(input_file.path).open("rb") as file:
+        if not input_file.compression:
             file.seek(skip)
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk, min(1.0, file.tell() / size)
@@ -317,7 +317,7 @@ def _decompress(part: Part, skip: int) -> Iterator[tuple[bytes, float]]:
             if stream is None and file.tell() > len(raw):
                 raw = raw.lstrip(b"\0")  # gzip allows zeros behind a stream
             while raw:
-                stream = _new_decompressor(part.compression) if stream is None else stream
+                stream = _new_decompressor(input_file.compression) if stream is None else stream
                 chunk = stream.decompress(raw)
                 raw = stream.unused_data.lstrip(b"\0") if stream.eof else b""
                 stream = None if stream.eof else stream
@@ -333,10 +333,10 @@ def _new_decompressor(compression: str) -> Any:
     return zlib.decompressobj(wbits=31) if compression == ".gz" else zstandard.ZstdDecompressor().decompressobj()
 
 
-def _read_columns(part: Part, start: FilePosition) -> Iterator[Block]:
+def _read_columns(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
     position = start
     try:
-        for row, texts, fraction in _column_batches(part, start.rows):
+        for row, texts, fraction in _column_batches(input_file, start.rows):
             # A batch of long documents becomes several blocks.
             pieces = max(1, min(len(texts), sum(map(len, filter(None, texts))) // BLOCK_BYTES))
             for piece in range(pieces):
@@ -344,65 +344,69 @@ def _read_columns(part: Part, start: FilePosition) -> Iterator[Block]:
                 if start.rows < row + behind:
                     begin, position = FilePosition(rows=row + first), FilePosition(rows=row + behind)
                     content = texts[first:behind]
-                    yield Block(part=part, start=begin, end=position, fraction=fraction, content=content)
-    except _DAMAGED as error:
-        if part.kind == "hub":
+                    yield Block(input_file=input_file, start=begin, end=position, fraction=fraction, content=content)
+    except _CORRUPTION_ERRORS as error:
+        if input_file.kind == "hub":
             raise
-        damage = f"damaged behind row {position.rows} ({_first_line(error)}); {_WHOLLY_AGAIN}"
-        yield Block(part=part, start=position, end=position, fraction=1.0, content=[], damage=damage)
+        corruption = f"damaged behind row {position.rows} ({_first_line(error)}); {_FETCH_AGAIN}"
+        yield Block(
+            input_file=input_file, start=position, end=position, fraction=1.0, content=[], corruption=corruption
+        )
 
 
-def _column_batches(part: Part, rows_read: int) -> Iterator[tuple[int, list[bytes | None], float]]:
+def _column_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[int, list[bytes | None], float]]:
     """Yields (number of the first row, texts, fraction of the part); may leave out rows that have been read."""
-    if part.kind == INSTALLED_DOCUMENTATION:
+    if input_file.kind == INSTALLED_DOCUMENTATION:
         row = 0
         for texts, fraction in read_installed_documentation():
             yield row, [text.encode("utf-8", "replace") for text in texts], fraction  # some hold half characters
             row += len(texts)
-    elif part.kind == ".parquet":
-        yield from _parquet_batches(part, rows_read)
-    elif part.kind == ".arrow":
-        yield from _arrow_batches(part)
+    elif input_file.kind == ".parquet":
+        yield from _parquet_batches(input_file, rows_read)
+    elif input_file.kind == ".arrow":
+        yield from _arrow_batches(input_file)
     else:
         row = 0
-        for batch in read_hub_shard(part.path, part.revision, part.subset, part.hub_split, part.shard):
-            yield row, _texts_of(batch, part), 0.0
+        for batch in read_hub_shard(
+            input_file.path, input_file.revision, input_file.subset, input_file.hub_split, input_file.shard
+        ):
+            yield row, _texts_of(batch, input_file), 0.0
             row += batch.num_rows
 
 
-def _parquet_batches(part: Part, rows_read: int) -> Iterator[tuple[int, list[bytes | None], float]]:
-    file = pq.ParquetFile(part.path)
-    _require_column(file.schema_arrow, part)
+def _parquet_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[int, list[bytes | None], float]]:
+    file = pq.ParquetFile(input_file.path)
+    _check_column(file.schema_arrow, input_file)
     total, row = max(1, file.metadata.num_rows), 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if row + rows <= rows_read:
             row += rows
             continue
-        rows_at_once = _rows_per_block(rows, _size_of_column(file.metadata.row_group(group), part.text_column))
-        for batch in file.iter_batches(rows_at_once, row_groups=[group], columns=[part.text_column]):
-            yield row, _texts_of(batch, part), (row + batch.num_rows) / total
+        rows_at_once = _rows_per_block(rows, _size_of_column(file.metadata.row_group(group), input_file.text_column))
+        for batch in file.iter_batches(rows_at_once, row_groups=[group], columns=[input_file.text_column]):
+            yield row, _texts_of(batch, input_file), (row + batch.num_rows) / total
             row += batch.num_rows
 
 
-def _arrow_batches(part: Part) -> Iterator[tuple[int, list[bytes | None], float]]:
+def _arrow_batches(input_file: InputFile) -> Iterator[tuple[int, list[bytes | None], float]]:
     # Arrow has a format for files and one for streams, which `datasets` writes; the first bytes tell them apart.
-    with Path(part.path).open("rb") as opened:
+    with Path(input_file.path).open("rb") as opened:
         is_file = opened.read(len(_ARROW_FILE)) == _ARROW_FILE
-    mapped = pa.memory_map(part.path)
+    mapped = pa.memory_map(input_file.path)
     row = 0
     if is_file:
         file = pa.ipc.open_file(mapped)
-        _require_column(file.schema, part)
+        _check_column(file.schema, input_file)
         batches = (file.get_batch(number) for number in range(file.num_record_batches))
     else:
         batches = pa.ipc.open_stream(mapped)
-        _require_column(batches.schema, part)
+        _check_column(batches.schema, input_file)
     for batch in batches:
-        rows_at_once = _rows_per_block(batch.num_rows, batch.column(part.text_column).nbytes)
+        rows_at_once = _rows_per_block(batch.num_rows, batch.column(input_file.text_column).nbytes)
         for first in range(0, batch.num_rows, rows_at_once):
             piece = batch.slice(first, rows_at_once)
-            yield row, _texts_of(piece, part), min(1.0, mapped.tell() / max(1, part.size))
+            yield row, _texts_of(piece, input_file), min(1.0, mapped.tell() / max(1, input_file.size))
             row += piece.num_rows
 
 
@@ -420,21 +424,21 @@ def _rows_per_block(rows: int, size: int) -> int:
     return max(1, min(_ROWS_PER_BATCH, rows * BLOCK_BYTES // max(1, size)))
 
 
-def _texts_of(batch: pa.RecordBatch, part: Part) -> list[bytes | None]:
-    _require_column(batch.schema, part)
-    column = batch.column(part.text_column)
+def _texts_of(batch: pa.RecordBatch, input_file: InputFile) -> list[bytes | None]:
+    _check_column(batch.schema, input_file)
+    column = batch.column(input_file.text_column)
     try:
         # As bytes, since Arrow believes whoever says that these are UTF-8.
         return column.cast(pa.large_binary()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(
-            f"{part}: column {part.text_column!r} holds {column.type}, not text; "
-            f"set data.sources.{part.source}.text_column."
+            f"{input_file}: column {input_file.text_column!r} holds {column.type}, not text; "
+            f"set data.sources.{input_file.source}.text_column."
         ) from error
 
 
-def _require_column(schema: pa.Schema, part: Part) -> None:
-    if part.text_column not in schema.names:
+def _check_column(schema: pa.Schema, input_file: InputFile) -> None:
+    if input_file.text_column not in schema.names:
         raise ConfigError(
-            f"{part}: no column {part.text_column!r}, only {schema.names}; set data.sources.{part.source}.text_column."
+            f"{input_file}: no column {input_file.text_column!r}, only {schema.names}; set data.sources.{input_file.source}.text_column."
         )

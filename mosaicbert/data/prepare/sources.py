@@ -19,7 +19,7 @@ _COMPRESSIONS = (".gz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class InputFile:
     """What is read from its beginning to its end: a file, or a shard of a Hub dataset.
 
     Attributes:
@@ -59,9 +59,9 @@ def resolve_revisions(sources: Mapping[str, SourceConfig]) -> dict[str, str | No
     """The commit that each Hub dataset is at; None for everything else.
 
     Raises:
-        ConfigError: as `list_parts`.
+        ConfigError: as `list_input_files`.
     """
-    require_sources(sources)
+    check_sources(sources)
     return {
         name: find_revision(source.path, source.subset, source.revision)
         if source.path != INSTALLED_DOCUMENTATION and not _find_files(name, source.path)
@@ -70,7 +70,9 @@ def resolve_revisions(sources: Mapping[str, SourceConfig]) -> dict[str, str | No
     }
 
 
-def list_parts(sources: Mapping[str, SourceConfig], revisions: Mapping[str, str | None] | None = None) -> list[Part]:
+def list_input_files(
+    sources: Mapping[str, SourceConfig], revisions: Mapping[str, str | None] | None = None
+) -> list[InputFile]:
     """The parts of all sources, in the order of the recipe; of a source, training before validation.
 
     Args:
@@ -80,20 +82,20 @@ def list_parts(sources: Mapping[str, SourceConfig], revisions: Mapping[str, str 
     Raises:
         ConfigError: a source does not exist, holds files of no known kind, or is asked for splits it does not have.
     """
-    require_sources(sources)
+    check_sources(sources)
     found = resolve_revisions(sources) if revisions is None else revisions
-    return [part for name, source in sources.items() for part in _parts_of(name, source, found[name])]
+    return [input_file for name, source in sources.items() for input_file in _list_source(name, source, found[name])]
 
 
-def require_sources(sources: Mapping[str, SourceConfig]) -> None:
+def check_sources(sources: Mapping[str, SourceConfig]) -> None:
     """Refuses sources that cannot be read, as far as that shows without opening them.
 
     Raises:
-        ConfigError: as `list_parts`, but for datasets of the Hub.
+        ConfigError: as `list_input_files`, but for datasets of the Hub.
     """
     for name, source in sources.items():
         files = _find_files(name, source.path)
-        kinds = sorted({_kind_of_file(name, file)[0] for file in files})
+        kinds = sorted({_file_kind(name, file)[0] for file in files})
         if len(kinds) > 1:
             raise ConfigError(
                 f"data.sources.{name}.path={source.path}: holds {' and '.join(kinds)} files; take a glob for one kind, "
@@ -109,20 +111,20 @@ def require_sources(sources: Mapping[str, SourceConfig]) -> None:
                 )
 
 
-def _parts_of(name: str, source: SourceConfig, revision: str | None) -> list[Part]:
+def _list_source(name: str, source: SourceConfig, revision: str | None) -> list[InputFile]:
     if source.path == INSTALLED_DOCUMENTATION:
-        return [Part(source=name, path=source.path, kind=INSTALLED_DOCUMENTATION, text_column=source.text_column)]
+        return [InputFile(source=name, path=source.path, kind=INSTALLED_DOCUMENTATION, text_column=source.text_column)]
     files = _find_files(name, source.path)
     if files:
-        return [_file_part(name, source, file) for file in files]
+        return [_describe_file(name, source, file) for file in files]
     splits: list[tuple[str, str | None]] = [(TRAIN, None)]
     if source.validation_split is not None:
         splits = [(TRAIN, TRAIN), (source.validation_split, VALIDATION)]
-    parts: list[Part] = []
+    input_files: list[InputFile] = []
     for hub_split, split in splits:
         total = count_shards(source.path, revision, source.subset, hub_split)
-        parts += [
-            Part(
+        input_files += [
+            InputFile(
                 source=name,
                 path=source.path,
                 kind="hub",
@@ -135,12 +137,12 @@ def _parts_of(name: str, source: SourceConfig, revision: str | None) -> list[Par
             )
             for number in range(total)
         ]
-    return parts
+    return input_files
 
 
-def _file_part(name: str, source: SourceConfig, file: str) -> Part:
-    kind, compression = _kind_of_file(name, file)
-    return Part(
+def _describe_file(name: str, source: SourceConfig, file: str) -> InputFile:
+    kind, compression = _file_kind(name, file)
+    return InputFile(
         source=name,
         path=file,
         kind=".jsonl" if kind == ".json" else kind,
@@ -177,7 +179,7 @@ def _find_files(name: str, path: str) -> list[str]:
     return files
 
 
-def _kind_of_file(name: str, file: str) -> tuple[str, str]:
+def _file_kind(name: str, file: str) -> tuple[str, str]:
     kind, compression = _split_suffix(file)
     if not kind:
         raise ConfigError(

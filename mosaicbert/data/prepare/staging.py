@@ -3,7 +3,7 @@
 prepared_from.json     recipe keys and values that it is prepared with
 revisions.json         commits of the Hub datasets
 tokenizer.json         trained tokenizer
-slices/                partitions, see `partition`
+partitions/                partitions, see `partition`
 <split>/, store.json   the store, while it is put together
 lock                   held for short steps that one process takes
 in_use                 usage lock, shared by all processes that prepare partitions
@@ -17,12 +17,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.prepare.partition import slice_folder
+from mosaicbert.data.prepare.partition import partition_folder
 from mosaicbert.data.prepare.plan import PreparePlan
 from mosaicbert.data.store import StoreRecord
 from mosaicbert.filesystem import lock_folder, write_file
 
-_NOT_OF_THE_STORE = ("slices", "prepared_from.json", "revisions.json", "assembly.txt", "lock", "in_use")
+_STAGING_FILES = ("partitions", "prepared_from.json", "revisions.json", "assembly.txt", "lock", "in_use")
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def open_staging(plan: PreparePlan) -> Generator[Path]:
         except ConfigError:
             with contextlib.suppress(OSError):  # another process works here, or another run has put something there
                 fcntl.flock(usage_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if staging in new_folders and not any(staging.glob("slices/*/*.arrow")):
+                if staging in new_folders and not any(staging.glob("partitions/*/*.arrow")):
                     shutil.rmtree(staging)
                     for folder in new_folders[1:]:
                         folder.rmdir()
@@ -57,7 +57,7 @@ def open_staging(plan: PreparePlan) -> Generator[Path]:
 
 def publish_store(staging: Path, store_folder: Path) -> None:
     """Delete what is not part of the store, and rename the staging directory to the store's folder."""
-    for name in _NOT_OF_THE_STORE:
+    for name in _STAGING_FILES:
         path = staging / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -77,8 +77,8 @@ def _begin(plan: PreparePlan, staging: Path) -> None:
             plan.check_prepared_from(staging, json.loads(path.read_text()))
         else:
             write_file(path, json.dumps(plan.prepared_from).encode())
-        suffix = slice_folder(staging, 0, plan.num_partitions).name.partition("-")[2]
-        if others := [folder for folder in staging.glob("slices/*") if not folder.name.endswith(suffix)]:
+        suffix = partition_folder(staging, 0, plan.num_partitions).name.partition("-")[2]
+        if others := [folder for folder in staging.glob("partitions/*") if not folder.name.endswith(suffix)]:
             raise ConfigError(
                 f"{others[0]}: was begun with another data.num_partitions than {plan.num_partitions}; "
                 f"set that again, or delete {staging} to begin again."

@@ -10,13 +10,13 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from mosaicbert.data.prepare.readers import BadDocument, Block, FilePosition, clean, decode
-from mosaicbert.data.prepare.sources import Part
+from mosaicbert.data.prepare.readers import Block, FilePosition, InvalidDocument, clean, decode
+from mosaicbert.data.prepare.sources import InputFile
 from mosaicbert.data.store import TRAIN, VALIDATION
 
 # A text's first characters are enough to find its first tokens; if this many per token are not, all of it is read.
 _CHARACTERS_PER_TOKEN = 6
-_CHARACTERS_AT_ONCE = 2**19
+_MAX_CHARACTERS = 2**19
 Hashes = NDArray[np.uint64]
 
 
@@ -59,7 +59,7 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenisedBlock:
+class TokenizedBlock:
     """What a block became.
 
     Attributes:
@@ -70,19 +70,19 @@ class TokenisedBlock:
         samples: by split.
         documents: that were read.
         text_bytes: of them, in UTF-8.
-        dropped: documents left out, by reason.
+        skipped_documents: documents left out, by reason.
         first_bad: the first that could not be read.
     """
 
-    part: Part
+    input_file: InputFile
     end: FilePosition
     fraction: float
-    damage: str | None
+    corruption: str | None
     samples: dict[str, Samples]
     documents: int
     text_bytes: int
-    dropped: dict[str, int]
-    first_bad: BadDocument | None
+    skipped_documents: dict[str, int]
+    first_invalid: InvalidDocument | None
 
 
 def hash_text(text: str) -> tuple[int, int]:
@@ -91,14 +91,14 @@ def hash_text(text: str) -> tuple[int, int]:
     return digest >> 64, digest & 0xFFFFFFFFFFFFFFFF
 
 
-def split_of(part: Part, high_bits: int, validation_fraction: float) -> str:
+def split_of(input_file: InputFile, high_bits: int, validation_fraction: float) -> str:
     """The split of a text: its part's, or what the first of its `hash_text` says."""
-    if part.split is not None:
-        return part.split
+    if input_file.split is not None:
+        return input_file.split
     return VALIDATION if high_bits < validation_fraction * 2**64 else TRAIN
 
 
-class Tokeniser:
+class BlockTokenizer:
     """Turns blocks into samples by some rules."""
 
     def __init__(self, rules: SampleRules) -> None:
@@ -107,55 +107,55 @@ class Tokeniser:
         self.tokenizer.encode_special_tokens = True  # a text about BERT may say "[MASK]", and means the word
         self._is_local = _is_local(self.tokenizer)
 
-    def __call__(self, block: Block) -> TokenisedBlock:
-        dropped: Counter[str] = Counter()
+    def __call__(self, block: Block) -> TokenizedBlock:
+        skipped_documents: Counter[str] = Counter()
         texts: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
         hashes: dict[str, list[tuple[int, int]]] = {TRAIN: [], VALIDATION: []}
-        first_bad = None
+        first_invalid = None
         documents = text_bytes = 0
         for document in decode(block):
             documents += 1
-            if isinstance(document, BadDocument):
-                dropped[document.kind] += 1
-                first_bad = first_bad or document
+            if isinstance(document, InvalidDocument):
+                skipped_documents[document.kind] += 1
+                first_invalid = first_invalid or document
                 continue
             text = clean(document)
             text_bytes += len(text.encode())
             if len(text) < self.rules.min_characters:
-                dropped["too short"] += 1
+                skipped_documents["too short"] += 1
                 continue
             bits = hash_text(text)
-            split = split_of(block.part, bits[0], self.rules.validation_fraction)
+            split = split_of(block.input_file, bits[0], self.rules.validation_fraction)
             texts[split].append(text)
             hashes[split].append(bits)
         samples: dict[str, Samples] = {}
         for split in texts:
             samples[split], blank = self._sample(texts[split], hashes[split])
-            dropped["without a token"] += blank
-        return TokenisedBlock(
-            part=block.part,
+            skipped_documents["without a token"] += blank
+        return TokenizedBlock(
+            input_file=block.input_file,
             end=block.end,
             fraction=block.fraction,
-            damage=block.damage,
+            corruption=block.corruption,
             samples=samples,
             documents=documents,
             text_bytes=text_bytes,
-            dropped={reason: count for reason, count in dropped.items() if count},
-            first_bad=first_bad,
+            skipped_documents={reason: count for reason, count in skipped_documents.items() if count},
+            first_invalid=first_invalid,
         )
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         """The token ids of each text, without special tokens; in mode "truncate" as many as a sample can hold."""
         if self.rules.sampling == "chunk" or not self._is_local:
             return self._encode_whole(texts)
-        room = self.rules.max_tokens
-        prefixes = [_prefix(text, room * _CHARACTERS_PER_TOKEN) for text in texts]
+        max_tokens = self.rules.max_tokens
+        prefixes = [_prefix(text, max_tokens * _CHARACTERS_PER_TOKEN) for text in texts]
         encoded = self._encode_whole(prefixes)
         # A prefix that ends between two words has the tokens that the text begins with.
         short = [
             index
             for index, (text, prefix, ids) in enumerate(zip(texts, prefixes, encoded, strict=True))
-            if len(ids) < room and len(prefix) < len(text)
+            if len(ids) < max_tokens and len(prefix) < len(text)
         ]
         for index, ids in zip(short, self._encode_whole([texts[index] for index in short]), strict=True):
             encoded[index] = ids
@@ -194,26 +194,26 @@ def cut_evenly(num_tokens: int, max_tokens: int) -> list[int]:
     return [num_tokens * (piece + 1) // pieces - num_tokens * piece // pieces for piece in range(pieces)]
 
 
-def start_tokenising(rules: SampleRules) -> None:
-    """Makes this process ready for `tokenise`."""
-    global _tokeniser
-    _tokeniser = Tokeniser(rules)
+def initialize_worker(rules: SampleRules) -> None:
+    """Makes this process ready for `tokenize_block`."""
+    global _block_tokenizer
+    _block_tokenizer = BlockTokenizer(rules)
 
 
-def tokenise(block: Block) -> TokenisedBlock:
-    """What `Tokeniser` makes of a block, by the rules that this process was started with."""
-    assert _tokeniser is not None
-    return _tokeniser(block)
+def tokenize_block(block: Block) -> TokenizedBlock:
+    """What `BlockTokenizer` makes of a block, by the rules that this process was started with."""
+    assert _block_tokenizer is not None
+    return _block_tokenizer(block)
 
 
-_tokeniser: Tokeniser | None = None
+_block_tokenizer: BlockTokenizer | None = None
 
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     first = characters = 0
     for number, text in enumerate(texts):
         characters += len(text)
-        if characters >= _CHARACTERS_AT_ONCE:
+        if characters >= _MAX_CHARACTERS:
             yield texts[first : number + 1]
             first, characters = number + 1, 0
     if first < len(texts):
@@ -224,7 +224,7 @@ def _pieces(text: str) -> list[str]:
     """A text cut before spaces."""
     pieces: list[str] = []
     first = 0
-    while len(text) - first > _CHARACTERS_AT_ONCE and (end := text.find(" ", first + _CHARACTERS_AT_ONCE)) > 0:
+    while len(text) - first > _MAX_CHARACTERS and (end := text.find(" ", first + _MAX_CHARACTERS)) > 0:
         pieces.append(text[first:end])
         first = end
     return [*pieces, text[first:]]

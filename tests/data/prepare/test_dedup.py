@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mosaicbert.config import SourceConfig
 from mosaicbert.data.prepare import dedup
-from mosaicbert.data.prepare.dedup import find_repetitions
+from mosaicbert.data.prepare.dedup import find_duplicates
 from mosaicbert.data.prepare.partition import DocumentTable
 from mosaicbert.data.prepare.pipeline import prepare
 from tests.data.corpus import (
@@ -34,7 +34,7 @@ def _find(tables):
             bits = np.array(hashes, dtype=np.uint64).reshape(-1, 2)
             DocumentTable.write(path, bits, np.ones(len(bits), dtype=np.int32))
             written.append(DocumentTable(path))
-        return [numbers.tolist() for numbers in find_repetitions(written)]
+        return [numbers.tolist() for numbers in find_duplicates(written)]
 
 
 def _find_plainly(tables):
@@ -56,7 +56,7 @@ _HASHES = st.tuples(
 @given(tables=st.lists(st.lists(_HASHES, max_size=12), max_size=6), at_once=st.integers(1, 20))
 def test_repetitions_are_what_stood_before_in_the_same_or_an_earlier_table(tables, at_once):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "_DOCUMENTS_AT_ONCE", at_once)
+        patch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", at_once)
         found = _find(tables)
     assert found == _find_plainly(tables)
 
@@ -67,13 +67,13 @@ def test_repetitions_among_evenly_spread_hashes_are_found(seed, at_once):
     known = [(int(high), int(low)) for high, low in draw.integers(0, _LARGEST, (300, 2), dtype=np.uint64)]
     tables = [[known[number] for number in draw.integers(0, 300, size)] for size in (100, 0, 250, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "_DOCUMENTS_AT_ONCE", at_once)
+        patch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", at_once)
         found = _find(tables)
     assert found == _find_plainly(tables)
 
 
 def test_only_a_portion_of_all_documents_is_compared_at_once(monkeypatch):
-    monkeypatch.setattr(dedup, "_DOCUMENTS_AT_ONCE", 100)
+    monkeypatch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", 100)
     sizes = []
     lexsort = np.lexsort
     monkeypatch.setattr(np, "lexsort", lambda keys: (len(keys) == 2 and sizes.append(len(keys[0]))) or lexsort(keys))
@@ -97,7 +97,7 @@ def _recipe(folder, documents_by_source, **data):
 @pytest.fixture(params=[10, 10**9], ids=["many-shards", "one-shard"])
 def shards(request, monkeypatch):
     use_small_shards(monkeypatch, shard_tokens=request.param)
-    monkeypatch.setattr(dedup, "_DOCUMENTS_AT_ONCE", 15)
+    monkeypatch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", 15)
 
 
 @pytest.mark.usefixtures("shards")
@@ -118,7 +118,7 @@ def test_a_store_with_repetitions_has_the_samples_of_one_without(tmp_path, order
     once = _recipe(tmp_path / "once", {"text": known})
     again = _recipe(tmp_path, {"text": [known[number] for number in order]})
     prepare(once)
-    assert prepare(again).dropped == {"text": {"duplicate": len(order) - 60}}
+    assert prepare(again).skipped_documents == {"text": {"duplicate": len(order) - 60}}
     assert all_samples(again.store_folder) == all_samples(once.store_folder)
 
 
@@ -126,7 +126,7 @@ def test_a_store_with_repetitions_has_the_samples_of_one_without(tmp_path, order
 def test_a_repetition_in_a_later_source_is_left_out_there(tmp_path):
     first, second = short_texts(40), short_texts(40, first=30)
     record = prepare(_recipe(tmp_path, {"first": first, "second": second}))
-    assert record.dropped == {"first": {}, "second": {"duplicate": 10}}
+    assert record.skipped_documents == {"first": {}, "second": {"duplicate": 10}}
     samples = [split.samples_by_source() for split in record.splits.values()]
     assert sum(split["first"] for split in samples) == 40
 
@@ -135,7 +135,7 @@ def test_a_repetition_in_a_later_source_is_left_out_there(tmp_path):
 def test_a_source_of_repetitions_alone_has_no_samples(tmp_path):
     recipe = _recipe(tmp_path, {"first": short_texts(40), "second": short_texts(40)})
     record = prepare(recipe)
-    assert record.dropped == {"first": {}, "second": {"duplicate": 40}}
+    assert record.skipped_documents == {"first": {}, "second": {"duplicate": 40}}
     assert {shard.source for split in record.splits.values() for shard in split.shards} == {"first"}
 
 
@@ -166,6 +166,6 @@ def test_shards_are_numbered_without_gaps_and_nothing_else_is_left(tmp_path):
 def test_texts_that_become_the_same_tokens_are_no_repetitions(tmp_path):
     documents = [*short_texts(40), *[text.upper() for text in short_texts(40)]]
     recipe = _recipe(tmp_path, {"text": documents})
-    assert prepare(recipe).dropped == {"text": {}}
+    assert prepare(recipe).skipped_documents == {"text": {}}
     samples = sorted(samples_of(recipe.store_folder, "train") + samples_of(recipe.store_folder, "validation"))
     assert samples == sorted([encode(text) for text in short_texts(40)] * 2)

@@ -8,7 +8,7 @@ from mosaicbert.config import SourceConfig
 from mosaicbert.data.prepare import demo_corpus
 from mosaicbert.data.prepare.demo_corpus import read_installed_documentation
 from mosaicbert.data.prepare.readers import FilePosition, decode, read_blocks
-from mosaicbert.data.prepare.sources import list_parts
+from mosaicbert.data.prepare.sources import list_input_files
 
 
 def _read():
@@ -48,10 +48,12 @@ def test_docstrings_descriptions_and_files_are_read_in_the_order_of_their_paths(
 @pytest.mark.usefixtures("environment")
 def test_the_source_is_read_on_behind_any_block(monkeypatch):
     monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", 25)
-    (part,) = list_parts({"docs": SourceConfig(path="installed-documentation")})
-    blocks = list(read_blocks(part, FilePosition()))
+    (input_file,) = list_input_files({"docs": SourceConfig(path="installed-documentation")})
+    blocks = list(read_blocks(input_file, FilePosition()))
     assert len(blocks) > 2
-    assert [list(read_blocks(part, block.end)) for block in blocks] == [blocks[n + 1 :] for n in range(len(blocks))]
+    assert [list(read_blocks(input_file, block.end)) for block in blocks] == [
+        blocks[n + 1 :] for n in range(len(blocks))
+    ]
     assert [text for block in blocks for text in decode(block)] == _read()
 
 
@@ -93,6 +95,6 @@ def test_half_a_character_in_a_docstring_does_not_stop_the_source(tmp_path, monk
     path = tmp_path / "module.py"
     path.write_text('"""Half a pair \\ud800 in a docstring."""\n')
     monkeypatch.setattr(demo_corpus, "_list_files", lambda: {path})
-    (part,) = list_parts({"docs": SourceConfig(path="installed-documentation")})
-    (block,) = itertools.islice(read_blocks(part, FilePosition()), 2)
+    (input_file,) = list_input_files({"docs": SourceConfig(path="installed-documentation")})
+    (block,) = itertools.islice(read_blocks(input_file, FilePosition()), 2)
     assert list(decode(block)) == ["Half a pair ? in a docstring."]

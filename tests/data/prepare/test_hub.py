@@ -10,7 +10,7 @@ from mosaicbert.config.load import save_recipe
 from mosaicbert.data.prepare.hub import count_shards
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.data.prepare.readers import FilePosition, decode, read_blocks
-from mosaicbert.data.prepare.sources import Part, list_parts
+from mosaicbert.data.prepare.sources import InputFile, list_input_files
 from tests.data.corpus import (
     encode,
     jsonl,
@@ -24,18 +24,18 @@ from tests.data.corpus import (
 from tests.recipes import tiny_recipe
 
 _SHARDS = [short_texts(30), short_texts(30, first=100), short_texts(5, first=200)]
-_HELD_OUT = short_texts(20, first=300)
+_VALIDATION = short_texts(20, first=300)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "owner" / "name"
-    return str(write_hub_dataset(folder, {"train": _SHARDS, "validation": [_HELD_OUT]}, subset="en"))
+    return str(write_hub_dataset(folder, {"train": _SHARDS, "validation": [_VALIDATION]}, subset="en"))
 
 
-def _part(dataset, hub_split="train", shard=(0, 1), subset="en", **keys):
+def _input_file(dataset, hub_split="train", shard=(0, 1), subset="en", **keys):
     keys = {"text_column": "text"} | keys
-    return Part(source="text", path=dataset, kind="hub", subset=subset, hub_split=hub_split, shard=shard, **keys)
+    return InputFile(source="text", path=dataset, kind="hub", subset=subset, hub_split=hub_split, shard=shard, **keys)
 
 
 def _recipe(folder, dataset):
@@ -44,8 +44,8 @@ def _recipe(folder, dataset):
     return tiny_recipe(folder, dataset, data={"sources": {"text": source}}, tokenizer=tokenizer)
 
 
-def _documents(part):
-    return [document for block in read_blocks(part, FilePosition()) for document in decode(block)]
+def _documents(input_file):
+    return [document for block in read_blocks(input_file, FilePosition()) for document in decode(block)]
 
 
 def test_a_split_has_a_shard_for_each_file(dataset):
@@ -53,11 +53,11 @@ def test_a_split_has_a_shard_for_each_file(dataset):
 
 
 def test_each_shard_holds_the_texts_of_its_file_in_order(dataset):
-    assert [_documents(_part(dataset, shard=(number, 3))) for number in range(3)] == _SHARDS
+    assert [_documents(_input_file(dataset, shard=(number, 3))) for number in range(3)] == _SHARDS
 
 
 def test_each_split_holds_its_own_texts(dataset):
-    assert _documents(_part(dataset, "validation")) == _HELD_OUT
+    assert _documents(_input_file(dataset, "validation")) == _VALIDATION
 
 
 def test_a_subset_holds_its_own_texts(tmp_path):
@@ -66,30 +66,30 @@ def test_a_subset_holds_its_own_texts(tmp_path):
     write_hub_dataset(folder, {"train": [["deutsch"]]}, subset="de")
     second = (folder / "README.md").read_text()
     (folder / "README.md").write_text(first.removesuffix("---\n") + second.removeprefix("---\nconfigs:\n"))
-    assert _documents(_part(str(folder), subset="de")) == ["deutsch"]
+    assert _documents(_input_file(str(folder), subset="de")) == ["deutsch"]
 
 
 def test_reading_goes_on_behind_any_block_of_a_shard(dataset, monkeypatch):
     monkeypatch.setattr("mosaicbert.data.prepare.hub._ROWS_PER_BATCH", 7)
     monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", 50)
-    part = _part(dataset, shard=(1, 3))
-    blocks = list(read_blocks(part, FilePosition()))
+    input_file = _input_file(dataset, shard=(1, 3))
+    blocks = list(read_blocks(input_file, FilePosition()))
     assert len(blocks) > 10
     for number in (0, 3, 4, len(blocks) - 2, len(blocks) - 1):
-        assert list(read_blocks(part, blocks[number].end)) == blocks[number + 1 :]
+        assert list(read_blocks(input_file, blocks[number].end)) == blocks[number + 1 :]
 
 
 def test_a_dataset_without_a_validation_split_to_use_has_parts_of_training_alone(dataset, monkeypatch):
     name_like_a_hub_dataset(monkeypatch)
-    parts = list_parts({"text": SourceConfig(path=dataset, subset="en")})
-    assert parts == [_part(dataset, shard=(number, 3)) for number in range(3)]
+    input_files = list_input_files({"text": SourceConfig(path=dataset, subset="en")})
+    assert input_files == [_input_file(dataset, shard=(number, 3)) for number in range(3)]
 
 
 def test_a_validation_split_is_held_out_as_it_is(dataset, monkeypatch):
     name_like_a_hub_dataset(monkeypatch)
-    parts = list_parts({"text": SourceConfig(path=dataset, subset="en", validation_split="validation")})
-    expected = [_part(dataset, shard=(number, 3), split="train") for number in range(3)]
-    assert parts == [*expected, _part(dataset, "validation", split="validation")]
+    input_files = list_input_files({"text": SourceConfig(path=dataset, subset="en", validation_split="validation")})
+    expected = [_input_file(dataset, shard=(number, 3), split="train") for number in range(3)]
+    assert input_files == [*expected, _input_file(dataset, "validation", split="validation")]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_another_column_is_refused_with_those_that_are_there(dataset):
     with pytest.raises(
         ConfigError, match=r"train shard 0 of 3: no column 'body', only \['text'\]; set data\.sources\.text"
     ):
-        _documents(_part(dataset, shard=(0, 3), text_column="body"))
+        _documents(_input_file(dataset, shard=(0, 3), text_column="body"))
 
 
 def _damage_gzip(content):
@@ -134,7 +134,7 @@ def test_a_damaged_shard_is_refused_in_one_line_that_names_it(tmp_path, name, co
     folder.mkdir()
     (folder / name).write_bytes(content)
     with pytest.raises(ConfigError, match=r"damaged: .*train") as caught:
-        _documents(_part(str(folder), subset=None))
+        _documents(_input_file(str(folder), subset=None))
     assert "\n" not in str(caught.value)
 
 
@@ -152,18 +152,18 @@ def recipe(dataset, tmp_path_factory):
 def test_a_prepared_dataset_has_the_splits_of_the_hub(recipe):
     train = [encode(text) for shard in _SHARDS for text in shard]
     assert samples_of(recipe.store_folder, "train") == train
-    assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _HELD_OUT]
+    assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _VALIDATION]
 
 
 def test_a_text_in_both_splits_of_the_hub_stays_in_training(tmp_path, monkeypatch):
     name_like_a_hub_dataset(monkeypatch)
     use_small_shards(monkeypatch)
-    both = _HELD_OUT[3]
-    splits = {"train": [_SHARDS[0], [both]], "validation": [_HELD_OUT]}
+    both = _VALIDATION[3]
+    splits = {"train": [_SHARDS[0], [both]], "validation": [_VALIDATION]}
     recipe = _recipe(tmp_path, str(write_hub_dataset(tmp_path / "owner" / "name", splits, subset="en")))
-    assert prepare(recipe).dropped == {"text": {"duplicate": 1}}
+    assert prepare(recipe).skipped_documents == {"text": {"duplicate": 1}}
     assert samples_of(recipe.store_folder, "train")[-1] == encode(both)
-    assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _HELD_OUT if text != both]
+    assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _VALIDATION if text != both]
 
 
 def test_a_hub_out_of_reach_is_one_line_and_leaves_nothing(tmp_path):

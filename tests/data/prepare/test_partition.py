@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from mosaicbert.config import ConfigError, SourceConfig
-from mosaicbert.data.prepare.partition import SliceRecord, parts_of_slice, slice_folder
-from mosaicbert.data.prepare.pipeline import prepare, prepare_and_report, prepare_one_slice
+from mosaicbert.data.prepare.partition import PartitionRecord, input_files_of_partition, partition_folder
+from mosaicbert.data.prepare.pipeline import prepare, prepare_and_report, prepare_single_partition
 from mosaicbert.filesystem import lock_folder
 from tests.data.corpus import (
     all_samples,
@@ -40,7 +40,7 @@ def recipe(tmp_path):
 
 
 def _of(recipe, store, num_partitions, **changes):
-    """The same recipe for another store, in slices."""
+    """The same recipe for another store, in partitions."""
     folder = str(recipe.store_folder.parent / store)
     return replace(recipe, data=replace(recipe.data, store=folder, num_partitions=num_partitions, **changes))
 
@@ -62,13 +62,13 @@ def whole(recipe):
     ids=str,
 )
 def test_slices_in_any_order_make_the_same_store_as_one(recipe, whole, num_partitions, order):
-    sliced = _of(recipe, "sliced", num_partitions)
+    partitioned = _of(recipe, "sliced", num_partitions)
     for number in order:
-        prepare_one_slice(sliced, number)
-    record = prepare(sliced)
+        prepare_single_partition(partitioned, number)
+    record = prepare(partitioned)
     samples, expected = whole
-    assert all_samples(sliced.store_folder) == samples
-    for field in ("documents", "text_bytes", "dropped", "unigram_entropy", "prepared_from"):
+    assert all_samples(partitioned.store_folder) == samples
+    for field in ("documents", "text_bytes", "skipped_documents", "unigram_entropy", "prepared_from"):
         assert getattr(record, field) == getattr(expected, field)
     assert [record.splits[split].samples_by_source() for split in record.splits] == [
         expected.splits[split].samples_by_source() for split in expected.splits
@@ -78,74 +78,74 @@ def test_slices_in_any_order_make_the_same_store_as_one(recipe, whole, num_parti
 def test_the_order_in_which_slices_were_prepared_leaves_no_trace(recipe):
     one, other = _of(recipe, "one", 3), _of(recipe, "other", 3)
     for number in (0, 1, 2):
-        prepare_one_slice(one, number)
+        prepare_single_partition(one, number)
     for number in (2, 1, 0):
-        prepare_one_slice(other, number)
+        prepare_single_partition(other, number)
     prepare(one), prepare(other)
     assert files_of(one.store_folder) == files_of(other.store_folder)
 
 
 def test_slices_that_train_the_tokenizer_share_it(recipe, whole):
-    trained, sliced = (
+    trained, partitioned = (
         replace(r, tokenizer=replace(r.tokenizer, source="train"))
         for r in (_of(recipe, "trained", 1), _of(recipe, "sliced", 2))
     )
-    prepare_one_slice(sliced, 1)
-    prepare(trained), prepare(sliced)
-    assert all_samples(sliced.store_folder) == all_samples(trained.store_folder)
+    prepare_single_partition(partitioned, 1)
+    prepare(trained), prepare(partitioned)
+    assert all_samples(partitioned.store_folder) == all_samples(trained.store_folder)
     assert all_samples(trained.store_folder) != whole[0]
 
 
 @pytest.mark.parametrize("num_partitions", [1, 2, 3, 7, 10])
 def test_slices_share_the_parts_evenly_and_hold_them_in_order(num_partitions):
-    slices = [parts_of_slice(range(10), number, num_partitions) for number in range(num_partitions)]
-    assert [part for parts in slices for part in parts] == list(range(10))
-    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+    partitions = [input_files_of_partition(range(10), number, num_partitions) for number in range(num_partitions)]
+    assert [input_file for input_files in partitions for input_file in input_files] == list(range(10))
+    assert max(map(len, partitions)) - min(map(len, partitions)) <= 1
 
 
 def test_a_prepared_slice_is_found_prepared(recipe):
-    sliced = _of(recipe, "sliced", 2)
-    record = prepare_one_slice(sliced, 0)
-    folder = slice_folder(_partial(sliced), 0, 2)
+    partitioned = _of(recipe, "sliced", 2)
+    record = prepare_single_partition(partitioned, 0)
+    folder = partition_folder(_partial(partitioned), 0, 2)
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.*")}
-    assert prepare_one_slice(sliced, 0) == record
+    assert prepare_single_partition(partitioned, 0) == record
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.*")} == before
 
 
 def test_a_slices_record_survives_its_file(recipe):
-    sliced = _of(recipe, "sliced", 2)
-    record = prepare_one_slice(sliced, 1)
+    partitioned = _of(recipe, "sliced", 2)
+    record = prepare_single_partition(partitioned, 1)
     assert record.finished
-    assert SliceRecord.read(slice_folder(_partial(sliced), 1, 2)) == record
+    assert PartitionRecord.read(partition_folder(_partial(partitioned), 1, 2)) == record
 
 
 def test_another_tokenizer_is_refused(recipe, tmp_path):
-    sliced = _of(recipe, "sliced", 2)
-    prepare_one_slice(sliced, 0)
+    partitioned = _of(recipe, "sliced", 2)
+    prepare_single_partition(partitioned, 0)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
     content["normalizer"]["lowercase"] = False
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"00000-of-00002: was begun with another tokenizer; delete"):
-        prepare(sliced)
+        prepare(partitioned)
 
 
 def test_a_prepared_file_that_grew_is_refused_and_named(recipe, tmp_path):
-    sliced = _of(recipe, "sliced", 2)
-    prepare_one_slice(sliced, 0)
+    partitioned = _of(recipe, "sliced", 2)
+    prepare_single_partition(partitioned, 0)
     path = tmp_path / "first" / "1.jsonl"
     path.write_bytes(path.read_bytes() + jsonl(["one more"]))
     with pytest.raises(ConfigError, match=r"first/1\.jsonl: has changed since it was prepared \(.* bytes then"):
-        prepare(sliced)
+        prepare(partitioned)
 
 
 @pytest.mark.parametrize("name", ["0-before.jsonl", "2-after.jsonl"])
 def test_another_number_of_files_is_refused(recipe, tmp_path, name):
-    sliced = _of(recipe, "sliced", 2)
-    prepare_one_slice(sliced, 0), prepare_one_slice(sliced, 1)
+    partitioned = _of(recipe, "sliced", 2)
+    prepare_single_partition(partitioned, 0), prepare_single_partition(partitioned, 1)
     write_jsonl(tmp_path / "first" / name, short_texts(10))
     with pytest.raises(ConfigError, match=r"delete .* to begin again"):
-        prepare(sliced)
+        prepare(partitioned)
 
 
 def test_other_files_of_the_same_sizes_are_refused(recipe, tmp_path):
@@ -155,51 +155,51 @@ def test_other_files_of_the_same_sizes_are_refused(recipe, tmp_path):
             folder / f"{number}.jsonl",
             [f"text {index} of the same length" for index in range(100 * number + 100, 100 * number + 160)],
         )
-    sliced = _of(recipe, "sliced", 2)
-    prepare_one_slice(sliced, 0)
+    partitioned = _of(recipe, "sliced", 2)
+    prepare_single_partition(partitioned, 0)
     (tmp_path / "first" / "0.jsonl").rename(tmp_path / "second" / "5.jsonl")
     (tmp_path / "second" / "3.jsonl").rename(tmp_path / "first" / "3.jsonl")
     with pytest.raises(ConfigError, match=r"delete .* to begin again"):
-        prepare(sliced)
+        prepare(partitioned)
 
 
 def test_sources_in_another_order_are_refused_when_going_on(recipe, tmp_path):
     sources = {name: SourceConfig(path=str(tmp_path / folder)) for name, folder in (("a", "first"), ("b", "second"))}
     begun = replace(_of(recipe, "ordered", 2), data=replace(_of(recipe, "ordered", 2).data, sources=sources))
-    prepare_one_slice(begun, 0)
+    prepare_single_partition(begun, 0)
     turned = dict(reversed(sources.items()))
     with pytest.raises(ConfigError, match=r"other files .* delete .* to begin again"):
         prepare(replace(begun, data=replace(begun.data, sources=turned)))
 
 
 def test_another_number_of_slices_is_refused_and_what_is_prepared_stays(recipe):
-    prepare_one_slice(_of(recipe, "sliced", 2), 0)
+    prepare_single_partition(_of(recipe, "sliced", 2), 0)
     with pytest.raises(ConfigError, match=r"begun with another data\.num_partitions than 3; set that again, or delete"):
-        prepare_one_slice(_of(recipe, "sliced", 3), 1)
-    assert prepare_one_slice(_of(recipe, "sliced", 2), 0).finished
+        prepare_single_partition(_of(recipe, "sliced", 3), 1)
+    assert prepare_single_partition(_of(recipe, "sliced", 2), 0).finished
 
 
 def test_another_recipe_is_refused_and_what_is_prepared_stays(recipe):
-    prepare_one_slice(_of(recipe, "sliced", 2), 0)
+    prepare_single_partition(_of(recipe, "sliced", 2), 0)
     with pytest.raises(ConfigError, match=r"was prepared with data\.max_seq_len=32, the recipe says 16"):
-        prepare_one_slice(_of(recipe, "sliced", 2, max_seq_len=16), 1)
-    assert prepare_one_slice(_of(recipe, "sliced", 2), 0).finished
+        prepare_single_partition(_of(recipe, "sliced", 2, max_seq_len=16), 1)
+    assert prepare_single_partition(_of(recipe, "sliced", 2), 0).finished
 
 
 def test_more_slices_than_files_are_refused_and_leave_nothing(recipe):
-    sliced = _of(recipe, "deep/sliced", 6)
+    partitioned = _of(recipe, "deep/sliced", 6)
     with pytest.raises(ConfigError, match=r"data\.num_partitions=6: the sources have only 5 files"):
-        prepare_one_slice(sliced, 0)
-    assert not sliced.store_folder.parent.exists()
+        prepare_single_partition(partitioned, 0)
+    assert not partitioned.store_folder.parent.exists()
 
 
 def test_a_slice_that_another_process_prepares_is_refused_and_left_alone(recipe):
-    sliced = _of(recipe, "sliced", 2)
-    prepare_one_slice(sliced, 1)
-    folder = slice_folder(_partial(sliced), 0, 2)
+    partitioned = _of(recipe, "sliced", 2)
+    prepare_single_partition(partitioned, 1)
+    folder = partition_folder(_partial(partitioned), 0, 2)
     folder.mkdir()
     with lock_folder(folder), pytest.raises(ConfigError, match="another process is preparing this slice; wait for it"):
-        prepare_one_slice(sliced, 0)
+        prepare_single_partition(partitioned, 0)
     assert folder.exists()
 
 
@@ -227,20 +227,20 @@ def test_a_second_run_beside_the_first_is_refused_and_leaves_it_alone(recipe, wh
 
 
 def test_a_slice_that_fails_leaves_alone_those_that_are_being_prepared(recipe, whole, monkeypatch, tmp_path):
-    sliced = _of(recipe, "sliced", 5)
+    partitioned = _of(recipe, "sliced", 5)
     path = tmp_path / "second" / "4.jsonl"
     good = path.read_bytes()
 
     def prepare_another():
         path.write_bytes(b"{" + good)
         with pytest.raises(ConfigError, match=r"4\.jsonl, line 1: not JSON"):
-            prepare_one_slice(sliced, 4)
+            prepare_single_partition(partitioned, 4)
         path.write_bytes(good)
 
     _meanwhile(monkeypatch, prepare_another)
-    prepare_one_slice(sliced, 0)
-    prepare(sliced)
-    assert all_samples(sliced.store_folder) == whole[0]
+    prepare_single_partition(partitioned, 0)
+    prepare(partitioned)
+    assert all_samples(partitioned.store_folder) == whole[0]
 
 
 def test_a_recipe_for_a_slice_makes_no_store(recipe):
@@ -249,10 +249,10 @@ def test_a_recipe_for_a_slice_makes_no_store(recipe):
 
 
 def test_a_slice_of_a_finished_store_is_refused(recipe):
-    sliced = _of(recipe, "sliced", 2)
-    prepare(sliced)
+    partitioned = _of(recipe, "sliced", 2)
+    prepare(partitioned)
     with pytest.raises(ConfigError, match=r"this store is finished; leave data\.partition out"):
-        prepare_one_slice(sliced, 0)
+        prepare_single_partition(partitioned, 0)
 
 
 def test_the_report_of_a_slice_says_what_to_do_next(recipe, console):
@@ -268,10 +268,10 @@ def test_a_mended_file_is_read_on_behind_the_finished_shards(recipe, tmp_path):
     broken = _of(recipe, "broken", 1)
     with pytest.raises(ConfigError, match=r"first/1\.jsonl, line 26: not JSON"):
         prepare(broken)
-    folder = slice_folder(_partial(broken), 0, 1)
-    finished = SliceRecord.read(folder)
-    assert finished.next_part == 1 and finished.position.rows > 0
+    folder = partition_folder(_partial(broken), 0, 1)
+    finished = PartitionRecord.read(folder)
+    assert finished.next_input_file == 1 and finished.position.rows > 0
     path.write_bytes(good)
     shards = {shard.file: (folder / shard.file).stat() for shard in finished.shards["train"]}
-    prepare_one_slice(broken, 0)
+    prepare_single_partition(broken, 0)
     assert {name: (folder / name).stat() for name in shards} == shards

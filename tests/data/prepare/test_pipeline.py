@@ -22,10 +22,10 @@ import zstandard
 
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare import pipeline as prepare_module
-from mosaicbert.data.prepare.partition import SliceRecord, slice_folder
+from mosaicbert.data.prepare.partition import PartitionRecord, partition_folder
 from mosaicbert.data.prepare.pipeline import check_store, prepare, prepare_and_report
 from mosaicbert.data.prepare.plan import PreparePlan
-from mosaicbert.data.prepare.sources import Part, list_parts
+from mosaicbert.data.prepare.sources import InputFile, list_input_files
 from mosaicbert.data.prepare.tokenize import hash_text, split_of
 from mosaicbert.data.store import TRAIN, VALIDATION, StoreRecord, TokenStore, open_tokenizer
 from tests.data.corpus import (
@@ -45,7 +45,7 @@ from tests.data.corpus import (
 from tests.recipes import tiny_recipe
 
 _ROOT = Path(__file__).parents[3]
-_PART = Part(source="text", path="a.jsonl", kind=".jsonl", text_column="text")
+_INPUT_FILE = InputFile(source="text", path="a.jsonl", kind=".jsonl", text_column="text")
 
 
 def _recipe(folder, sources, tokenizer=None, **data):
@@ -66,7 +66,7 @@ def _split(documents, share=0.2):
     """The definition of a store of short texts: each in the split of its hash, the first of equal ones."""
     samples = {TRAIN: [], VALIDATION: []}
     for text in dict.fromkeys(documents):
-        samples[split_of(_PART, hash_text(text)[0], share)].append(encode(text))
+        samples[split_of(_INPUT_FILE, hash_text(text)[0], share)].append(encode(text))
     return samples
 
 
@@ -157,7 +157,7 @@ def test_every_document_is_stored_or_counted_among_those_left_out(tmp_path, monk
     sources = {"first": tmp_path / "a.jsonl", "second": write_jsonl(tmp_path / "b.jsonl", short_texts(20, first=90))}
     record = prepare(_recipe(tmp_path, sources, skip_invalid_documents=True, min_characters=5))
     assert record.documents == {"first": 136, "second": 20}
-    assert record.dropped == {
+    assert record.skipped_documents == {
         "first": {"duplicate": 30, "too short": 2, "without a token": 1, "not JSON": 2, "no JSON object": 1},
         "second": {"duplicate": 10},
     }
@@ -165,7 +165,7 @@ def test_every_document_is_stored_or_counted_among_those_left_out(tmp_path, monk
     for split in record.splits.values():
         stored.update(split.samples_by_source())
     for name in sources:
-        assert record.documents[name] == stored[name] + sum(record.dropped[name].values())
+        assert record.documents[name] == stored[name] + sum(record.skipped_documents[name].values())
 
 
 def test_a_store_says_how_many_bytes_of_text_it_was_made_from(tmp_path):
@@ -179,7 +179,7 @@ def test_chunks_of_a_store_are_together_its_texts(tmp_path, monkeypatch):
     recipe = _recipe(tmp_path, {"text": write_jsonl(tmp_path / "a.jsonl")}, sampling="chunk")
     prepare(recipe)
     for split, samples in all_samples(recipe.store_folder).items():
-        held = [text for text in dict.fromkeys(texts()) if split_of(_PART, hash_text(text)[0], 0.2) == split]
+        held = [text for text in dict.fromkeys(texts()) if split_of(_INPUT_FILE, hash_text(text)[0], 0.2) == split]
         assert [token for ids in samples for token in ids] == [token for text in held for token in encode(text, None)]
         assert max(map(len, samples)) <= 30
 
@@ -309,12 +309,12 @@ def _arrow(values, new):
     return sink.getvalue().to_pybytes()
 
 
-_GOOD = short_texts(60)
-_WITH_NULL = [*_GOOD[:40], None, *_GOOD[40:]]
-_WITH_BYTES = [*[text.encode() for text in _GOOD[:40]], b"caf\xe9", *[text.encode() for text in _GOOD[40:]]]
+_VALID = short_texts(60)
+_WITH_NULL = [*_VALID[:40], None, *_VALID[40:]]
+_WITH_BYTES = [*[text.encode() for text in _VALID[:40]], b"caf\xe9", *[text.encode() for text in _VALID[40:]]]
 _REST = "rest of a damaged file"
 # Name, content, what is said of it, and what is left out of it.
-_BAD = {
+_INVALID = {
     "encoding": ("a.jsonl", _with_line(b'{"text": "caf\xe9"}'), "line 41: not UTF-8", {"not UTF-8": 1}),
     "half-a-line": ("a.jsonl", _with_line(b'{"text": "ha'), "line 41: not JSON", {"not JSON": 1}),
     "list": ("a.jsonl", _with_line(b'["text"]'), "line 41: no JSON object but list", {"no JSON object": 1}),
@@ -322,11 +322,11 @@ _BAD = {
     "null": ("a.jsonl", _with_line(b'{"text": null}'), "line 41: no text in column 'text'", {"no text": 1}),
     "number": ("a.jsonl", _with_line(b'{"text": 3}'), "line 41: no text in column 'text'", {"no text": 1}),
     "gzip-line": ("a.jsonl.gz", gzip.compress(_with_line(b"{")), "line 41: not JSON", {"not JSON": 1}),
-    "paragraph": ("a.txt", "\n\n".join(_GOOD).encode() + b"\n\ncaf\xe9\n", "line 121: not UTF-8", {"not UTF-8": 1}),
-    "gzip-end": ("a.jsonl.gz", gzip.compress(jsonl(_GOOD))[:-30], r"gz: ends too early, behind line \d+", {_REST: 1}),
+    "paragraph": ("a.txt", "\n\n".join(_VALID).encode() + b"\n\ncaf\xe9\n", "line 121: not UTF-8", {"not UTF-8": 1}),
+    "gzip-end": ("a.jsonl.gz", gzip.compress(jsonl(_VALID))[:-30], r"gz: ends too early, behind line \d+", {_REST: 1}),
     "zstd-end": (
         "a.jsonl.zst",
-        zstandard.compress(jsonl(_GOOD))[:-30],
+        zstandard.compress(jsonl(_VALID))[:-30],
         r"zst: ends too early, behind line \d+",
         {_REST: 1},
     ),
@@ -338,7 +338,7 @@ _BAD = {
     "stream-null": ("a.arrow", _arrow(_WITH_NULL, pa.ipc.new_stream), "row 41: no text", {"no text": 1}),
     "stream-end": (
         "a.arrow",
-        _arrow(_GOOD, pa.ipc.new_stream)[:-400],
+        _arrow(_VALID, pa.ipc.new_stream)[:-400],
         r"arrow: damaged behind row 40 \(",
         {_REST: 1},
     ),
@@ -346,10 +346,10 @@ _BAD = {
 }
 
 
-@pytest.fixture(params=_BAD)
+@pytest.fixture(params=_INVALID)
 def bad(request, tmp_path):
     """A good source before a bad one."""
-    name, content, said, left_out = _BAD[request.param]
+    name, content, said, left_out = _INVALID[request.param]
     (tmp_path / name).write_bytes(content)
     good = write_jsonl(tmp_path / "good.jsonl", short_texts(60, first=1000))
     return _recipe(tmp_path, {"good": good, "bad": tmp_path / name}), said, left_out
@@ -369,15 +369,15 @@ def test_bad_input_can_be_left_out_and_is_counted(bad, monkeypatch):
     recipe, _, left_out = bad
     use_small_shards(monkeypatch)
     record = prepare(replace(recipe, data=replace(recipe.data, skip_invalid_documents=True)))
-    assert record.dropped == {"good": {}, "bad": left_out}
+    assert record.skipped_documents == {"good": {}, "bad": left_out}
     if _REST not in left_out:
-        assert all_samples(recipe.store_folder) == _split([*short_texts(60, first=1000), *_GOOD])
+        assert all_samples(recipe.store_folder) == _split([*short_texts(60, first=1000), *_VALID])
 
 
 def _finished_shards(recipe):
     """The shards that progress.json names, and what tells a file that was rewritten."""
-    folder = slice_folder(_partial(recipe), 0, 1)
-    record = SliceRecord.read(folder)
+    folder = partition_folder(_partial(recipe), 0, 1)
+    record = PartitionRecord.read(folder)
     files = [(split, shard.file) for split, shards in record.shards.items() for shard in shards]
     return {file: ((folder / file[1]).stat().st_ino, (folder / file[1]).stat().st_mtime_ns) for file in files}
 
@@ -397,11 +397,11 @@ def test_a_remedy_for_a_bad_line_continues_behind_the_finished_shards(tmp_path, 
     finished = _finished_shards(recipe)
     assert len(finished) > 5
     if remedy == "mend":
-        path.write_bytes(jsonl(_GOOD))
+        path.write_bytes(jsonl(_VALID))
     prepare(replace(recipe, data=replace(recipe.data, skip_invalid_documents=remedy == "skip")))
     for (split, _), stat in finished.items():
         assert stat in _stats(recipe, split)
-    assert all_samples(recipe.store_folder) == _split(_GOOD)
+    assert all_samples(recipe.store_folder) == _split(_VALID)
 
 
 def test_a_mended_archive_is_read_on_behind_the_finished_shards(tmp_path, monkeypatch):
@@ -430,8 +430,8 @@ def test_the_rest_of_a_damaged_file_is_counted_once_by_a_run_that_was_interrupte
     recipe = _recipe(tmp_path, sources, skip_invalid_documents=True)
     with pytest.raises(ConfigError, match=r"b\.parquet: no column 'text'"):
         prepare(recipe)
-    (tmp_path / "b.parquet").write_bytes(_parquet(_GOOD))
-    assert prepare(recipe).dropped["damaged"] == {_REST: 1}
+    (tmp_path / "b.parquet").write_bytes(_parquet(_VALID))
+    assert prepare(recipe).skipped_documents["damaged"] == {_REST: 1}
 
 
 def test_a_bad_line_before_the_first_shard_leaves_nothing(tmp_path):
@@ -461,7 +461,7 @@ def mixture(tmp_path):
 
 def test_each_source_gives_the_tokenizer_as_many_characters_as_its_weight_says(mixture, monkeypatch):
     monkeypatch.setattr(prepare_module, "TOKENIZER_CHARACTERS", 8000)
-    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(mixture.data.sources))
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_input_files(mixture.data.sources))
     characters: Counter[str] = Counter()
     for text in found:
         characters["abc"[int(text.split()[1]) // 400]] += len(text)
@@ -472,7 +472,7 @@ def test_sources_without_weights_give_the_tokenizer_equally_much(mixture, monkey
     monkeypatch.setattr(prepare_module, "TOKENIZER_CHARACTERS", 6000)
     sources = {name: replace(source, weight=None) for name, source in mixture.data.sources.items()}
     mixture = replace(mixture, data=replace(mixture.data, sources=sources))
-    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(sources))
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_input_files(sources))
     characters: Counter[str] = Counter()
     for text in found:
         characters["abc"[int(text.split()[1]) // 400]] += len(text)
@@ -480,8 +480,8 @@ def test_sources_without_weights_give_the_tokenizer_equally_much(mixture, monkey
 
 
 def test_the_tokenizer_is_trained_on_no_held_out_text_and_on_each_text_once(mixture):
-    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(mixture.data.sources))
-    assert found == [text for text in short_texts(1200) if split_of(_PART, hash_text(text)[0], 0.2) == TRAIN]
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_input_files(mixture.data.sources))
+    assert found == [text for text in short_texts(1200) if split_of(_INPUT_FILE, hash_text(text)[0], 0.2) == TRAIN]
 
 
 def test_sources_that_repeat_each_other_train_the_tokenizer_as_one(mixture):
@@ -489,8 +489,8 @@ def test_sources_that_repeat_each_other_train_the_tokenizer_as_one(mixture):
         name: replace(source, path=mixture.data.sources["a"].path) for name, source in mixture.data.sources.items()
     }
     mixture = replace(mixture, data=replace(mixture.data, sources=sources))
-    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_parts(sources))
-    assert found == [text for text in short_texts(400) if split_of(_PART, hash_text(text)[0], 0.2) == TRAIN]
+    found = prepare_module._select_training_texts(PreparePlan.resolve(mixture), list_input_files(sources))
+    assert found == [text for text in short_texts(400) if split_of(_INPUT_FILE, hash_text(text)[0], 0.2) == TRAIN]
 
 
 def test_the_same_sources_train_the_same_tokenizer(mixture, tmp_path):
@@ -524,9 +524,9 @@ def test_an_interrupted_run_trains_its_tokenizer_once(mixture, monkeypatch):
     [
         "prepared_from.json",
         "tokenizer.json",
-        "slices/00000-of-00001/train-00000.arrow",
-        "slices/00000-of-00001/validation-00000.documents",
-        "slices/00000-of-00001/progress.json",
+        "partitions/00000-of-00001/train-00000.arrow",
+        "partitions/00000-of-00001/validation-00000.documents",
+        "partitions/00000-of-00001/progress.json",
         "train/data-00000.arrow",
         "train/dataset_info.json",
         "validation/state.json",
@@ -701,7 +701,7 @@ def test_a_run_killed_with_its_processes_leaves_none_and_ends_with_the_same_byte
         patch.setattr("mosaicbert.data.prepare.partition.map_in_order", map_here)
         patch.setattr("os.fsync", lambda _: None)
         prepare_with_processes(str(tmp_path), "whole")
-    progress = tmp_path / "killed.partial" / "slices" / "00000-of-00001" / "progress.json"
+    progress = tmp_path / "killed.partial" / "partitions" / "00000-of-00001" / "progress.json"
     for shards in (1, 20):
         process = _run_python(_WITH_PROCESSES.format(folder=str(tmp_path), name="killed"))
         deadline = time.monotonic() + 60
@@ -750,5 +750,5 @@ def test_the_beginning_of_a_store_that_another_process_has_finished_is_not_made_
     recipe = _recipe(tmp_path, {"text": write_jsonl(tmp_path / "a.jsonl", short_texts(50))})
     prepare(recipe)
     with pytest.raises(ConfigError, match="this store is finished"):
-        prepare_module.prepare_one_slice(recipe, 0)
+        prepare_module.prepare_single_partition(recipe, 0)
     assert not _partial(recipe).exists()

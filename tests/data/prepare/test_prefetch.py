@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from mosaicbert.data.prepare.prefetch import read_ahead
+from mosaicbert.data.prepare.prefetch import prefetch
 
 
 def _count(first, end, seen=None, error_at=None):
@@ -23,24 +23,24 @@ def _readers(*bounds, **keys):
 @pytest.mark.parametrize("num_threads", [1, 2, 7])
 def test_items_come_in_the_order_of_the_readers(num_threads):
     readers = _readers((0, 50), (50, 50), (50, 51), (51, 200))
-    assert list(read_ahead(readers, num_threads)) == list(range(200))
+    assert list(prefetch(readers, num_threads)) == list(range(200))
 
 
 def test_no_readers_give_nothing():
-    assert list(read_ahead([], 3)) == []
+    assert list(prefetch([], 3)) == []
 
 
 def test_an_error_comes_when_the_turn_of_its_reader_has_come():
     collected = []
     with pytest.raises(OSError, match="at 12"):
-        for number in read_ahead(_readers((0, 10), (10, 20), error_at=12), 2):
+        for number in prefetch(_readers((0, 10), (10, 20), error_at=12), 2):
             collected.append(number)
     assert collected == list(range(12))
 
 
 def test_only_a_few_items_are_read_ahead():
     seen = []
-    items = read_ahead(_readers((0, 1000), seen=seen), 1)
+    items = prefetch(_readers((0, 1000), seen=seen), 1)
     next(items)
     time.sleep(0.3)
     assert len(seen) < 10
@@ -54,7 +54,7 @@ def test_the_next_readers_work_before_their_turn():
         began.set()
         yield 2
 
-    items = read_ahead([functools.partial(_count, 0, 1000), second], 2)
+    items = prefetch([functools.partial(_count, 0, 1000), second], 2)
     next(items)
     assert began.wait(10)
     items.close()
@@ -62,7 +62,7 @@ def test_the_next_readers_work_before_their_turn():
 
 def test_who_stops_early_leaves_no_thread():
     before = threading.active_count()
-    items = read_ahead(_readers((0, 1000), (1000, 2000), (2000, 3000)), 3)
+    items = prefetch(_readers((0, 1000), (1000, 2000), (2000, 3000)), 3)
     next(items)
     items.close()
     deadline = time.monotonic() + 10

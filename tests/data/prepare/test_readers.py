@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare import readers
-from mosaicbert.data.prepare.readers import BadDocument, FilePosition, decode, read_blocks
-from mosaicbert.data.prepare.sources import list_parts
+from mosaicbert.data.prepare.readers import FilePosition, InvalidDocument, decode, read_blocks
+from mosaicbert.data.prepare.sources import list_input_files
 from tests.data.corpus import jsonl, short_texts
 
 _TEXTS = ["The first text.", "The second one,\nwith ünïcödé.", "And a third."]
 
 
-def _part(path, column="text"):
-    (part,) = list_parts({"text": SourceConfig(path=str(path), text_column=column)})
-    return part
+def _input_file(path, column="text"):
+    (input_file,) = list_input_files({"text": SourceConfig(path=str(path), text_column=column)})
+    return input_file
 
 
 def _read(path, column="text"):
     """The documents of a file; those that cannot be read, as one would be told."""
-    blocks = list(read_blocks(_part(path, column), FilePosition()))
+    blocks = list(read_blocks(_input_file(path, column), FilePosition()))
     return [doc if isinstance(doc, str) else str(doc) for block in blocks for doc in decode(block)]
 
 
@@ -87,8 +87,8 @@ def test_compressed_members_one_behind_the_other_are_read_as_one_file(
 def test_zeros_behind_a_gzip_member_are_padding(tmp_path, monkeypatch, chunk_bytes):
     monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(_TEXTS)) + bytes(100))
-    (block,) = read_blocks(_part(tmp_path / "a.jsonl.gz"), FilePosition())
-    assert block.damage is None
+    (block,) = read_blocks(_input_file(tmp_path / "a.jsonl.gz"), FilePosition())
+    assert block.corruption is None
 
 
 def test_skippable_frames_of_zstd_are_skipped(tmp_path):
@@ -257,17 +257,17 @@ def _read_damaged(path, content, monkeypatch):
     monkeypatch.setattr(readers, "_CHUNK_BYTES", 2**12)
     monkeypatch.setattr(readers, "BLOCK_BYTES", 2**14)
     path.write_bytes(content)
-    blocks = list(read_blocks(_part(path), FilePosition()))
-    return [text for block in blocks for text in decode(block)], blocks[-1].damage
+    blocks = list(read_blocks(_input_file(path), FilePosition()))
+    return [text for block in blocks for text in decode(block)], blocks[-1].corruption
 
 
 @_COMPRESSORS
 def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, monkeypatch, suffix, compress):
     documents = _random_texts(1000)
-    read, damage = _read_damaged(tmp_path / f"a.jsonl{suffix}", _truncate(compress(jsonl(documents))), monkeypatch)
+    read, corruption = _read_damaged(tmp_path / f"a.jsonl{suffix}", _truncate(compress(jsonl(documents))), monkeypatch)
     assert 500 < len(read) < 800
     assert read == documents[: len(read)]
-    assert damage == f"ends too early, behind line {len(read)}; fetch it again"
+    assert corruption == f"ends too early, behind line {len(read)}; fetch it again"
 
 
 @pytest.mark.parametrize(
@@ -277,24 +277,24 @@ def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, monkeypatc
 )
 def test_a_flipped_byte_in_a_compressed_file_is_noticed(tmp_path, monkeypatch, suffix, compress):
     documents = _random_texts(1000)
-    read, damage = _read_damaged(tmp_path / f"a.jsonl{suffix}", _flip(compress(jsonl(documents))), monkeypatch)
+    read, corruption = _read_damaged(tmp_path / f"a.jsonl{suffix}", _flip(compress(jsonl(documents))), monkeypatch)
     assert read[:500] == documents[:500]
-    assert damage.startswith(f"damaged behind line {len(read)} (")
+    assert corruption.startswith(f"damaged behind line {len(read)} (")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_file_that_is_not_compressed_as_its_name_says_is_damaged_from_its_first_line(tmp_path, suffix):
     (tmp_path / f"a.jsonl{suffix}").write_bytes(jsonl(_TEXTS))
-    (block,) = read_blocks(_part(tmp_path / f"a.jsonl{suffix}"), FilePosition())
-    assert block.damage.startswith("damaged behind line 0 (")
+    (block,) = read_blocks(_input_file(tmp_path / f"a.jsonl{suffix}"), FilePosition())
+    assert block.corruption.startswith("damaged behind line 0 (")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 @pytest.mark.parametrize("content", [b"", b"no such file format at all", b"ARROW1 and nothing more", b"PAR1"])
 def test_a_file_of_columns_that_is_none_is_damaged_from_its_first_row(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    (block,) = read_blocks(_part(tmp_path / name), FilePosition())
-    assert block.damage.startswith("damaged behind row 0 (")
+    (block,) = read_blocks(_input_file(tmp_path / name), FilePosition())
+    assert block.corruption.startswith("damaged behind row 0 (")
 
 
 def test_a_parquet_file_is_read_up_to_its_damaged_row_group(tmp_path):
@@ -305,17 +305,17 @@ def test_a_parquet_file_is_read_up_to_its_damaged_row_group(tmp_path):
     start = group.dictionary_page_offset or group.data_page_offset
     content[start : start + group.total_compressed_size] = b"\xff" * group.total_compressed_size
     path.write_bytes(content)
-    *_, last = blocks = list(read_blocks(_part(path), FilePosition()))
+    *_, last = blocks = list(read_blocks(_input_file(path), FilePosition()))
     assert [text for block in blocks for text in decode(block)] == short_texts(20)
-    assert last.damage.startswith("damaged behind row 20 (")
+    assert last.corruption.startswith("damaged behind row 20 (")
 
 
 def test_a_truncated_stream_of_arrow_is_read_up_to_its_last_whole_batch(tmp_path):
     path = _write_arrow(tmp_path / "a.arrow", pa.ipc.new_stream, _batch(short_texts(20)), _batch(short_texts(20, 20)))
     path.write_bytes(path.read_bytes()[:-600])
-    *_, last = blocks = list(read_blocks(_part(path), FilePosition()))
+    *_, last = blocks = list(read_blocks(_input_file(path), FilePosition()))
     assert [text for block in blocks for text in decode(block)] == short_texts(20)
-    assert last.damage.startswith("damaged behind row 20 (")
+    assert last.corruption.startswith("damaged behind row 20 (")
 
 
 _LONG_ONES = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]}
@@ -327,14 +327,14 @@ _LONG_ONES = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]
 def test_a_document_too_long_for_the_memory_is_left_out_and_all_others_are_read(
     tmp_path, monkeypatch, suffix, places, block_bytes
 ):
-    monkeypatch.setattr(readers, "_LONGEST_DOCUMENT", 5000)
+    monkeypatch.setattr(readers, "_MAX_DOCUMENT_BYTES", 5000)
     monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
     documents = [f"short text {number}" for number in range(7)]
     for place in places:
         documents[place] = "long " * 20_000
     path = tmp_path / f"a{suffix}"
     path.write_bytes(gzip.compress(jsonl(documents)) if suffix.endswith("gz") else jsonl(documents))
-    found = [doc for block in read_blocks(_part(path), FilePosition()) for doc in decode(block)]
+    found = [doc for block in read_blocks(_input_file(path), FilePosition()) for doc in decode(block)]
     bad = {place for place, doc in enumerate(found) if not isinstance(doc, str)}
     assert bad == set(places)
     assert [doc for doc in found if isinstance(doc, str)] == [doc for doc in documents if len(doc) < 100]
@@ -344,11 +344,11 @@ def test_a_document_too_long_for_the_memory_is_left_out_and_all_others_are_read(
 
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_a_file_without_line_breaks_is_one_document_that_is_too_long(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(readers, "_LONGEST_DOCUMENT", 5000)
+    monkeypatch.setattr(readers, "_MAX_DOCUMENT_BYTES", 5000)
     monkeypatch.setattr(readers, "BLOCK_BYTES", 3000)
     monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
     (tmp_path / "a.txt").write_bytes(b"x" * 50_000)
-    (block,) = read_blocks(_part(tmp_path / "a.txt"), FilePosition())
+    (block,) = read_blocks(_input_file(tmp_path / "a.txt"), FilePosition())
     assert block.content is None
     assert block.end.offset == 50_000
     assert [doc.kind for doc in decode(block)] == ["too long"]
@@ -383,7 +383,7 @@ _DOCUMENTS = st.lists(st.text(alphabet="aé \n\r\t中", max_size=40), max_size=3
 
 
 def _contents(blocks):
-    return [(block.start, block.end, block.content, block.damage) for block in blocks]
+    return [(block.start, block.end, block.content, block.corruption) for block in blocks]
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -405,11 +405,11 @@ def test_reading_from_the_end_of_any_block_gives_exactly_the_blocks_behind_it(
         patch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
         patch.setattr(readers, "BLOCK_BYTES", block_bytes)
         patch.setattr(readers, "_ROWS_PER_BATCH", rows)
-        part = _part(path)
-        blocks = list(read_blocks(part, FilePosition()))
+        input_file = _input_file(path)
+        blocks = list(read_blocks(input_file, FilePosition()))
         for number, block in enumerate(blocks):
-            if block.damage is None:
-                assert _contents(read_blocks(part, block.end)) == _contents(blocks[number + 1 :])
+            if block.corruption is None:
+                assert _contents(read_blocks(input_file, block.end)) == _contents(blocks[number + 1 :])
 
 
 @pytest.mark.parametrize("name", _NAMES)
@@ -444,9 +444,9 @@ def test_blocks_are_cut_by_their_content_alone(tmp_path_factory, name, content, 
     path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "BLOCK_BYTES", block_bytes)
-        whole = _contents(read_blocks(_part(path), FilePosition()))
+        whole = _contents(read_blocks(_input_file(path), FilePosition()))
         patch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
-        assert _contents(read_blocks(_part(path), FilePosition())) == whole
+        assert _contents(read_blocks(_input_file(path), FilePosition())) == whole
 
 
 def _paragraphs(content):
@@ -478,7 +478,7 @@ def test_blocks_are_about_as_large_as_they_should_be(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(short_texts(500)))
-    *blocks, last = read_blocks(_part(path), FilePosition())
+    *blocks, last = read_blocks(_input_file(path), FilePosition())
     longest = max(map(len, jsonl(short_texts(500)).splitlines())) + 1
     assert all(1000 <= len(block.content) < 1000 + longest for block in blocks)
     assert len(last.content) < 1000 + longest
@@ -488,7 +488,7 @@ def test_a_batch_of_long_rows_becomes_several_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 500] * 50}), path)
-    assert max(len(b"".join(block.content)) for block in read_blocks(_part(path), FilePosition())) <= 1500
+    assert max(len(b"".join(block.content)) for block in read_blocks(_input_file(path), FilePosition())) <= 1500
 
 
 def test_only_the_row_groups_that_are_left_are_read(tmp_path):
@@ -499,7 +499,7 @@ def test_only_the_row_groups_that_are_left_are_read(tmp_path):
     start = first.dictionary_page_offset or first.data_page_offset
     content[start : start + first.total_compressed_size] = b"\xff" * first.total_compressed_size
     path.write_bytes(content)
-    blocks = read_blocks(_part(path), FilePosition(rows=10))
+    blocks = read_blocks(_input_file(path), FilePosition(rows=10))
     assert [text for block in blocks for text in decode(block)] == short_texts(30, 10)
 
 
@@ -508,7 +508,7 @@ def test_the_fraction_that_was_read_grows_to_all_of_the_part(tmp_path, monkeypat
     monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(short_texts(300)))
-    fractions = [block.fraction for block in read_blocks(_part(path), FilePosition())]
+    fractions = [block.fraction for block in read_blocks(_input_file(path), FilePosition())]
     assert fractions == sorted(fractions)
     assert fractions[0] < 0.2
     assert fractions[-1] == 1.0
@@ -516,5 +516,6 @@ def test_the_fraction_that_was_read_grows_to_all_of_the_part(tmp_path, monkeypat
 
 def test_a_bad_document_says_where_and_what():
     assert (
-        str(BadDocument("a.jsonl, line 3", "no text", ", only a picture")) == "a.jsonl, line 3: no text, only a picture"
+        str(InvalidDocument("a.jsonl, line 3", "no text", ", only a picture"))
+        == "a.jsonl, line 3: no text, only a picture"
     )

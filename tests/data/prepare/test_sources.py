@@ -1,12 +1,12 @@
 import pytest
 
 from mosaicbert.config import ConfigError, SourceConfig
-from mosaicbert.data.prepare.sources import list_parts
+from mosaicbert.data.prepare.sources import list_input_files
 from tests.data.corpus import write_jsonl
 
 
 def _list(path, **keys):
-    return list_parts({"text": SourceConfig(path=str(path), **keys)})
+    return list_input_files({"text": SourceConfig(path=str(path), **keys)})
 
 
 def _write(path, content=""):
@@ -18,14 +18,14 @@ def _write(path, content=""):
 def test_a_folder_is_its_files_and_those_of_its_subfolders_in_the_order_of_their_names(tmp_path):
     for name in ("b/1.jsonl", "a.jsonl", "b/0.jsonl", "c.jsonl.gz", "README.md", ".hidden"):
         _write(tmp_path / name)
-    names = [part.path.removeprefix(f"{tmp_path}/") for part in _list(tmp_path)]
+    names = [input_file.path.removeprefix(f"{tmp_path}/") for input_file in _list(tmp_path)]
     assert names == ["a.jsonl", "b/0.jsonl", "b/1.jsonl", "c.jsonl.gz"]
 
 
 def test_a_glob_is_the_files_it_matches_in_the_order_of_their_names(tmp_path):
     for name in ("part-1.jsonl", "part-0.jsonl", "other.jsonl"):
         _write(tmp_path / name)
-    assert [part.path for part in _list(tmp_path / "part-*.jsonl")] == [
+    assert [input_file.path for input_file in _list(tmp_path / "part-*.jsonl")] == [
         str(tmp_path / "part-0.jsonl"),
         str(tmp_path / "part-1.jsonl"),
     ]
@@ -34,7 +34,7 @@ def test_a_glob_is_the_files_it_matches_in_the_order_of_their_names(tmp_path):
 def test_sources_stand_in_the_order_of_the_recipe(tmp_path):
     _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.jsonl")
     sources = {name: SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in ("b", "a")}
-    assert [part.source for part in list_parts(sources)] == ["b", "a"]
+    assert [input_file.source for input_file in list_input_files(sources)] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_sources_stand_in_the_order_of_the_recipe(tmp_path):
     ],
 )
 def test_a_files_name_says_how_it_is_read(tmp_path, name, kind, compression):
-    (part,) = _list(_write(tmp_path / name))
-    assert (part.kind, part.compression) == (kind, compression)
+    (input_file,) = _list(_write(tmp_path / name))
+    assert (input_file.kind, input_file.compression) == (kind, compression)
 
 
 def test_a_part_knows_its_size(tmp_path):

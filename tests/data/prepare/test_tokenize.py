@@ -5,15 +5,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 from mosaicbert.data.prepare.readers import Block, FilePosition, clean
-from mosaicbert.data.prepare.sources import Part
-from mosaicbert.data.prepare.tokenize import SampleRules, Tokeniser, cut_evenly, hash_text, split_of
+from mosaicbert.data.prepare.sources import InputFile
+from mosaicbert.data.prepare.tokenize import BlockTokenizer, SampleRules, cut_evenly, hash_text, split_of
 from mosaicbert.data.store import TRAIN, VALIDATION
 from tests.data.corpus import jsonl, short_texts, texts, trained
 
-_PART = Part(source="text", path="a.jsonl", kind=".jsonl", text_column="text")
+_INPUT_FILE = InputFile(source="text", path="a.jsonl", kind=".jsonl", text_column="text")
 
 
-def _tokeniser(tokenizer=None, **changes):
+def _block_tokenizer(tokenizer=None, **changes):
     rules = {
         "tokenizer": (tokenizer or trained()).to_str(),
         "max_tokens": 8,
@@ -22,14 +22,14 @@ def _tokeniser(tokenizer=None, **changes):
         "validation_fraction": 0.2,
         "dtype": np.dtype(np.uint16),
     }
-    return Tokeniser(SampleRules(**(rules | changes)))
+    return BlockTokenizer(SampleRules(**(rules | changes)))
 
 
-def _block(content, part=_PART):
+def _block(content, input_file=_INPUT_FILE):
     """Of lines if texts or bytes are given."""
-    if isinstance(content, list) and part.kind == ".jsonl":
+    if isinstance(content, list) and input_file.kind == ".jsonl":
         content = jsonl(content)
-    return Block(part=part, start=FilePosition(), end=FilePosition(), fraction=1.0, content=content)
+    return Block(input_file=input_file, start=FilePosition(), end=FilePosition(), fraction=1.0, content=content)
 
 
 def _pieces(samples):
@@ -91,7 +91,7 @@ _TOKENIZERS = {
 @example(documents=["x" * 45 + " " + "y" * 45], max_tokens=12)
 def test_truncation_gives_the_first_tokens_of_the_whole_text(name, documents, max_tokens):
     documents = [clean(text) for text in documents]
-    encoded = _tokeniser(_TOKENIZERS[name], max_tokens=max_tokens).encode(documents)
+    encoded = _block_tokenizer(_TOKENIZERS[name], max_tokens=max_tokens).encode(documents)
     whole = [_TOKENIZERS[name].encode(text, add_special_tokens=False).ids for text in documents]
     assert [ids.tolist() for ids in encoded] == [ids[:max_tokens] for ids in whole]
 
@@ -101,37 +101,37 @@ def test_truncation_gives_the_first_tokens_of_the_whole_text(name, documents, ma
 def test_a_long_text_is_tokenised_in_pieces_as_it_is_in_one(name, documents, at_once):
     documents = [clean(text) for text in documents]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mosaicbert.data.prepare.tokenize._CHARACTERS_AT_ONCE", at_once)
-        encoded = _tokeniser(_TOKENIZERS[name], sampling="chunk").encode(documents)
+        patch.setattr("mosaicbert.data.prepare.tokenize._MAX_CHARACTERS", at_once)
+        encoded = _block_tokenizer(_TOKENIZERS[name], sampling="chunk").encode(documents)
     assert [ids.tolist() for ids in encoded] == [
         _TOKENIZERS[name].encode(text, add_special_tokens=False).ids for text in documents
     ]
 
 
 def test_the_names_of_special_tokens_in_a_text_are_words_like_any_other():
-    (ids,) = _tokeniser(max_tokens=99).encode(["[MASK] and [SEP], [PAD] or [CLS]"])
+    (ids,) = _block_tokenizer(max_tokens=99).encode(["[MASK] and [SEP], [PAD] or [CLS]"])
     assert min(ids) >= 5
     assert trained().decode(ids.tolist()) == "[ mask ] and [ sep ], [ pad ] or [ cls ]"
 
 
 def test_truncation_reads_no_more_of_a_long_text_than_it_needs(monkeypatch):
-    tokeniser = _tokeniser()
+    block_tokenizer = _block_tokenizer()
     encoded = []
-    encode_whole = tokeniser._encode_whole
-    monkeypatch.setattr(tokeniser, "_encode_whole", lambda texts: encoded.extend(texts) or encode_whole(texts))
-    tokeniser.encode(["the value of the object " * 1000])
+    encode_whole = block_tokenizer._encode_whole
+    monkeypatch.setattr(block_tokenizer, "_encode_whole", lambda texts: encoded.extend(texts) or encode_whole(texts))
+    block_tokenizer.encode(["the value of the object " * 1000])
     assert sum(map(len, encoded)) < 100
 
 
 @given(documents=st.lists(_TEXTS, min_size=1, max_size=4), max_tokens=st.integers(1, 12))
 def test_pieces_of_a_text_are_together_the_whole_encoding(documents, max_tokens):
     documents = [clean(text) for text in documents]
-    tokenised = _tokeniser(max_tokens=max_tokens, sampling="chunk", validation_fraction=1e-9)(_block(documents))
+    tokenized = _block_tokenizer(max_tokens=max_tokens, sampling="chunk", validation_fraction=1e-9)(_block(documents))
     whole = [trained().encode(text, add_special_tokens=False).ids for text in documents]
-    assert tokenised.samples[TRAIN].ids.tolist() == [token for ids in whole for token in ids]
+    assert tokenized.samples[TRAIN].ids.tolist() == [token for ids in whole for token in ids]
     first = 0
-    for ids, pieces in zip(filter(None, whole), tokenised.samples[TRAIN].samples_per_document, strict=True):
-        assert sum(tokenised.samples[TRAIN].seqlens[first : first + pieces]) == len(ids)
+    for ids, pieces in zip(filter(None, whole), tokenized.samples[TRAIN].samples_per_document, strict=True):
+        assert sum(tokenized.samples[TRAIN].seqlens[first : first + pieces]) == len(ids)
         first += pieces
 
 
@@ -147,8 +147,8 @@ def test_pieces_are_as_few_as_fit_and_nearly_equal(num_tokens, max_tokens):
 @pytest.mark.parametrize("sampling", ["truncate", "chunk"])
 def test_every_document_knows_how_many_samples_it_has(sampling):
     documents = texts()[:40]
-    tokenised = _tokeniser(sampling=sampling)(_block(documents))
-    for samples in tokenised.samples.values():
+    tokenized = _block_tokenizer(sampling=sampling)(_block(documents))
+    for samples in tokenized.samples.values():
         assert samples.samples_per_document.sum() == len(samples.seqlens)
         assert samples.seqlens.sum() == len(samples.ids)
         assert len(samples.hashes) == len(samples.samples_per_document)
@@ -157,9 +157,9 @@ def test_every_document_knows_how_many_samples_it_has(sampling):
 
 def test_documents_of_both_splits_keep_their_order():
     documents = short_texts(100)
-    tokenised = _tokeniser()(_block(documents))
-    for split, samples in tokenised.samples.items():
-        expected = [text for text in documents if split_of(_PART, hash_text(text)[0], 0.2) == split]
+    tokenized = _block_tokenizer()(_block(documents))
+    for split, samples in tokenized.samples.items():
+        expected = [text for text in documents if split_of(_INPUT_FILE, hash_text(text)[0], 0.2) == split]
         assert [ids.tolist() for ids in _pieces(samples)] == [
             trained().encode(text, add_special_tokens=False).ids[:8] for text in expected
         ]
@@ -167,22 +167,23 @@ def test_documents_of_both_splits_keep_their_order():
 
 
 def test_the_held_out_share_is_what_was_asked_for():
-    held_out = sum(split_of(_PART, hash_text(text)[0], 0.05) == VALIDATION for text in short_texts(20_000))
-    assert 0.045 < held_out / 20_000 < 0.055
+    validation = sum(split_of(_INPUT_FILE, hash_text(text)[0], 0.05) == VALIDATION for text in short_texts(20_000))
+    assert 0.045 < validation / 20_000 < 0.055
 
 
 def test_a_larger_held_out_share_holds_out_the_same_texts_and_more():
     shares = [
-        {t for t in short_texts(2000) if split_of(_PART, hash_text(t)[0], share) == VALIDATION} for share in (0.1, 0.3)
+        {t for t in short_texts(2000) if split_of(_INPUT_FILE, hash_text(t)[0], share) == VALIDATION}
+        for share in (0.1, 0.3)
     ]
     assert shares[0] < shares[1]
 
 
 @pytest.mark.parametrize("split", [TRAIN, VALIDATION])
 def test_all_texts_of_a_part_that_has_a_split_go_to_it(split):
-    part = Part(source="text", path="owner/name", kind="hub", text_column="text", split=split)
-    tokenised = _tokeniser()(_block([text.encode() for text in short_texts(50)], part))
-    assert {name: len(samples.seqlens) for name, samples in tokenised.samples.items() if len(samples.seqlens)} == {
+    input_file = InputFile(source="text", path="owner/name", kind="hub", text_column="text", split=split)
+    tokenized = _block_tokenizer()(_block([text.encode() for text in short_texts(50)], input_file))
+    assert {name: len(samples.seqlens) for name, samples in tokenized.samples.items() if len(samples.seqlens)} == {
         split: 50
     }
 
@@ -193,8 +194,8 @@ def test_what_is_left_out_is_counted_by_its_reason():
         + b'{\n[]\n{"text": 3}\n{"text": "\xff"}\n\n'
         + jsonl(["tiny"])
     )
-    tokenised = _tokeniser(min_characters=6)(_block(content))
-    assert tokenised.dropped == {
+    tokenized = _block_tokenizer(min_characters=6)(_block(content))
+    assert tokenized.skipped_documents == {
         "too short": 2,
         "without a token": 1,
         "not JSON": 1,
@@ -202,24 +203,24 @@ def test_what_is_left_out_is_counted_by_its_reason():
         "no text": 1,
         "not UTF-8": 1,
     }
-    assert tokenised.documents == 8
-    assert str(tokenised.first_bad).startswith("a.jsonl, line 4: not JSON")
+    assert tokenized.documents == 8
+    assert str(tokenized.first_invalid).startswith("a.jsonl, line 4: not JSON")
 
 
 def test_shortness_is_counted_in_characters_and_size_in_bytes():
-    tokenised = _tokeniser(min_characters=4)(_block(["äöü", "äöüß"]))
-    assert tokenised.dropped == {"too short": 1}
-    assert tokenised.text_bytes == 14
+    tokenized = _block_tokenizer(min_characters=4)(_block(["äöü", "äöüß"]))
+    assert tokenized.skipped_documents == {"too short": 1}
+    assert tokenized.text_bytes == 14
 
 
 def test_half_a_character_is_mended():
-    tokenised = _tokeniser(validation_fraction=1e-9)(_block(b'{"text": "half a pair \\ud800 of surrogates"}\n'))
-    assert tokenised.samples[TRAIN].hashes.tolist() == [list(hash_text("half a pair ? of surrogates"))]
+    tokenized = _block_tokenizer(validation_fraction=1e-9)(_block(b'{"text": "half a pair \\ud800 of surrogates"}\n'))
+    assert tokenized.samples[TRAIN].hashes.tolist() == [list(hash_text("half a pair ? of surrogates"))]
 
 
 def test_a_whole_pair_of_surrogates_is_a_character():
-    tokenised = _tokeniser(validation_fraction=1e-9)(_block(b'{"text": "smile \\ud83d\\ude42"}\n'))
-    assert tokenised.samples[TRAIN].hashes.tolist() == [list(hash_text("smile 🙂"))]
+    tokenized = _block_tokenizer(validation_fraction=1e-9)(_block(b'{"text": "smile \\ud83d\\ude42"}\n'))
+    assert tokenized.samples[TRAIN].hashes.tolist() == [list(hash_text("smile 🙂"))]
 
 
 def test_the_hash_of_a_text_stays_what_it_was():
