@@ -329,7 +329,7 @@ def _add_series_legend(figure: Figure, entries: list[tuple[Any, str]]) -> int:
         # Set afterwards: as labels, a leading underscore would hide a series and a dollar sign would begin a formula.
         for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
             text.set_parse_math(False)
-            text.set_text(_truncate(name, _LONGEST_ENTRY))
+            text.set_text(_truncate_label(name, _LONGEST_ENTRY))
         if columns == 1 or legend.get_window_extent().width <= _WIDEST_LEGEND * figure.bbox.width:
             return math.ceil(len(entries) / columns)
         legend.remove()
@@ -348,7 +348,7 @@ def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points
         cost, point = placed[index]
         for x, y, horizontal, vertical in _PLACES:
             label = axes.annotate(
-                _truncate(_describe(point, points), _LONGEST_LABEL),
+                _truncate_label(_point_label(point, points), _LONGEST_LABEL),
                 (cost, point.average),
                 (x, y),
                 textcoords="offset points",
@@ -396,7 +396,7 @@ def _is_free(box: Bbox, inside: Bbox, curves: list[Curve], taken: list[Bbox]) ->
     return not any(curve.intersects_bbox(box, filled=False) for curve in curves)
 
 
-def _describe(point: Point, points: Sequence[Point]) -> str:
+def _point_label(point: Point, points: Sequence[Point]) -> str:
     """Steps tell the checkpoints of a run apart, the runs of a series what their folders do not share."""
     runs = sorted({other.folder for other in points if other.series == point.series})
     steps = f"{point.step / 1000:g}k" if point.step >= 1000 else str(point.step)
@@ -416,5 +416,5 @@ def _distinguish(folders: Sequence[str]) -> dict[str, str]:
     return {folder: "-".join(one[first : len(one) - last]) for folder, one in words.items()}
 
 
-def _truncate(text: str, longest: int) -> str:
+def _truncate_label(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -62,7 +62,7 @@ def run_job(job: GlueJob) -> GlueResult:
     """
     logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
     task, config = TASKS[job.task], job.config
-    data, problem = _read(config, job.task), problem_of(task.num_labels)
+    data, problem = _read_data(config, job.task), problem_of(task.num_labels)
     precision, _ = choose_precision("fp32" if task.needs_fp32 else config.precision, "glue.precision")
     settings = Settings(
         protocol=config.protocol_of(job.task),
@@ -101,10 +101,10 @@ def _environment() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def _read_cached(config_json: str, task: str) -> GlueTaskData:
+def _read_data_cached(config_json: str, task: str) -> GlueTaskData:
     return read_glue_task(GlueConfig(**json.loads(config_json)), task)
 
 
-def _read(config: GlueConfig, task: str) -> GlueTaskData:
+def _read_data(config: GlueConfig, task: str) -> GlueTaskData:
     data_only = {"model": "", "data": config.data, "revision": config.revision, "partial_data": config.partial_data}
-    return _read_cached(json.dumps(data_only), task)
+    return _read_data_cached(json.dumps(data_only), task)

@@ -54,7 +54,7 @@ def _draw_matrix(axes: Axes, labels: LabelSet, true: NDArray[np.float64], predic
             colour = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=7, color=colour)
     if count <= _MOST_NAMED:
-        names = [_truncate(name) for name in labels.names]
+        names = [_truncate_class_name(name) for name in labels.names]
         axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=7, parse_math=False)
         axes.set_yticks(range(count), names, fontsize=7, parse_math=False)
     axes.set_xlabel("predicted")
@@ -69,7 +69,7 @@ def _draw_bars(axes: Axes, labels: LabelSet, true: NDArray[np.float64], predicte
     axes.barh(places, hit, color=_INK, label="found")
     axes.barh(places, missed, left=hit, color="#56B4E9", label="missed")
     axes.barh(places, -invented, color="#D55E00", label="wrongly given")
-    axes.set_yticks(places, [_truncate(labels.names[index]) for index in order], fontsize=7, parse_math=False)
+    axes.set_yticks(places, [_truncate_class_name(labels.names[index]) for index in order], fontsize=7, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(0.0, color="black", linewidth=0.6)
     axes.set_xlabel("examples")
@@ -85,5 +85,5 @@ def _draw_numbers(axes: Axes, true: NDArray[np.float64], predicted: NDArray[np.f
     axes.legend(frameon=False, fontsize=8)
 
 
-def _truncate(name: str) -> str:
+def _truncate_class_name(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
