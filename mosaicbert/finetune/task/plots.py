@@ -69,7 +69,9 @@ def _draw_bars(axes: Axes, labels: LabelSet, true: NDArray[np.float64], predicte
     axes.barh(places, hit, color=_INK, label="found")
     axes.barh(places, missed, left=hit, color="#56B4E9", label="missed")
     axes.barh(places, -invented, color="#D55E00", label="wrongly given")
-    axes.set_yticks(places, [_truncate_class_name(labels.names[index]) for index in order], fontsize=7, parse_math=False)
+    axes.set_yticks(
+        places, [_truncate_class_name(labels.names[index]) for index in order], fontsize=7, parse_math=False
+    )
     axes.invert_yaxis()
     axes.axvline(0.0, color="black", linewidth=0.6)
     axes.set_xlabel("examples")
