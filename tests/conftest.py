@@ -2,28 +2,36 @@
 
 import importlib.util
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from rich.console import Console
 
-from mosaicbert.filesystem import lock
+from mosaicbert.filesystem import lock_folder
 from tests.data.corpus import write_jsonl
+from tests.fork_server import forking, set_fork_server
 from tests.recipes import tiny_recipe
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: its kernels are then checked here too
     if importlib.util.find_spec("triton") is not None:
-        from tests.interpreter import compute_bf16_as_a_gpu_does
+        from tests.interpreter import patch_bf16_arithmetic, remember_builtins
 
-        compute_bf16_as_a_gpu_does()
+        patch_bf16_arithmetic()
+        remember_builtins()
 
 torch.set_num_threads(1)  # test processes share the cores, and sums come out the same whatever their number
 
-settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
-settings.load_profile("house")
+# No shrinking: it computes a failing property hundreds of times, for minutes where it trains or runs a kernel.
+# --hypothesis-profile=shrinking finds the smallest example.
+settings.register_profile("shrinking", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "default", settings.get_profile("shrinking"), phases=set(Phase) - {Phase.shrink, Phase.explain}
+)
+settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,9 +81,22 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def fork_server(common: Path) -> None:
+    """Name the server that forks programs which import the trainer; see tests/fork_server.py."""
+    set_fork_server(common / "fork_server", os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
+
+
+@pytest.fixture
+def forked() -> Generator[None]:
+    """Fork the Python programs and workers that a test starts, which saves them their imports."""
+    with forking():
+        yield
+
+
 @pytest.fixture(scope="session")
 def source(common: Path) -> Path:
-    with lock(common):
+    with lock_folder(common):
         path = common / "docs.jsonl"
         return path if path.exists() else write_jsonl(path)
 
@@ -88,13 +109,13 @@ def console():
 @pytest.fixture(scope="session")
 def finished(source: Path, common: Path):
     """A tiny run, trained to its end without interruption: recipe, folder, what it printed. Not to be changed."""
-    from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
     from mosaicbert.train.run_folder import RunFolder
+    from tests.train.running import pretrain_here  # here, because Composer takes seconds to import
 
     recipe, printed = tiny_recipe(common, source), common / "printed.txt"
-    with lock(common):
+    with lock_folder(common):
         if not printed.exists():
             console = Console(record=True, width=200)
-            pretrain(recipe, console)
+            pretrain_here(recipe, console)
             printed.write_text(console.export_text())
     return recipe, RunFolder(recipe.run_folder), printed.read_text()

@@ -1,14 +1,17 @@
-"""Makes Triton's interpreter compute with bf16 as a GPU does.
+"""Patch for the bf16 arithmetic of Triton's interpreter.
 
-The interpreter (3.3 to 3.9) holds bf16 as bits in uint16. It cuts fp32 off where a GPU rounds to the nearest even, and
-its matrix product multiplies the bits as if they were integers.
+The interpreter of Triton 3.3 to 3.9 stores bf16 as bits in uint16. It truncates fp32 values where a GPU rounds to
+nearest even, and its matrix product multiplies the bits as integers.
 """
 
+import inspect
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 _cast: Any = InterpreterBuilder.cast_impl
@@ -16,9 +19,26 @@ _dot: Any = InterpreterBuilder.create_dot
 
 
 def patch_bf16_arithmetic() -> None:
-    """Replaces the interpreter's cast and product, for this process."""
+    """Replace the cast and the matrix product of the interpreter with those of a GPU, in this process."""
     builder: Any = InterpreterBuilder
     builder.cast_impl, builder.create_dot = _rounding_cast, _bf16_dot
+
+
+def remember_builtins() -> None:
+    """Let the interpreter search each module and class for builtins only once, for this process."""
+    patched: Any = interpreter
+    patched._patch_builtin = _patch_builtin
+
+
+@cache
+def _find_builtins(package: Any) -> list[tuple[str, Any]]:
+    return [(name, member) for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+
+def _patch_builtin(package: Any, builder: Any, *scope: Any) -> None:
+    patched: Any = interpreter
+    for name, member in _find_builtins(package):
+        patched._patch_attr(package, name, member, builder, *scope)
 
 
 def _rounding_cast(builder: Any, source: Any, target: Any) -> Any:

@@ -10,6 +10,8 @@ from tests.data.corpus import texts, write_jsonl
 from tests.data.loaders import plan_of
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("forked")  # reading a store starts workers
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):

@@ -14,6 +14,8 @@ from mosaicbert.data.store_stats import inspect_store
 from tests.data.corpus import texts, write_jsonl
 from tests.recipes import tiny_recipe
 
+pytestmark = pytest.mark.usefixtures("forked")  # reading a store starts workers
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):

@@ -20,6 +20,7 @@ from mosaicbert.train.resolve import resolve_run
 from mosaicbert.train.run_folder import create_run_folder
 from mosaicbert.train.session import Session, train
 from mosaicbert.train.signals import StopRequest, TrainingStopped
+from tests.fork_server import ForkingPopen, forking
 
 _PEAK_FLOPS = 1e12  # of the device; only the MFU depends on it
 
@@ -68,19 +69,29 @@ def train_here(recipe, stop_after=None, said=None, stop=None):
 
 
 def pretrain_here(recipe, console):
-    """Trains with the export, as the command does; returns the run's folder."""
+    """Trains with the export, whose processes are forked, as the command does; returns the run's folder."""
     resolved = resolve_run(recipe, console)
-    pretrain(resolved, console)
+    with forking():
+        pretrain(resolved, console)
     return resolved.folder
 
 
-def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **environment):
-    """Starts the command `mosaicbert pretrain`, or another one that takes a recipe."""
+def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), forked=True, **environment):
+    """Starts the command `mosaicbert pretrain`, or another one that takes a recipe.
+
+    Args:
+        recipe: Recipe of the run.
+        overrides: Further arguments.
+        command: Arguments of Python.
+        forked: Fork the processes, which saves them the import of Composer; see tests/fork_server.py.
+        environment: Environment variables.
+    """
     path = Path(recipe.runs_folder) / "recipe.yaml"
     save_recipe(recipe, path)
     # Composer leaves a launcher's variables behind in a process that has trained.
     inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return subprocess.Popen(
+    popen = ForkingPopen if forked else subprocess.Popen
+    return popen(
         [sys.executable, *command, str(path), *overrides],
         env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
@@ -90,12 +101,12 @@ def start(recipe, *overrides, command=("-m", "mosaicbert", "pretrain"), **enviro
     )
 
 
-def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None, module="tests.train.session"):
+def train_on_ranks(num_ranks, recipe, *overrides, stop_after=None, module="tests.train.session", forked=True):
     """`train_here` on several ranks, which torchrun starts."""
     run = create_run_folder(recipe, prepare(recipe))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
     steps = () if stop_after is None else (str(stop_after),)
-    finish(start(recipe, *overrides, command=(*launcher, "-m", module, *steps)))
+    finish(start(recipe, *overrides, command=(*launcher, "-m", module, *steps), forked=forked))
     return run
 
 

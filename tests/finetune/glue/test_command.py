@@ -30,6 +30,7 @@ from mosaicbert.scores.records import read_scores
 from mosaicbert.train.run_folder import RunFolder
 from tests.data.corpus import wait_until_gone
 from tests.finetune.glue.glue_folder import write_glue
+from tests.fork_server import forking
 
 _TASKS = ["mnli", "rte", "stsb", "cola"]
 _ALL = {("mnli", 19), ("rte", 19), ("rte", 8364), ("stsb", 19), ("cola", 19)}
@@ -66,7 +67,8 @@ def scored(finished, common):
             broken = write_glue(folder / "glue") / "cola" / "train.jsonl"
             whole = broken.read_text()
             broken.write_text(whole.replace('"label"', '"lable"'))
-            outcome.write_text(json.dumps(_score(recipe)))
+            with forking():
+                outcome.write_text(json.dumps(_score(recipe)))
             broken.write_text(whole)
     code, said = json.loads(outcome.read_text())
     return recipe, run, code, said
@@ -104,6 +106,7 @@ def test_a_line_says_what_was_done_with_what_and_what_it_had_cost(scored):
         assert entry.environment["versions"]["torch"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_is_in_the_ledger_is_not_done_again_and_the_rest_comes_out_the_same(scored, tmp_path):
     recipe, run, _, _ = scored
     before = read_scores(run.path / "scores.jsonl")
@@ -256,6 +259,7 @@ def test_the_seeds_are_the_papers():
     assert SEEDS == (19, 8364, 717, 10536, 90166)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp_path):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
@@ -275,6 +279,7 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp
     assert [entry.step for entry in read_scores(run.path / "scores.jsonl")] == [3]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_checkpoint_that_comes_while_the_run_trains_is_scored_before_its_end(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("mosaicbert.finetune.glue.runner._POLL_SECONDS", 0.2)
     run = RunFolder(tmp_path / "run")
@@ -341,6 +346,7 @@ def test_what_begins_with_part_of_mnli_is_partial_on_the_hub_as_well(finished, t
     assert entry.is_partial == is_partial
 
 
+@pytest.mark.usefixtures("forked")
 def test_scores_begun_with_mnli_and_not_are_both_printed(scored, tmp_path):
     recipe, run, _, said = scored
     assert "RTE acc, from MNLI" in said and "glue.init_from_mnli=" not in said
