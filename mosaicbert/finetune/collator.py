@@ -37,7 +37,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_len: 
     pair = examples.texts[1] if len(examples.texts) == 2 else None
     ids: Any = tokenizer(examples.texts[0], pair, truncation=True, max_length=max_seq_len, return_attention_mask=False)
     labels = examples.labels or [None] * len(examples)
-    return [EncodedExample({name: ids[name][number] for name in names}, label) for number, label in enumerate(labels)]
+    return [EncodedExample({name: ids[name][index] for name in names}, label) for index, label in enumerate(labels)]
 
 
 class ClassificationCollator:
@@ -73,12 +73,12 @@ class ClassificationCollator:
         return batch | {"max_seqlen": max(lengths)}
 
     def _pad(self, examples: Sequence[EncodedExample]) -> dict[str, Any]:
-        longest = max(len(example.ids["input_ids"]) for example in examples)
+        max_length = max(len(example.ids["input_ids"]) for example in examples)
 
         def column(name: str, padding: int) -> Tensor:
             rows = [example.ids[name] for example in examples]
-            return torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
+            return torch.tensor([row + [padding] * (max_length - len(row)) for row in rows])
 
         batch = {name: column(name, self.pad_token_id if name == "input_ids" else 0) for name in examples[0].ids}
         lengths = torch.tensor([len(example.ids["input_ids"]) for example in examples])
-        return batch | {"attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
+        return batch | {"attention_mask": (torch.arange(max_length) < lengths[:, None]).long()}

@@ -20,10 +20,10 @@ class ClassifierComposerModel(ComposerModel):
         cpu_autocast: Dtype of matrix products on the CPU, where Composer itself offers only fp32.
     """
 
-    def __init__(self, model: PreTrainedModel, problem: str, cpu_autocast: torch.dtype) -> None:
+    def __init__(self, model: PreTrainedModel, problem_type: str, cpu_autocast: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self.problem = problem
+        self.problem_type = problem_type
         self.cpu_autocast = cpu_autocast
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
@@ -34,8 +34,8 @@ class ClassifierComposerModel(ComposerModel):
 
     def loss(self, outputs: Tensor, batch: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         logits, labels = outputs.float(), batch["labels"]
-        if self.problem == REGRESSION:
+        if self.problem_type == REGRESSION:
             return F.mse_loss(logits[:, 0], labels.float())
-        if self.problem == MULTI_LABEL:
+        if self.problem_type == MULTI_LABEL:
             return F.binary_cross_entropy_with_logits(logits, labels)
         return F.cross_entropy(logits, labels)

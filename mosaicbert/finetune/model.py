@@ -17,12 +17,15 @@ from transformers import (
 from mosaicbert.config import ConfigError
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 
-_PUBLISHED_TOKENIZER = "bert-base-uncased"
-_NEW_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
-_CLASSIFIER = ("classifier.", "sequence_summary.summary.")  # the layer that depends on the task; the latter is XLM's
+_DEFAULT_TOKENIZER = "bert-base-uncased"
+_HEAD_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
+_CLASSIFIER_PREFIXES = (
+    "classifier.",
+    "sequence_summary.summary.",
+)  # the layer that depends on the task; the latter is XLM's
 
 
-def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> PreTrainedModel:
+def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int) -> PreTrainedModel:
     """A pretrained encoder with a new classifier, fp32, on the CPU.
 
     Args:
@@ -35,39 +38,39 @@ def load_classifier(name: str, *, num_labels: int, problem: str, seed: int) -> P
         ConfigError: there is no such model, or it is no encoder that can be classified with.
     """
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem, "dtype": torch.float32}
+    options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "dtype": torch.float32}
     # A classifier of another task does not fit, and is not wanted.
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        written, _ = PreTrainedConfig.get_config_dict(name)
-        ours = written.get("model_type") == "mosaicbert" or "alibi_starting_size" in written
-        kind: Any = MosaicBertForSequenceClassification if ours else AutoModelForSequenceClassification
-        model, report = kind.from_pretrained(name, **options)
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        is_mosaicbert = config.get("model_type") == "mosaicbert" or "alibi_starting_size" in config
+        model_class: Any = MosaicBertForSequenceClassification if is_mosaicbert else AutoModelForSequenceClassification
+        model, loading_info = model_class.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
-    unfit = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    unfit = sorted(key for key in unfit if not _NEW_WEIGHTS.search(key))
-    if unfit:
+    mismatched_names = loading_info["missing_keys"] | {key for key, *_ in loading_info["mismatched_keys"]}
+    mismatched_names = sorted(key for key in mismatched_names if not _HEAD_WEIGHTS.search(key))
+    if mismatched_names:
         raise ConfigError(
-            f"{name}: its weights are not those of {type(model).__name__}: {unfit[0]} and {len(unfit) - 1} more are "
-            "missing or of another shape; config.json may be another model's, or it may need code of its own."
+            f"{name}: its weights are not those of {type(model).__name__}: {mismatched_names[0]} and "
+            f"{len(mismatched_names) - 1} more are missing or of another shape; config.json may be another model's, or it may need code of its own."
         )
-    _renew_classifier(model, seed)
+    _reset_classifier(model, seed)
     return model
 
 
-def _renew_classifier(model: PreTrainedModel, seed: int) -> None:
+def _reset_classifier(model: PreTrainedModel, seed: int) -> None:
     torch.manual_seed(seed)
-    spread = getattr(model.config, "initializer_range", 0.02)
+    std = getattr(model.config, "initializer_range", 0.02)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and f"{name}.".startswith(_CLASSIFIER):
-            nn.init.normal_(module.weight, std=spread)
+        if isinstance(module, nn.Linear) and f"{name}.".startswith(_CLASSIFIER_PREFIXES):
+            nn.init.normal_(module.weight, std=std)
             if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
                 nn.init.zeros_(module.bias)
 
 
-def with_fresh_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """The same model before any training."""
     torch.manual_seed(seed)
     return type(model)(model.config)
@@ -81,11 +84,11 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        written, _ = PreTrainedConfig.get_config_dict(name)
-        num_embeddings = written.get("vocab_size", len(tokenizer))
-        if _knows_nothing(tokenizer) and "alibi_starting_size" in written:
-            tokenizer = AutoTokenizer.from_pretrained(_PUBLISHED_TOKENIZER)
-        if _knows_nothing(tokenizer) or len(tokenizer) > num_embeddings:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+        num_embeddings = config.get("vocab_size", len(tokenizer))
+        if _has_only_special_tokens(tokenizer) and "alibi_starting_size" in config:
+            tokenizer = AutoTokenizer.from_pretrained(_DEFAULT_TOKENIZER)
+        if _has_only_special_tokens(tokenizer) or len(tokenizer) > num_embeddings:
             raise ValueError(f"{len(tokenizer):,} tokens were found, and the model has {num_embeddings:,}")
         return tokenizer
     except (OSError, ValueError) as error:
@@ -93,27 +96,27 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{name}: has no tokenizer that fits: {reason}") from error
 
 
-def _knows_nothing(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _has_only_special_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether it has special tokens only: transformers 5 makes such a one where its files are missing."""
     return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
-def padding_of(tokenizer: PreTrainedTokenizerBase) -> int:
+def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that padding is filled with."""
     return cast(int, tokenizer.pad_token_id or 0)
 
 
-def longest_input(model: PreTrainedModel, max_seq_len: int) -> int:
+def max_input_length(model: PreTrainedModel, max_seq_len: int) -> int:
     """How many tokens a model may be given: `max_seq_len`, or its positions where they are fewer."""
-    places = getattr(model.config, "max_position_embeddings", max_seq_len)
+    max_length = getattr(model.config, "max_position_embeddings", max_seq_len)
     for name, module in model.named_modules():
         if (
             name.endswith("position_embeddings")
             and isinstance(module, nn.Embedding)
             and module.padding_idx is not None  # RoBERTa counts from behind its padding
         ):
-            places = module.num_embeddings - module.padding_idx - 1
-    return min(max_seq_len, places)
+            max_length = module.num_embeddings - module.padding_idx - 1
+    return min(max_seq_len, max_length)
 
 
 def is_unpadded(model: PreTrainedModel) -> bool:
@@ -123,6 +126,6 @@ def is_unpadded(model: PreTrainedModel) -> bool:
 
 def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a fine-tuned model without its classifier, for another task to begin with."""
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER)}
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER_PREFIXES)}
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

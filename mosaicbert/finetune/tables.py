@@ -13,9 +13,9 @@ import pyarrow.parquet
 from mosaicbert.config import ConfigError
 
 Label = int | float | list[int]
-KINDS = (".jsonl", ".csv", ".parquet")
+TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts have line breaks
-_BLOCK = 2**26  # bytes of a CSV that pyarrow reads at once: a line is in one, and the first tells kinds of cells
+_BLOCK_SIZE = 2**26  # bytes of a CSV that pyarrow reads at once: a line is in one, and the first tells kinds of cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Examples:
         return len(self.texts[0])
 
 
-def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
+def read_file(path: Path, required_columns: Sequence[str] = ()) -> pa.Table:
     """A .jsonl, .csv or .parquet with its columns.
 
     Args:
@@ -46,17 +46,17 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
         ConfigError: it is none of these, is missing or cannot be read.
     """
     try:
-        kind = path.suffix.lower()
-        if kind == ".jsonl":
-            table = _read_json_lines(path, as_text)
-        elif kind == ".csv":
-            types = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in as_text})
-            blocks = pyarrow.csv.ReadOptions(block_size=_BLOCK)
-            table = pyarrow.csv.read_csv(path, blocks, _CSV, types)
-        elif kind == ".parquet":
+        suffix = path.suffix.lower()
+        if suffix == ".jsonl":
+            table = _read_json_lines(path, required_columns)
+        elif suffix == ".csv":
+            convert_options = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in required_columns})
+            read_options = pyarrow.csv.ReadOptions(block_size=_BLOCK_SIZE)
+            table = pyarrow.csv.read_csv(path, read_options, _CSV, convert_options)
+        elif suffix == ".parquet":
             table = pyarrow.parquet.read_table(path)
         else:
-            raise ConfigError(f"{path}: is no table; give {', '.join(KINDS)}.")
+            raise ConfigError(f"{path}: is no table; give {', '.join(TABLE_SUFFIXES)}.")
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     for name in table.column_names:
@@ -65,7 +65,7 @@ def read_file(path: Path, as_text: Sequence[str] = ()) -> pa.Table:
     return table
 
 
-def _read_json_lines(path: Path, asked: Sequence[str]) -> pa.Table:
+def _read_json_lines(path: Path, required_columns: Sequence[str]) -> pa.Table:
     # Not by pyarrow's reader: it makes dates of texts, and refuses a file for kinds that are mixed in any column.
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
@@ -84,14 +84,14 @@ def _read_json_lines(path: Path, asked: Sequence[str]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
-            columns[name] = _as_column([row.get(name) for row in rows])
+            columns[name] = _to_arrow([row.get(name) for row in rows])
         except (TypeError, ValueError) as error:
-            if name in asked:
+            if name in required_columns:
                 raise ConfigError(f"{path}: column {name!r} cannot be used: {error}") from error
     return pa.table(columns)
 
 
-def _as_column(cells: list[Any]) -> pa.Array:
+def _to_arrow(cells: list[Any]) -> pa.Array:
     try:
         return pa.array(cells)
     except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several kinds
@@ -103,10 +103,10 @@ def _as_column(cells: list[Any]) -> pa.Array:
 def is_file_name(name: str) -> bool:
     """Whether a name is that of a file, and not of a dataset or a split on the Hub."""
     suffix = Path(name).suffix.lower()
-    return suffix in KINDS or (suffix != "" and Path(name).is_file())
+    return suffix in TABLE_SUFFIXES or (suffix != "" and Path(name).is_file())
 
 
-def text_columns(table: pa.Table, columns: tuple[str, ...], place: str) -> tuple[list[str], ...]:
+def get_text_columns(table: pa.Table, columns: tuple[str, ...], source: str) -> tuple[list[str], ...]:
     """The texts of some columns.
 
     Args:
@@ -119,25 +119,25 @@ def text_columns(table: pa.Table, columns: tuple[str, ...], place: str) -> tuple
     """
     texts: list[list[str]] = []
     for name in columns:
-        column = require_column(table, name, place)
-        if pa.types.is_dictionary(column.type):
+        column = get_column(table, name, source)
+        if pa.convert_options.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.types.is_string_view(column.type):
+        if pa.convert_options.is_string_view(column.type):
             column = column.cast(pa.string())
-        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-            raise ConfigError(f"{place}: column {name!r} holds {column.type}; name one of text.")
+        if not (pa.convert_options.is_string(column.type) or pa.convert_options.is_large_string(column.type)):
+            raise ConfigError(f"{source}: column {name!r} holds {column.type}; name one of text.")
         if column.null_count:
-            raise ConfigError(f"{place}: column {name!r} has {column.null_count} rows without text; leave them out.")
+            raise ConfigError(f"{source}: column {name!r} has {column.null_count} rows without text; leave them out.")
         texts.append(column.to_pylist())
     return tuple(texts)
 
 
-def require_column(table: pa.Table, name: str, place: str) -> pa.ChunkedArray:
+def get_column(table: pa.Table, name: str, source: str) -> pa.ChunkedArray:
     """A column.
 
     Raises:
         ConfigError: it is missing.
     """
     if name not in table.column_names:
-        raise ConfigError(f"{place}: has no column {name!r}; it has {', '.join(table.column_names)}.")
+        raise ConfigError(f"{source}: has no column {name!r}; it has {', '.join(table.column_names)}.")
     return table.column(name)

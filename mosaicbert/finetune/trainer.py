@@ -17,18 +17,18 @@ from mosaicbert.config.glue import Protocol
 from mosaicbert.finetune.collator import ClassificationCollator, EncodedExample, encode
 from mosaicbert.finetune.composer_model import ClassifierComposerModel
 from mosaicbert.finetune.loader import build_classification_loader
-from mosaicbert.finetune.model import is_unpadded, longest_input, padding_of
+from mosaicbert.finetune.model import is_unpadded, max_input_length, pad_token_id_of
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.train.composer import Callback, DataSpec, Logger, State, Trainer
 from mosaicbert.train.optimizers import build_optimizer
 from mosaicbert.train.progress.lr_schedule import learning_rate_fraction
 
-_EVALUATION_BATCH = 64
-_SECONDS_BETWEEN_LINES = 10.0
+_EVALUATION_BATCH_SIZE = 64
+_LOG_INTERVAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class FinetuneSettings:
     """What a fine-tuning takes beside model and data.
 
     Attributes:
@@ -41,14 +41,14 @@ class Settings:
     """
 
     protocol: Protocol
-    problem: str
+    problem_type: str
     seed: int
     shuffle: bool
     max_seq_len: int
     precision: torch.dtype
 
 
-class _LearningRate(Callback):
+class _LearningRateScheduler(Callback):
     """Up linearly over the first 6% of the steps, then down to zero behind the last."""
 
     def __init__(self, config: OptimizerConfig, num_steps: int) -> None:
@@ -61,33 +61,37 @@ class _LearningRate(Callback):
             group["lr"] = group["peak_lr"] * fraction
 
 
-class _Progress(Callback):
+class _ProgressLogger(Callback):
     """Says every few seconds how far the training is; only then the loss is read, which makes a GPU wait."""
 
-    def __init__(self, num_steps: int, say: Callable[[str], None]) -> None:
+    def __init__(self, num_steps: int, log: Callable[[str], None]) -> None:
         self.num_steps = num_steps
-        self.say = say
-        self._began = self._said = 0.0
+        self.log = log
+        self._start_time = self._last_log_time = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        self._began = self._said = time.monotonic()
+        self._start_time = self._last_log_time = time.monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        now, done = time.monotonic(), state.timestamp.batch.value
-        if now - self._said < _SECONDS_BETWEEN_LINES:
+        now, num_steps_done = time.monotonic(), state.timestamp.batch.value
+        if now - self._last_log_time < _LOG_INTERVAL_SECONDS:
             return
-        self._said = now
-        left = timedelta(seconds=round((now - self._began) / done * (self.num_steps - done)))
-        self.say(f"step {done:,}/{self.num_steps:,}  loss {float(cast(Tensor, state.loss)):.3f}  {left} left")
+        self._last_log_time = now
+        remaining = timedelta(
+            seconds=round((now - self._start_time) / num_steps_done * (self.num_steps - num_steps_done))
+        )
+        self.log(
+            f"step {num_steps_done:,}/{self.num_steps:,}  loss {float(cast(Tensor, state.loss)):.3f}  {remaining} left"
+        )
 
 
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Examples,
-    others: Sequence[Examples],
-    settings: Settings,
-    say: Callable[[str], None] | None = None,
+    evaluation_sets: Sequence[Examples],
+    settings: FinetuneSettings,
+    log: Callable[[str], None] | None = None,
 ) -> list[Tensor]:
     """Trains `model`, in place, on this process' device.
 
@@ -106,11 +110,11 @@ def fine_tune(
         TrainingFault: they are not finite.
     """
     on_gpu = torch.cuda.is_available()
-    protocol, length = settings.protocol, longest_input(model, settings.max_seq_len)
-    collator = ClassificationCollator(is_unpadded=is_unpadded(model), pad_token_id=padding_of(tokenizer))
+    protocol, max_length = settings.protocol, max_input_length(model, settings.max_seq_len)
+    collator = ClassificationCollator(is_unpadded=is_unpadded(model), pad_token_id=pad_token_id_of(tokenizer))
     seed = settings.seed if settings.shuffle else None
     loader = build_classification_loader(
-        encode(tokenizer, train, length), collator, protocol.batch_size, epochs=protocol.epochs, seed=seed
+        encode(tokenizer, train, max_length), collator, protocol.batch_size, epochs=protocol.epochs, seed=seed
     )
     optimizer = OptimizerConfig(
         peak_lr=protocol.peak_lr, weight_decay=protocol.weight_decay, warmup_fraction=0.06, final_lr_fraction=0.0
@@ -119,11 +123,14 @@ def fine_tune(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         trainer = Trainer(
-            model=ClassifierComposerModel(model, settings.problem, cpu_autocast=settings.precision),
+            model=ClassifierComposerModel(model, settings.problem_type, cpu_autocast=settings.precision),
             train_dataloader=_data_spec(loader),
             max_duration=f"{len(loader)}ba",
             optimizers=build_optimizer(model, optimizer, "cuda" if on_gpu else "cpu"),
-            callbacks=[_LearningRate(optimizer, len(loader)), *([] if say is None else [_Progress(len(loader), say)])],
+            callbacks=[
+                _LearningRateScheduler(optimizer, len(loader)),
+                *([] if log is None else [_ProgressLogger(len(loader), log)]),
+            ],
             progress_bar=False,
             device="gpu" if on_gpu else "cpu",
             precision="amp_bf16" if on_gpu and settings.precision == torch.bfloat16 else "fp32",
@@ -132,10 +139,12 @@ def fine_tune(
         )
         try:
             trainer.fit()
-            logits = [_predict(trainer, encode(tokenizer, examples, length), collator) for examples in others]
+            logits = [
+                _predict(trainer, encode(tokenizer, examples, max_length), collator) for examples in evaluation_sets
+            ]
         finally:
             trainer.close()
-    if not all(bool(found.isfinite().all()) for found in logits):
+    if not all(bool(set_logits.isfinite().all()) for set_logits in logits):
         raise TrainingFault(
             f"the fine-tuning has diverged: its logits are not finite; lower peak_lr={protocol.peak_lr}."
         )
@@ -143,7 +152,7 @@ def fine_tune(
 
 
 def _predict(trainer: Trainer, examples: list[EncodedExample], collator: ClassificationCollator) -> Tensor:
-    loader = build_classification_loader(examples, collator, _EVALUATION_BATCH)
+    loader = build_classification_loader(examples, collator, _EVALUATION_BATCH_SIZE)
     return torch.cat([logits.float() for logits in trainer.predict(_data_spec(loader))])
 
 

@@ -6,16 +6,16 @@ from mosaicbert.finetune.model import load_pretrained_tokenizer
 
 
 @pytest.fixture(scope="module")
-def ours(finished):
+def mosaicbert_folder(finished):
     return str(finished[1].hugging_face)
 
 
 @pytest.fixture(scope="module")
-def theirs(ours, tmp_path_factory):
+def bert_folder(mosaicbert_folder, tmp_path_factory):
     """A BERT of Hugging Face, with our tokenizer."""
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(1)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     BertForMaskedLM(BertConfig(vocab_size=512, max_position_embeddings=48, **shape)).save_pretrained(folder)
-    load_pretrained_tokenizer(ours).save_pretrained(folder)
+    load_pretrained_tokenizer(mosaicbert_folder).save_pretrained(folder)
     return str(folder)

@@ -7,8 +7,8 @@ from mosaicbert.finetune.tables import Examples
 _WORDS = ("returns", "raises")
 
 
-def load_fresh(name, num_labels=2, problem=SINGLE_LABEL, seed=19):
-    return load_classifier(name, num_labels=num_labels, problem=problem, seed=seed)
+def load_fresh(name, num_labels=2, problem_type=SINGLE_LABEL, seed=19):
+    return load_classifier(name, num_labels=num_labels, problem_type=problem_type, seed=seed)
 
 
 def make_examples(number=32):

@@ -9,8 +9,8 @@ from mosaicbert.finetune.tables import Examples
 from tests.finetune.encoders import load_fresh
 
 
-def test_pairs_are_told_apart_and_the_longer_text_is_cut_first(ours):
-    tokenizer = load_pretrained_tokenizer(ours)
+def test_pairs_are_told_apart_and_the_longer_text_is_cut_first(mosaicbert_folder):
+    tokenizer = load_pretrained_tokenizer(mosaicbert_folder)
     pair = Examples(texts=(["the value " * 30], ["list"]), labels=None)
     (encoded,) = encode(tokenizer, pair, 20)
     ids, types = encoded.ids["input_ids"], encoded.ids["token_type_ids"]
@@ -21,8 +21,8 @@ def test_pairs_are_told_apart_and_the_longer_text_is_cut_first(ours):
     assert encoded.label is None
 
 
-def test_a_batch_gives_the_same_logits_padded_and_unpadded(ours):
-    model, tokenizer = load_fresh(ours).eval(), load_pretrained_tokenizer(ours)
+def test_a_batch_gives_the_same_logits_padded_and_unpadded(mosaicbert_folder):
+    model, tokenizer = load_fresh(mosaicbert_folder).eval(), load_pretrained_tokenizer(mosaicbert_folder)
     texts = ["a", "the value of the list", "returns the number of items in it"]
     encoded = encode(tokenizer, Examples(texts=(texts,), labels=[0, 1, 1]), 256)
     collators = [
@@ -38,8 +38,8 @@ def test_a_batch_gives_the_same_logits_padded_and_unpadded(ours):
 
 
 @pytest.mark.parametrize("labels", [[0.5, 2.0], [[1, 0, 1], [0, 0, 1]]])
-def test_numbers_and_several_labels_are_fp32(labels, ours):
-    encoded = encode(load_pretrained_tokenizer(ours), Examples(texts=(["a", "b"],), labels=labels), 16)
+def test_numbers_and_several_labels_are_fp32(labels, mosaicbert_folder):
+    encoded = encode(load_pretrained_tokenizer(mosaicbert_folder), Examples(texts=(["a", "b"],), labels=labels), 16)
     batch = ClassificationCollator(is_unpadded=True, pad_token_id=0)(encoded)
     assert batch["labels"].dtype == torch.float32
     assert batch["labels"].tolist() == labels

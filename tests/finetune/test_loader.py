@@ -30,8 +30,8 @@ def test_orders_differ_by_seed_and_epoch_and_come_again():
     assert len({tuple(epoch) for seed in (1, 2) for epoch in order(seed)}) == 4
 
 
-def test_a_loader_has_all_epochs_behind_each_other(ours):
-    examples = encode(load_pretrained_tokenizer(ours), make_examples(10), 32)
+def test_a_loader_has_all_epochs_behind_each_other(mosaicbert_folder):
+    examples = encode(load_pretrained_tokenizer(mosaicbert_folder), make_examples(10), 32)
     loader = build_classification_loader(
         examples, ClassificationCollator(is_unpadded=True, pad_token_id=0), 4, epochs=3, seed=1
     )

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics, predict, problem_of
+from mosaicbert.finetune.metrics import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    compute_metrics,
+    predict_labels,
+    problem_type_of,
+)
 
 
 def _single(names, labels, predicted, num_classes=2):
@@ -16,17 +23,17 @@ def _single(names, labels, predicted, num_classes=2):
 
 def test_two_classes_by_hand():
     # Of class 1: 1 found, 1 too many, 2 missed; 1 of class 0 right.
-    found = _single(("accuracy", "f1", "matthews_correlation"), [1, 1, 1, 0, 0], [1, 0, 0, 1, 0])
-    assert found["accuracy"] == pytest.approx(2 / 5)
-    assert found["f1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
-    assert found["matthews_correlation"] == pytest.approx((1 * 1 - 1 * 2) / np.sqrt(2 * 3 * 2 * 3))
+    metrics = _single(("accuracy", "f1", "matthews_correlation"), [1, 1, 1, 0, 0], [1, 0, 0, 1, 0])
+    assert metrics["accuracy"] == pytest.approx(2 / 5)
+    assert metrics["f1"] == pytest.approx(2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    assert metrics["matthews_correlation"] == pytest.approx((1 * 1 - 1 * 2) / np.sqrt(2 * 3 * 2 * 3))
 
 
 def test_three_classes_by_hand():
     labels, predicted = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
-    found = _single(("accuracy", "f1"), labels, predicted, 3)
-    assert found["accuracy"] == pytest.approx(4 / 6)
-    assert found["f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 2 * 2 / (2 + 3), 2 * 1 / (2 + 1)]))
+    metrics = _single(("accuracy", "f1"), labels, predicted, 3)
+    assert metrics["accuracy"] == pytest.approx(4 / 6)
+    assert metrics["f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 2 * 2 / (2 + 3), 2 * 1 / (2 + 1)]))
 
 
 @pytest.mark.parametrize("always", [0, 1])
@@ -36,24 +43,24 @@ def test_a_model_that_always_says_the_same_has_no_matthews_correlation(always):
 
 @given(seed=st.integers(0, 1000), size=st.integers(4, 60))
 def test_the_matthews_correlation_of_two_classes_is_their_correlation(seed, size):
-    draw = np.random.default_rng(seed)
-    labels, predicted = [0, 1, *draw.integers(2, size=size)], [1, 0, *draw.integers(2, size=size)]
-    found = _single(("matthews_correlation",), labels, predicted)["matthews_correlation"]
-    assert found == pytest.approx(np.corrcoef(labels, predicted)[0, 1])
+    rng = np.random.default_rng(seed)
+    labels, predicted = [0, 1, *rng.integers(2, size=size)], [1, 0, *rng.integers(2, size=size)]
+    metrics = _single(("matthews_correlation",), labels, predicted)["matthews_correlation"]
+    assert metrics == pytest.approx(np.corrcoef(labels, predicted)[0, 1])
 
 
 @given(seed=st.integers(0, 1000), size=st.integers(3, 60), ties=st.booleans())
 def test_the_rank_correlation_is_the_correlation_of_the_ranks(seed, size, ties):
-    draw = np.random.default_rng(seed)
-    labels = [0.0, 1.0, *(draw.integers(4, size=size) if ties else draw.normal(size=size)).astype(float)]
-    logits = draw.normal(size=(len(labels), 1)).astype(np.float32)
-    found = compute_metrics(
+    rng = np.random.default_rng(seed)
+    labels = [0.0, 1.0, *(rng.integers(4, size=size) if ties else rng.normal(size=size)).astype(float)]
+    logits = rng.normal(size=(len(labels), 1)).astype(np.float32)
+    metrics = compute_metrics(
         ("spearman", "pearson", "mean_squared_error"), REGRESSION, torch.tensor(logits), torch.tensor(labels).double()
     )
     values = logits[:, 0].astype(float)
-    assert found["spearman"] == pytest.approx(np.corrcoef(_ranks(values), _ranks(labels))[0, 1])
-    assert found["pearson"] == pytest.approx(np.corrcoef(values, labels)[0, 1])
-    assert found["mean_squared_error"] == pytest.approx(np.mean((values - labels) ** 2))
+    assert metrics["spearman"] == pytest.approx(np.corrcoef(_ranks(values), _ranks(labels))[0, 1])
+    assert metrics["pearson"] == pytest.approx(np.corrcoef(values, labels)[0, 1])
+    assert metrics["mean_squared_error"] == pytest.approx(np.mean((values - labels) ** 2))
 
 
 def _ranks(values):
@@ -71,11 +78,11 @@ def test_a_correlation_with_something_constant_is_nothing(name):
 def test_several_labels_by_hand():
     logits = torch.tensor([[1.0, -1.0], [2.0, 0.5], [-1.0, 3.0]])
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    assert predict(MULTI_LABEL, logits).tolist() == [[1, 0], [1, 1], [0, 1]]
-    found = compute_metrics(("accuracy", "f1"), MULTI_LABEL, logits, labels)
-    assert found["accuracy"] == pytest.approx(4 / 6)
-    assert found["f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 1.0]))
+    assert predict_labels(MULTI_LABEL, logits).tolist() == [[1, 0], [1, 1], [0, 1]]
+    metrics = compute_metrics(("accuracy", "f1"), MULTI_LABEL, logits, labels)
+    assert metrics["accuracy"] == pytest.approx(4 / 6)
+    assert metrics["f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 1.0]))
 
 
 def test_a_task_with_one_label_is_a_number():
-    assert (problem_of(1), problem_of(2), problem_of(3)) == (REGRESSION, SINGLE_LABEL, SINGLE_LABEL)
+    assert (problem_type_of(1), problem_type_of(2), problem_type_of(3)) == (REGRESSION, SINGLE_LABEL, SINGLE_LABEL)

@@ -15,14 +15,14 @@ from transformers import (
 
 from mosaicbert.config.glue import Protocol
 from mosaicbert.finetune.metrics import SINGLE_LABEL
-from mosaicbert.finetune.model import load_pretrained_tokenizer, longest_input, save_encoder
+from mosaicbert.finetune.model import load_pretrained_tokenizer, max_input_length, save_encoder
 from mosaicbert.finetune.tables import Examples
-from mosaicbert.finetune.trainer import Settings, fine_tune
+from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
 from tests.finetune.encoders import load_fresh, make_examples
 
 _SHAPE = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 _SHAPE |= {"intermediate_size": 48, "pad_token_id": 0, "max_position_embeddings": 40}
-_OTHERS = {  # with what each calls its sizes
+_OTHER_ENCODERS = {  # with what each calls its sizes
     "roberta": RobertaConfig(**_SHAPE | {"pad_token_id": 1}, type_vocab_size=1),
     "electra": ElectraConfig(**_SHAPE, embedding_size=16),
     "distilbert": DistilBertConfig(
@@ -37,14 +37,14 @@ _OTHERS = {  # with what each calls its sizes
 def _settings(**changes):
     protocol = Protocol(epochs=12, batch_size=8, peak_lr=5e-3, weight_decay=1e-6, num_seeds=1)
     fields = {"problem": SINGLE_LABEL, "seed": 19, "shuffle": True, "max_seq_len": 32, "precision": torch.float32}
-    return Settings(**({"protocol": protocol} | fields | changes))
+    return FinetuneSettings(**({"protocol": protocol} | fields | changes))
 
 
-@pytest.mark.parametrize("kind", _OTHERS)
-def test_encoders_of_other_kinds_are_fine_tuned_by_the_same_road(kind, ours, tmp_path):
+@pytest.mark.parametrize("kind", _OTHER_ENCODERS)
+def test_encoders_of_other_kinds_are_fine_tuned_by_the_same_road(kind, mosaicbert_folder, tmp_path):
     torch.manual_seed(0)
-    AutoModelForMaskedLM.from_config(_OTHERS[kind]).save_pretrained(tmp_path / "a")
-    plain = load_pretrained_tokenizer(ours).backend_tokenizer
+    AutoModelForMaskedLM.from_config(_OTHER_ENCODERS[kind]).save_pretrained(tmp_path / "a")
+    plain = load_pretrained_tokenizer(mosaicbert_folder).backend_tokenizer
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     names = ["input_ids", "attention_mask"]  # they tell pairs apart by [SEP] alone
     PreTrainedTokenizerFast(tokenizer_object=plain, model_input_names=names, **special).save_pretrained(tmp_path / "a")
@@ -54,24 +54,26 @@ def test_encoders_of_other_kinds_are_fine_tuned_by_the_same_road(kind, ours, tmp
     (logits,) = fine_tune(model, tokenizer, long, [long], _settings(max_seq_len=64))
     assert logits.shape == (16, 2)
     assert logits.argmax(dim=1).tolist() == long.labels
-    assert longest_input(model, 64) == (38 if kind == "roberta" else 40)
+    assert max_input_length(model, 64) == (38 if kind == "roberta" else 40)
     save_encoder(model, tokenizer, tmp_path / "b")
-    chained = load_fresh(str(tmp_path / "b"), num_labels=3)
-    before, after = model.base_model.state_dict(), chained.base_model.state_dict()
+    reloaded = load_fresh(str(tmp_path / "b"), num_labels=3)
+    before, after = model.base_model.state_dict(), reloaded.base_model.state_dict()
     assert all(torch.equal(after[key], weight.cpu()) for key, weight in before.items())
 
 
-@pytest.mark.parametrize("kind", ["ours", "theirs"])
+@pytest.mark.parametrize("kind", ["mosaicbert_folder", "bert_folder"])
 def test_fine_tuning_learns_a_plain_task_and_repeats_its_bits(kind, request):
     name = request.getfixturevalue(kind)
-    train, others = make_examples(), [make_examples(8), make_examples(6)]
+    train, evaluation_sets = make_examples(), [make_examples(8), make_examples(6)]
 
     def run(**changes):
-        return fine_tune(load_fresh(name), load_pretrained_tokenizer(name), train, others, _settings(**changes))
+        return fine_tune(
+            load_fresh(name), load_pretrained_tokenizer(name), train, evaluation_sets, _settings(**changes)
+        )
 
     logits = run()
-    assert [tuple(found.shape) for found in logits] == [(8, 2), (6, 2)]
-    assert logits[0].argmax(dim=1).tolist() == others[0].labels
+    assert [tuple(set_logits.shape) for set_logits in logits] == [(8, 2), (6, 2)]
+    assert logits[0].argmax(dim=1).tolist() == evaluation_sets[0].labels
     assert all(torch.equal(*pair) for pair in zip(logits, run(), strict=True))
     assert not torch.equal(logits[0], run(shuffle=False)[0])
     assert not torch.equal(logits[0], run(seed=8364)[0])

@@ -25,7 +25,7 @@ _MODEL_FILES = (
     *("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model"),
     *("*.safetensors", "pytorch_model*.bin"),
 )
-_BLOCK = 2**24  # bytes
+_BLOCK_SIZE = 2**24  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class CheckpointSource:
             ConfigError: nothing is.
         """
         if self.run is None:
-            return [self._other_model]
+            return [self._external_checkpoint]
         steps = sorted(step_of(path) for path in self.run.hugging_face.glob(_EXPORTS))
         if self._step is not None:
             if self._step not in steps:
@@ -87,43 +87,45 @@ class CheckpointSource:
             steps = [self._step]
         elif self.config.checkpoints == "newest":
             steps = steps[-1:]
-        if not steps and not self.is_growing():
+        if not steps and not self.may_add_checkpoints():
             raise ConfigError(
                 f"{self.run.path}: no checkpoint has been exported; run `mosaicbert export RECIPE` first."
             )
         return [self._describe(self.run, step) for step in steps]
 
     @cached_property
-    def _other_model(self) -> CheckpointToScore:
+    def _external_checkpoint(self) -> CheckpointToScore:
         path = Path(self.config.model)
         model = str(path) if path.is_dir() else self.config.model  # a shell completes folders with a slash
         return CheckpointToScore(model=model, step=None, pretraining=None, version=_version_of(model))
 
-    def is_growing(self) -> bool:
+    def may_add_checkpoints(self) -> bool:
         """Whether more checkpoints may come: all are wanted, and a process trains the run."""
-        return self._wants_all and self.run is not None and is_locked(self.run.path)
+        return self._scores_all and self.run is not None and is_locked(self.run.path)
 
     @property
-    def _wants_all(self) -> bool:
+    def _scores_all(self) -> bool:
         return self.config.checkpoints == "all" and self._step is None
 
     def has_removed(self, checkpoint: CheckpointToScore) -> bool:
         """Whether a run, of which all checkpoints are wanted, keeps one no longer."""
-        return self._wants_all and self.run is not None and not Path(checkpoint.model).is_dir()
+        return self._scores_all and self.run is not None and not Path(checkpoint.model).is_dir()
 
     def has_replaced(self, checkpoint: CheckpointToScore) -> bool:
         """Whether a run has gone back and trained the step of a checkpoint again."""
         if self.run is None or checkpoint.step is None or checkpoint.pretraining is None:
             return False
-        now = self._describe(self.run, checkpoint.step).pretraining
-        return now is not None and not now.is_same_training(checkpoint.pretraining)
+        current = self._describe(self.run, checkpoint.step).pretraining
+        return current is not None and not current.is_same_training(checkpoint.pretraining)
 
     def _describe(self, run: RunFolder, step: int) -> CheckpointToScore:
         pretraining = None
         try:
             state = read_state(checkpoint_path(run.checkpoints, step))
             environment = json.loads(run.environment.read_text())
-            pretraining = _cost(load_recipe(run.recipe), environment, state["position"], state["training_seconds"])
+            pretraining = _pretraining_cost(
+                load_recipe(run.recipe), environment, state["position"], state["training_seconds"]
+            )
         except CheckpointError:
             pass  # it has been removed, while its export is still there
         return CheckpointToScore(model=str(run.export_of(step)), step=step, pretraining=pretraining)
@@ -143,7 +145,7 @@ def _version_of(model: str) -> str | None:
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _MODEL_FILES):
             digest.update(path.name.encode())
             with path.open("rb") as file:
-                while block := file.read(_BLOCK):
+                while block := file.read(_BLOCK_SIZE):
                     digest.update(block)
     return digest.hexdigest()[:12]
 
@@ -165,8 +167,8 @@ def newest_model(name: str) -> str:
 
 def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
     """The run that a folder is, or is the export of; and the step, if it is that of one."""
-    named = path.parent / path.resolve().name if path.is_symlink() else path  # hf/latest is a step, too
-    for folder, step in ((path, None), (path.parent, None), (path.parent.parent, named)):
+    export = path.parent / path.resolve().name if path.is_symlink() else path  # hf/latest is a step, too
+    for folder, step in ((path, None), (path.parent, None), (path.parent.parent, export)):
         if (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file():
             if step is not None and not fnmatch(step.name, _EXPORTS):
                 return None, None
@@ -174,16 +176,20 @@ def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
     return None, None
 
 
-def _cost(recipe: Recipe, environment: dict[str, Any], position: dict[str, float], seconds: float) -> Pretraining:
+def _pretraining_cost(
+    recipe: Recipe, environment: dict[str, Any], position: dict[str, float], seconds: float
+) -> Pretraining:
     tokens, samples = position["tokens"], position["samples"]
     gpus: list[str] = environment["gpus"]
-    rate = (
+    mask_rate = (
         recipe.data.mask_rate
         if recipe.data.final_mask_rate is None
         else (recipe.data.mask_rate + recipe.data.final_mask_rate) / 2
     )
     # The squares of the lengths are not counted while training; those of equal lengths are the least they can be.
-    flops = training_flops(recipe.model, tokens=tokens, squared_lengths=tokens * tokens / samples, masked=rate * tokens)
+    flops = training_flops(
+        recipe.model, num_tokens=tokens, squared_lengths=tokens * tokens / samples, num_masked=mask_rate * tokens
+    )
     return Pretraining(
         steps=int(position["steps"]),
         tokens=int(tokens),

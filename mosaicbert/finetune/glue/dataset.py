@@ -11,9 +11,9 @@ import pyarrow as pa
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
 from mosaicbert.data.prepare.hub import load_hub_table
-from mosaicbert.finetune.tables import KINDS, Examples, read_file, require_column, text_columns
+from mosaicbert.finetune.tables import TABLE_SUFFIXES, Examples, get_column, get_text_columns, read_file
 
-_PARTIAL = "_partial"  # behind the name of a split that is known to be a part
+_PARTIAL_SUFFIX = "_partial"  # behind the name of a split that is known to be a part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,43 +59,43 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, DataSummary], dict[str, st
     if not is_local and (config.data.startswith((".", "/", "~")) or config.data.count("/") > 1):
         raise ConfigError(f"glue.data={config.data}: no such folder; give one, or a dataset's name on the Hub.")
     available: dict[str, DataSummary] = {}
-    left_out: dict[str, str] = {}
+    skip_reasons: dict[str, str] = {}
     for name in config.tasks:
-        found = _look(config, name) if is_local else DataSummary()
-        if isinstance(found, DataSummary):
-            available[name] = found
+        summary = _summarize(config, name) if is_local else DataSummary()
+        if isinstance(summary, DataSummary):
+            available[name] = summary
         else:
-            left_out[name] = found
-    chained = [name for name in available if config.starts_from_mnli(name)]
-    if chained and MNLI not in available:
-        why = left_out.get(MNLI, "glue.tasks leaves it out")
+            skip_reasons[name] = summary
+    mnli_tasks = [name for name in available if config.is_initialized_from_mnli(name)]
+    if mnli_tasks and MNLI not in available:
+        reason = skip_reasons.get(MNLI, "glue.tasks leaves it out")
         raise ConfigError(
-            f"glue.init_from_mnli=true begins {', '.join(chained)} with the model fine-tuned on MNLI, which is not "
-            f"there ({why}); give its data, or set glue.init_from_mnli=false."
+            f"glue.init_from_mnli=true begins {', '.join(mnli_tasks)} with the model fine-tuned on MNLI, which is not "
+            f"there ({reason}); give its data, or set glue.init_from_mnli=false."
         )
     if not available:
-        raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(left_out.values())}.")
-    return available, left_out
+        raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(skip_reasons.values())}.")
+    return available, skip_reasons
 
 
-def _look(config: GlueConfig, name: str) -> DataSummary | str:
+def _summarize(config: GlueConfig, name: str) -> DataSummary | str:
     """What there is of a task in a folder, or why it cannot be scored."""
     task, sizes, digest = TASKS[name], dict[str, int](), hashlib.sha256()
-    for split, official in task.num_examples.items():
-        files = _find(config, name, split)
-        if not files and _find(replace(config, partial_data=True), name, split):
+    for split, num_official in task.num_examples.items():
+        files = _find_files(config, name, split)
+        if not files and _find_files(replace(config, partial_data=True), name, split):
             return f"{Path(config.data) / name}: only a part of {split} is there; glue.partial_data=true takes it"
         if not files:
-            return f"{Path(config.data) / name}: no {split}{{{','.join(KINDS)}}}, nor {split}-*-of-*.parquet"
+            return f"{Path(config.data) / name}: no {split}{{{','.join(TABLE_SUFFIXES)}}}, nor {split}-*-of-*.parquet"
         table = _read_files(files, task)
         sizes[split] = table.num_rows
-        if table.num_rows < official and not config.partial_data:
+        if table.num_rows < num_official and not config.partial_data:
             asked = "glue.partial_data=true takes it as it is"
-            return f"{files[0]}: {table.num_rows:,} examples of {official:,}; {asked}"
-        known = [table.column(name) for name in (*task.columns, "label") if name in table.column_names]
+            return f"{files[0]}: {table.num_rows:,} examples of {num_official:,}; {asked}"
+        columns = [table.column(name) for name in (*task.columns, "label") if name in table.column_names]
         # Numbers as they are trained on, of whatever precision the file is.
-        known = [column.cast(pa.float32()) if pa.types.is_floating(column.type) else column for column in known]
-        for row in zip(*(column.to_pylist() for column in known), strict=True):
+        columns = [column.cast(pa.float32()) if pa.types.is_floating(column.type) else column for column in columns]
+        for row in zip(*(column.to_pylist() for column in columns), strict=True):
             digest.update(repr(row).encode())
     return DataSummary(sizes=sizes, digest=digest.hexdigest()[:12])
 
@@ -108,7 +108,7 @@ def read_glue_task(config: GlueConfig, name: str) -> GlueTaskData:
     """
     task = TASKS[name]
     splits = {split: _read_split(config, name, split) for split in task.num_examples}
-    is_partial = any(len(splits[split]) < official for split, official in task.num_examples.items())
+    is_partial = any(len(splits[split]) < num_official for split, num_official in task.num_examples.items())
     if is_partial and not config.partial_data:
         raise ConfigError(
             f"{config.data}: {task.title} has fewer examples than the official splits; glue.partial_data=true takes it "
@@ -120,20 +120,20 @@ def read_glue_task(config: GlueConfig, name: str) -> GlueTaskData:
 
 
 def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
-    files = _find(config, name, split)
+    files = _find_files(config, name, split)
     if files:
         return _examples(TASKS[name], _read_files(files, TASKS[name]), str(files[0]))
     table = load_hub_table(config.data, name, split, config.revision)
     return _examples(TASKS[name], table, f"{config.data} ({name}, {split})")
 
 
-def _examples(task: GlueTask, table: pa.Table, place: str) -> Examples:
-    labels = require_column(table, "label", place).to_pylist()
+def _examples(task: GlueTask, table: pa.Table, source: str) -> Examples:
+    labels = get_column(table, "label", source).to_pylist()
     for row, label in enumerate(labels, start=1):
         if not _is_label(task, label):
             asked = f"a class from 0 to {task.num_labels - 1}" if task.num_labels > 1 else "a number"
-            raise ConfigError(f"{place}: row {row} has label {label!r}; {task.title} has {asked}.")
-    return Examples(texts=text_columns(table, task.columns, place), labels=labels)
+            raise ConfigError(f"{source}: row {row} has label {label!r}; {task.title} has {asked}.")
+    return Examples(texts=get_text_columns(table, task.columns, source), labels=labels)
 
 
 def _is_label(task: GlueTask, label: Any) -> bool:
@@ -146,10 +146,10 @@ def _read_files(files: list[Path], task: GlueTask) -> pa.Table:
     return pa.concat_tables([read_file(path, task.columns) for path in files])
 
 
-def _find(config: GlueConfig, name: str, split: str) -> list[Path]:
+def _find_files(config: GlueConfig, name: str, split: str) -> list[Path]:
     """The file of a split; or its shards, as the Hub's own copy has them."""
     folder = Path(config.data) / name
-    endings = ["", _PARTIAL] if config.partial_data else [""]
-    candidates = [folder / f"{split}{ending}{kind}" for ending in endings for kind in KINDS]
-    whole = next((path for path in candidates if path.is_file()), None)
-    return sorted(folder.glob(f"{split}-*-of-*.parquet")) if whole is None else [whole]
+    suffixes = ["", _PARTIAL_SUFFIX] if config.partial_data else [""]
+    candidates = [folder / f"{split}{ending}{kind}" for ending in suffixes for kind in TABLE_SUFFIXES]
+    file = next((path for path in candidates if path.is_file()), None)
+    return sorted(folder.glob(f"{split}-*-of-*.parquet")) if file is None else [file]

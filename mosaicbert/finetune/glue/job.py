@@ -16,9 +16,9 @@ from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import partial_path, replace_folder
 from mosaicbert.finetune.glue.checkpoints import CheckpointToScore
 from mosaicbert.finetune.glue.dataset import GlueTaskData, read_glue_task
-from mosaicbert.finetune.metrics import compute_metrics, problem_of
+from mosaicbert.finetune.metrics import compute_metrics, problem_type_of
 from mosaicbert.finetune.model import load_classifier, load_pretrained_tokenizer, save_encoder
-from mosaicbert.finetune.trainer import Settings, fine_tune
+from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
 from mosaicbert.train.composer import release_memory
 from mosaicbert.train.device import choose_precision
 
@@ -62,26 +62,26 @@ def run_job(job: GlueJob) -> GlueResult:
     """
     logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
     task, config = TASKS[job.task], job.config
-    data, problem = _read_data(config, job.task), problem_of(task.num_labels)
+    data, problem_type = _read_data(config, job.task), problem_type_of(task.num_labels)
     precision, _ = choose_precision("fp32" if task.needs_fp32 else config.precision, "glue.precision")
-    settings = Settings(
+    settings = FinetuneSettings(
         protocol=config.protocol_of(job.task),
-        problem=problem,
+        problem_type=problem_type,
         seed=job.seed,
         shuffle=config.shuffle,
         max_seq_len=config.max_seq_len,
         precision=precision,
     )
     tokenizer = load_pretrained_tokenizer(job.model)
-    model = load_classifier(job.model, num_labels=task.num_labels, problem=problem, seed=job.seed)
-    began = time.monotonic()
+    model = load_classifier(job.model, num_labels=task.num_labels, problem_type=problem_type, seed=job.seed)
+    start_time = time.monotonic()
     logits = fine_tune(model, tokenizer, data.train, list(data.validation.values()), settings)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start_time
     metrics: dict[str, float] = {}
-    for (suffix, examples), predicted in zip(data.validation.items(), logits, strict=True):
+    for (suffix, examples), split_logits in zip(data.validation.items(), logits, strict=True):
         names = tuple(dict.fromkeys(name.removesuffix(suffix) for name in task.metrics if name.endswith(suffix)))
-        found = compute_metrics(names, problem, predicted, torch.tensor(examples.labels))
-        metrics |= {f"{name}{suffix}": value for name, value in found.items()}
+        values = compute_metrics(names, problem_type, split_logits, torch.tensor(examples.labels))
+        metrics |= {f"{name}{suffix}": value for name, value in values.items()}
     if job.save_to is not None:
         partial = partial_path(job.save_to)
         shutil.rmtree(partial, ignore_errors=True)

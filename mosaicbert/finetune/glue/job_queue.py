@@ -15,9 +15,9 @@ from typing import Any, Literal
 from mosaicbert.config import ConfigError
 from mosaicbert.processes import end_with_parent
 
-_ATTEMPTS = 2
-_TICK_SECONDS = 0.5
-_PATIENCE_SECONDS = 10.0  # for a process that is to end by itself
+_MAX_ATTEMPTS = 2
+_POLL_SECONDS = 0.5
+_JOIN_TIMEOUT_SECONDS = 10.0  # for a process that is to end by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Job:
 
     name: str
     payload: Any
-    needs: str | None = None
+    depends_on: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class JobEvent:
         details: the traceback, if there is one.
     """
 
-    kind: Literal["started", "done", "tried again", "failed", "left out"]
+    kind: Literal["started", "done", "retried", "failed", "skipped"]
     job: Job
     result: Any = None
     reason: str = ""
@@ -55,7 +55,7 @@ class JobEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer:
+class _Outcome:
     """What a process says of a job: its result, or why there is none. An error may have left the device unusable."""
 
     result: Any = None
@@ -72,7 +72,7 @@ class _Worker:
     process: Any = None
     connection: Connection | None = None
     job: Job | None = None
-    since: float = field(default=0.0)
+    start_time: float = field(default=0.0)
     is_cancelled: bool = False  # its job has been removed from the queue
 
 
@@ -105,13 +105,13 @@ class JobQueue:
             if worker.job is not None:
                 worker.process.kill()  # all of them before any is waited for: the user may interrupt the waiting
         for worker in self._workers:
-            self._end(worker)
+            self._stop_process(worker)
 
     @property
     def running(self) -> list[tuple[Job, float]]:
         """The jobs under way, and for how many seconds."""
         now = time.monotonic()
-        return [(worker.job, now - worker.since) for worker in self._workers if worker.job is not None]
+        return [(worker.job, now - worker.start_time) for worker in self._workers if worker.job is not None]
 
     def add(self, jobs: Iterable[Job]) -> None:
         """Puts jobs behind those that wait."""
@@ -130,91 +130,91 @@ class JobQueue:
     def events(self) -> Generator[JobEvent | None]:
         """Yields what happens until nothing is left to do; and None from time to time, when more may be added."""
         while self.pending or self.running:
-            yield from self._leave_out()
-            yield from self._start()
-            yield from self._collect()
+            yield from self._skip_blocked_jobs()
+            yield from self._start_jobs()
+            yield from self._collect_results()
             yield None
 
-    def _leave_out(self) -> Generator[JobEvent]:
-        while (job := next((job for job in self.pending if job.needs in self._failed), None)) is not None:
+    def _skip_blocked_jobs(self) -> Generator[JobEvent]:
+        while (job := next((job for job in self.pending if job.depends_on in self._failed), None)) is not None:
             self.pending.remove(job)
             self._failed.add(job.name)
-            yield JobEvent(kind="left out", job=job, reason=f"it needs {job.needs}, which has failed")
+            yield JobEvent(kind="skipped", job=job, reason=f"it needs {job.depends_on}, which has failed")
 
-    def _start(self) -> Generator[JobEvent]:
+    def _start_jobs(self) -> Generator[JobEvent]:
         for worker in self._workers:
-            ready = next((job for job in self.pending if job.needs is None or job.needs in self._done), None)
+            ready = next((job for job in self.pending if job.depends_on is None or job.depends_on in self._done), None)
             if worker.job is not None or ready is None:
                 continue
             self.pending.remove(ready)
             if worker.process is not None and not worker.process.is_alive():
-                self._end(worker)  # while it was at nothing
+                self._stop_process(worker)  # while it was at nothing
             if worker.process is None:
-                self._begin(worker)
-            worker.job, worker.since, worker.is_cancelled = ready, time.monotonic(), False
+                self._start_process(worker)
+            worker.job, worker.start_time, worker.is_cancelled = ready, time.monotonic(), False
             assert worker.connection is not None
             with contextlib.suppress(OSError):  # it has just died, which is seen when it is asked for the result
                 worker.connection.send(ready.payload)
             yield JobEvent(kind="started", job=ready)
 
-    def _collect(self) -> Generator[JobEvent]:
-        busy = {worker.connection: worker for worker in self._workers if worker.job is not None}
-        for connection in wait([one for one in busy if one is not None], timeout=_TICK_SECONDS):
+    def _collect_results(self) -> Generator[JobEvent]:
+        busy_workers = {worker.connection: worker for worker in self._workers if worker.job is not None}
+        for connection in wait([one for one in busy_workers if one is not None], timeout=_POLL_SECONDS):
             assert isinstance(connection, Connection)
-            worker = busy[connection]
+            worker = busy_workers[connection]
             job, worker.job = worker.job, None
             assert job is not None
             try:
-                answer: _Answer = connection.recv()
+                outcome: _Outcome = connection.recv()
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                answer = _Answer(reason=f"its process ended with {worker.process.exitcode}", is_usable=False)
-            if not answer.is_usable:
-                self._end(worker)
+                outcome = _Outcome(reason=f"its process ended with {worker.process.exitcode}", is_usable=False)
+            if not outcome.is_usable:
+                self._stop_process(worker)
             if worker.is_cancelled:
                 continue
-            if not answer.reason:
+            if not outcome.reason:
                 self._done.add(job.name)
-                yield JobEvent(kind="done", job=job, result=answer.result)
+                yield JobEvent(kind="done", job=job, result=outcome.result)
                 continue
             self._attempts[job.name] = self._attempts.get(job.name, 0) + 1
-            is_last = self._attempts[job.name] >= _ATTEMPTS
+            is_last = self._attempts[job.name] >= _MAX_ATTEMPTS
             if is_last:
                 self._failed.add(job.name)
             else:
                 self.pending.insert(0, job)  # others may wait for it
-            kind = "failed" if is_last else "tried again"
-            yield JobEvent(kind=kind, job=job, reason=answer.reason, details=answer.details)
+            kind = "failed" if is_last else "retried"
+            yield JobEvent(kind=kind, job=job, reason=outcome.reason, details=outcome.details)
 
-    def _begin(self, worker: _Worker) -> None:
+    def _start_process(self, worker: _Worker) -> None:
         context = multiprocessing.get_context("spawn")
-        worker.connection, theirs = context.Pipe()
-        worker.process = context.Process(target=_work, args=(self.function, theirs), daemon=False)
-        before = {name: os.environ.get(name) for name in worker.environment}
+        worker.connection, child_connection = context.Pipe()
+        worker.process = context.Process(target=_run_worker, args=(self.function, child_connection), daemon=False)
+        previous_values = {name: os.environ.get(name) for name in worker.environment}
         os.environ.update(worker.environment)  # what a process inherits, it has before its first import
         try:
             worker.process.start()
         finally:
-            for name, value in before.items():
+            for name, value in previous_values.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
-        theirs.close()
+        child_connection.close()
 
-    def _end(self, worker: _Worker) -> None:
+    def _stop_process(self, worker: _Worker) -> None:
         if worker.process is not None:
             assert worker.connection is not None
             worker.connection.close()  # one that is at nothing ends by itself
             if worker.job is not None:
                 worker.process.kill()
-            worker.process.join(_PATIENCE_SECONDS)
+            worker.process.join(_JOIN_TIMEOUT_SECONDS)
             worker.process.kill()
             worker.process.join()
             worker.process = worker.connection = worker.job = None
 
 
-def _work(function: Callable[[Any], Any], connection: Connection) -> None:
+def _run_worker(function: Callable[[Any], Any], connection: Connection) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a terminal's interrupt is for the process that keeps the ledger
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -224,10 +224,10 @@ def _work(function: Callable[[Any], Any], connection: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = _Answer(result=function(payload))
+            outcome = _Outcome(result=function(payload))
         except ConfigError as error:
-            answer = _Answer(reason=str(error))
+            outcome = _Outcome(reason=str(error))
         except Exception as error:  # whatever it is, the queue goes on, and says it
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            answer = _Answer(reason=reason, details=traceback.format_exc(), is_usable=False)
-        connection.send(answer)
+            outcome = _Outcome(reason=reason, details=traceback.format_exc(), is_usable=False)
+        connection.send(outcome)

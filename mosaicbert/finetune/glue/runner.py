@@ -28,25 +28,27 @@ def run_jobs(plan: ScoringPlan, console: Console) -> bool:
     Returns:
         Whether a job has failed in all its attempts.
     """
-    has_failed, is_growing = False, True
+    has_failed, may_add_checkpoints = False, True
     with (
         JobQueue(run_job, worker_environments(plan.config.num_processes)) as queue,
         Live(console=console, auto_refresh=False, transient=True) as live,
     ):
-        while is_growing or queue.pending:
-            is_growing = plan.source.is_growing()  # before polling: the checkpoints of the run's end are not missed
+        while may_add_checkpoints or queue.pending:
+            may_add_checkpoints = (
+                plan.source.may_add_checkpoints()
+            )  # before polling: the checkpoints of the run's end are not missed
             plan.update_queue(queue)
             last_poll = time.monotonic()
             for event in queue.events():
-                if event is not None and not _drop_if_removed(plan, queue, event, console):
-                    has_failed |= event.kind in ("failed", "left out")
+                if event is not None and not _skip_removed_checkpoint(plan, queue, event, console):
+                    has_failed |= event.kind in ("failed", "skipped")
                     _handle_event(plan, event, console)
                 if console.is_terminal:
                     live.update(progress_table(plan, queue), refresh=True)
-                if is_growing and time.monotonic() - last_poll > _POLL_SECONDS:
+                if may_add_checkpoints and time.monotonic() - last_poll > _POLL_SECONDS:
                     plan.update_queue(queue)
                     last_poll = time.monotonic()
-            if is_growing:
+            if may_add_checkpoints:
                 time.sleep(_POLL_SECONDS)
     return has_failed
 
@@ -60,16 +62,16 @@ def worker_environments(num_processes: int | None) -> list[dict[str, str]]:
     """
     num_gpus = torch.cuda.device_count()
     if num_gpus:
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        visible_gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         # CUDA takes them up to the first that it does not know.
-        gpus = visible[:num_gpus] if len(visible) >= num_gpus else [str(number) for number in range(num_gpus)]
-        count = num_processes or num_gpus
-        return [{"CUDA_VISIBLE_DEVICES": gpus[number % num_gpus]} for number in range(count)]
-    count = num_processes or 1
-    return [{"OMP_NUM_THREADS": str(max(1, count_cpus() // count))} for _ in range(count)]
+        gpus = visible_gpus[:num_gpus] if len(visible_gpus) >= num_gpus else [str(number) for number in range(num_gpus)]
+        num_workers = num_processes or num_gpus
+        return [{"CUDA_VISIBLE_DEVICES": gpus[number % num_gpus]} for number in range(num_workers)]
+    num_workers = num_processes or 1
+    return [{"OMP_NUM_THREADS": str(max(1, count_cpus() // num_workers))} for _ in range(num_workers)]
 
 
-def _drop_if_removed(plan: ScoringPlan, queue: JobQueue, event: JobEvent, console: Console) -> bool:
+def _skip_removed_checkpoint(plan: ScoringPlan, queue: JobQueue, event: JobEvent, console: Console) -> bool:
     checkpoint: CheckpointToScore = event.job.payload.checkpoint
     if event.kind in ("started", "done") or not plan.source.has_removed(checkpoint):
         return False

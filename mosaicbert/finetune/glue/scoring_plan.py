@@ -99,7 +99,7 @@ class ScoringPlan:
         is_outdated = checkpoint not in self.checkpoints or self.source.has_replaced(checkpoint)
         if is_outdated or (payload.task, payload.seed) not in self.missing_scores(checkpoint):
             return None
-        starts_from_mnli = self.config.starts_from_mnli(payload.task)
+        is_initialized_from_mnli = self.config.is_initialized_from_mnli(payload.task)
         score = Score(
             model=checkpoint.identity,
             step=checkpoint.step,
@@ -108,8 +108,8 @@ class ScoringPlan:
             metrics=result.metrics,
             protocol=self.protocols[payload.task],
             settings=self.settings[payload.task],
-            initialized_from=MNLI if starts_from_mnli else PRETRAINED,
-            is_partial=result.is_partial or (starts_from_mnli and self._is_mnli_partial(checkpoint)),
+            initialized_from=MNLI if is_initialized_from_mnli else PRETRAINED,
+            is_partial=result.is_partial or (is_initialized_from_mnli and self._is_mnli_partial(checkpoint)),
             seconds=result.seconds,
             pretraining=checkpoint.pretraining,
             environment=result.environment,
@@ -124,7 +124,7 @@ class ScoringPlan:
         needed = {
             self._mnli_folder(checkpoint)
             for checkpoint in self.checkpoints
-            if any(self.config.starts_from_mnli(task) for task, _ in self.missing_scores(checkpoint))
+            if any(self.config.is_initialized_from_mnli(task) for task, _ in self.missing_scores(checkpoint))
         }
         for path in self.source.work_folder.iterdir():
             final = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
@@ -137,7 +137,7 @@ class ScoringPlan:
 
     def _jobs(self, checkpoint: CheckpointToScore) -> Iterator[Job]:
         missing = self.missing_scores(checkpoint)
-        needs_mnli = any(self.config.starts_from_mnli(task) for task, _ in missing)
+        needs_mnli = any(self.config.is_initialized_from_mnli(task) for task, _ in missing)
         mnli = (MNLI, SEEDS[0])
         folder = self._mnli_folder(checkpoint) if needs_mnli else None
         if folder is not None and mnli in missing:
@@ -147,7 +147,7 @@ class ScoringPlan:
         # First the job that others wait for, then the longest ones.
         missing.sort(key=lambda pair: (pair != mnli, -self._num_examples(pair[0])))
         for task, seed in missing:
-            start = folder if self.config.starts_from_mnli(task) else None
+            start = folder if self.config.is_initialized_from_mnli(task) else None
             payload = GlueJob(
                 config=self.config,
                 checkpoint=checkpoint,
@@ -156,8 +156,8 @@ class ScoringPlan:
                 model=checkpoint.model if start is None else str(start),
                 save_to=folder if (task, seed) == mnli else None,
             )
-            needs = None if start is None or start.is_dir() else _job_name(checkpoint, *mnli)
-            yield Job(name=_job_name(checkpoint, task, seed), payload=payload, needs=needs)
+            depends_on = None if start is None or start.is_dir() else _job_name(checkpoint, *mnli)
+            yield Job(name=_job_name(checkpoint, task, seed), payload=payload, depends_on=depends_on)
 
     def _num_examples(self, task: str) -> int:
         return TASKS[task].num_examples["train"] * self.config.protocol_of(task).epochs

@@ -35,7 +35,7 @@ def describe_settings(config: GlueConfig, task: str, summaries: Mapping[str, Dat
 
     return {
         "protocol": protocol(task),
-        "mnli": protocol(MNLI) if config.starts_from_mnli(task) else None,
+        "mnli": protocol(MNLI) if config.is_initialized_from_mnli(task) else None,
         "shuffle": config.shuffle,
         "max_seq_len": config.max_seq_len,
         "data": None if is_known_data else f"{config.data}@{config.revision}",

@@ -20,13 +20,13 @@ from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import write_file
 from mosaicbert.finetune.glue.checkpoints import newest_model
 from mosaicbert.finetune.metrics import REGRESSION
-from mosaicbert.finetune.model import load_classifier, load_pretrained_tokenizer, with_fresh_weights
+from mosaicbert.finetune.model import load_classifier, load_pretrained_tokenizer, with_random_weights
 from mosaicbert.finetune.task.dataset import TaskDataset, read_task_dataset
 from mosaicbert.finetune.task.export import export_classifier
-from mosaicbert.finetune.task.labels import PROBLEMS
+from mosaicbert.finetune.task.labels import PROBLEM_TYPES
 from mosaicbert.finetune.task.plots import draw_predictions
 from mosaicbert.finetune.task.report import evaluate, label_arrays, prediction_lines, write_report
-from mosaicbert.finetune.trainer import Settings, fine_tune
+from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
 from mosaicbert.train.composer import release_memory
 from mosaicbert.train.device import choose_precision
 
@@ -71,10 +71,12 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     logging.disable_progress_bar()
 
     name = newest_model(recipe.model)
-    settings = _fine_tuning_settings(recipe.train, PROBLEMS[recipe.data.kind], recipe.seed)
+    settings = _fine_tuning_settings(recipe.train, PROBLEM_TYPES[recipe.data.kind], recipe.seed)
     data = read_task_dataset(recipe.data)
     tokenizer = load_pretrained_tokenizer(name)
-    model = load_classifier(name, num_labels=data.labels.num_outputs, problem=settings.problem, seed=recipe.seed)
+    model = load_classifier(
+        name, num_labels=data.labels.num_outputs, problem_type=settings.problem_type, seed=recipe.seed
+    )
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "recipe.yaml")
     print_line(console, f"{name}: {len(data.train):,} examples to train on, {len(data.validation):,} to validate")
@@ -82,7 +84,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     baseline: dict[str, Any] = {}
     if recipe.train.compare_with_random_weights:
         console.print("from random weights, to compare with ...")
-        fit = _fit(with_fresh_weights(model, recipe.seed), tokenizer, data, settings, console)
+        fit = _fit(with_random_weights(model, recipe.seed), tokenizer, data, settings, console)
         baseline = {"random_weights": evaluate(data, fit.validation_logits)}
         release_memory()
     console.print("fine-tuning ...")
@@ -129,10 +131,10 @@ def _check_run_folder(recipe: FinetuneRecipe, path: Path, *, is_finished: bool) 
         )
 
 
-def _fine_tuning_settings(config: FinetuneConfig, problem: str, seed: int) -> Settings:
+def _fine_tuning_settings(config: FinetuneConfig, problem_type: str, seed: int) -> FinetuneSettings:
     # In bf16 predicted numbers have three digits, and many are equal. The paper trains STS-B in fp32, too.
-    precision, _ = choose_precision("fp32" if problem == REGRESSION else config.precision)
-    return Settings(
+    precision, _ = choose_precision("fp32" if problem_type == REGRESSION else config.precision)
+    return FinetuneSettings(
         protocol=Protocol(
             epochs=config.epochs,
             batch_size=config.batch_size,
@@ -140,7 +142,7 @@ def _fine_tuning_settings(config: FinetuneConfig, problem: str, seed: int) -> Se
             weight_decay=config.weight_decay,
             num_seeds=1,
         ),
-        problem=problem,
+        problem_type=problem_type,
         seed=seed,
         shuffle=True,
         max_seq_len=config.max_seq_len,
@@ -152,7 +154,7 @@ def _fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     data: TaskDataset,
-    settings: Settings,
+    settings: FinetuneSettings,
     console: Console,
 ) -> _FitResult:
     inputs = [data.validation] if data.predict is None else [data.validation, data.predict]

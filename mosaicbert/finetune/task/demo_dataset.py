@@ -8,11 +8,11 @@ from mosaicbert.data.prepare.tokenize import hash_text
 from mosaicbert.finetune.tables import Examples
 
 _NUM_PACKAGES = 12
-_LEAST_CHARACTERS = 80
-_STAND_IN = "package"
+_MIN_CHARACTERS = 80
+_REPLACEMENT = "package"
 
 
-def read_packages(texts_per_package: int = 200) -> tuple[Examples, list[str]]:
+def read_demo_examples(max_texts_per_package: int = 200) -> tuple[Examples, list[str]]:
     """Texts of the packages that have the most, as many of each; the same for the same environment.
 
     A package's own name would give it away: wherever it stands, it is replaced by "package".
@@ -25,14 +25,14 @@ def read_packages(texts_per_package: int = 200) -> tuple[Examples, list[str]]:
     """
     by_package: defaultdict[str, set[str]] = defaultdict(set)
     for text, package in read_package_documentation():
-        hidden = re.sub(re.escape(package), _STAND_IN, text, flags=re.IGNORECASE)
-        if len(hidden) >= _LEAST_CHARACTERS:
-            by_package[package].add(hidden)
+        anonymous_text = re.sub(re.escape(package), _REPLACEMENT, text, flags=re.IGNORECASE)
+        if len(anonymous_text) >= _MIN_CHARACTERS:
+            by_package[package].add(anonymous_text)
     largest = sorted(by_package, key=lambda package: (-len(by_package[package]), package))[:_NUM_PACKAGES]
     texts, packages = list[str](), list[str]()
     for package in largest:
         # By the low bits: the high ones decide on what is held out.
-        chosen = sorted(by_package[package], key=lambda text: hash_text(text)[1])[:texts_per_package]
-        texts += chosen
-        packages += [package] * len(chosen)
+        selected_texts = sorted(by_package[package], key=lambda text: hash_text(text)[1])[:max_texts_per_package]
+        texts += selected_texts
+        packages += [package] * len(selected_texts)
     return Examples(texts=(texts,), labels=None), packages

@@ -10,7 +10,7 @@ from mosaicbert.config import TrainingFault
 from mosaicbert.export.remote_code import AUTO_MAP, write_remote_code
 from mosaicbert.filesystem import partial_path, replace_folder
 from mosaicbert.finetune.collator import ClassificationCollator, encode
-from mosaicbert.finetune.model import is_unpadded, longest_input, padding_of
+from mosaicbert.finetune.model import is_unpadded, max_input_length, pad_token_id_of
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset
 
@@ -51,9 +51,9 @@ def export_classifier(
 
 def _check_logits(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> None:
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    encoded = encode(tokenizer, examples, longest_input(model, _MAX_PROBE_LENGTH))[:_NUM_PROBES]
+    encoded = encode(tokenizer, examples, max_input_length(model, _MAX_PROBE_LENGTH))[:_NUM_PROBES]
     # Padded, as the users of the folder will call it.
-    batch = ClassificationCollator(is_unpadded=False, pad_token_id=padding_of(tokenizer))(encoded)
+    batch = ClassificationCollator(is_unpadded=False, pad_token_id=pad_token_id_of(tokenizer))(encoded)
     del batch["labels"]
     with torch.no_grad():
         difference = float((model(**batch).logits - reloaded(**batch).logits).abs().max())

@@ -9,7 +9,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.tables import Label
 
-PROBLEMS = {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}
+PROBLEM_TYPES = {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}
 SEPARATOR = ";"  # between the labels of one cell
 
 
@@ -22,11 +22,11 @@ class LabelSet:
         names: of the classes, in their order; empty for numbers.
     """
 
-    problem: str
+    problem_type: str
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, kind: str, column: Sequence[Any], place: str) -> "LabelSet":
+    def of(cls, kind: str, column: Sequence[Any], source: str) -> "LabelSet":
         """Finds the classes of a training column, sorted: numbers by size, names by letters.
 
         Args:
@@ -37,51 +37,54 @@ class LabelSet:
         Raises:
             ConfigError: a cell is empty or of another kind, or there are fewer than two classes.
         """
-        problem = PROBLEMS[kind]
-        if problem == REGRESSION:
-            return cls(problem=problem, names=())
-        if problem == MULTI_LABEL and _are_multi_hot(column):
+        problem_type = PROBLEM_TYPES[kind]
+        if problem_type == REGRESSION:
+            return cls(problem_type=problem_type, names=())
+        if problem_type == MULTI_LABEL and _is_multi_hot(column):
             raise ConfigError(
-                f"{place}: each row holds {len(column[0])} marks of 0 and 1; give the names of the classes that apply."
+                f"{source}: each row holds {len(column[0])} marks of 0 and 1; give the names of the classes that apply."
             )
-        found = {name for row, cell in enumerate(column) for name in _class_names_in(problem, cell, row, place)}
-        if len(found) < 2:
+        class_names = {
+            name for row, cell in enumerate(column) for name in _class_names_in(problem_type, cell, row, source)
+        }
+        if len(class_names) < 2:
             raise ConfigError(
-                f"{place}: fewer than two classes occur ({', '.join(found) or 'none'}); give examples of two at least."
+                f"{source}: fewer than two classes occur ({', '.join(class_names) or 'none'}); give "
+                "examples of two at least."
             )
-        return cls(problem=problem, names=tuple(sorted(found, key=_sort_key)))
+        return cls(problem_type=problem_type, names=tuple(sorted(class_names, key=_sort_key)))
 
     @property
     def num_outputs(self) -> int:
         """Of the classifier."""
         return max(1, len(self.names))
 
-    def encode(self, column: Sequence[Any], place: str) -> list[Label]:
+    def encode(self, column: Sequence[Any], source: str) -> list[Label]:
         """The labels of a column: classes by number, 0 and 1 for each class, or numbers.
 
         Raises:
             ConfigError: a cell is empty or of another kind, or names a class that the training data have not.
         """
-        if self.problem == REGRESSION:
-            return [_regression_label(cell, row, place) for row, cell in enumerate(column)]
+        if self.problem_type == REGRESSION:
+            return [_regression_label(cell, row, source) for row, cell in enumerate(column)]
         index = {name: number for number, name in enumerate(self.names)}
         encoded: list[Label] = []
         for row, cell in enumerate(column):
-            names = _class_names_in(self.problem, cell, row, place)
+            names = _class_names_in(self.problem_type, cell, row, source)
             unknown = [name for name in names if name not in index]
             if unknown:
                 raise ConfigError(
-                    f"{place}: row {row + 1} has class {unknown[0]!r}, which no training example has; add one, or "
+                    f"{source}: row {row + 1} has class {unknown[0]!r}, which no training example has; add one, or "
                     "leave the row out."
                 )
-            if self.problem == SINGLE_LABEL:
+            if self.problem_type == SINGLE_LABEL:
                 encoded.append(index[names[0]])
             else:
                 encoded.append([int(name in names) for name in self.names])
         return encoded
 
 
-def _are_multi_hot(column: Sequence[Any]) -> bool:
+def _is_multi_hot(column: Sequence[Any]) -> bool:
     """Whether a column holds, for each class, whether it applies, instead of names."""
     if not column or not all(isinstance(cell, list) for cell in column):
         return False
@@ -89,29 +92,29 @@ def _are_multi_hot(column: Sequence[Any]) -> bool:
     return is_even and all(mark in (0, 1) for cell in column for mark in cell)
 
 
-def _class_names_in(problem: str, cell: Any, row: int, place: str) -> list[str]:
-    if problem == MULTI_LABEL:
+def _class_names_in(problem_type: str, cell: Any, row: int, source: str) -> list[str]:
+    if problem_type == MULTI_LABEL:
         cells = cell.split(SEPARATOR) if isinstance(cell, str) else cell
         if not isinstance(cells, list) or None in cells:
             raise ConfigError(
-                f"{place}: row {row + 1} holds {cell!r}; several labels are a list, or stand with {SEPARATOR} between."
+                f"{source}: row {row + 1} holds {cell!r}; several labels are a list, or stand with {SEPARATOR} between."
             )
         return [name for one in cells if (name := str(one).strip())]
     if cell is None or isinstance(cell, (list, dict)) or (isinstance(cell, float) and not cell.is_integer()):
-        raise ConfigError(f"{place}: row {row + 1} holds {cell!r}, which is no class; see data.kind.")
+        raise ConfigError(f"{source}: row {row + 1} holds {cell!r}, which is no class; see data.kind.")
     name = str(int(cell) if isinstance(cell, float) else cell).strip()
     if not name:
-        raise ConfigError(f"{place}: row {row + 1} has no class; fill it in, or leave the row out.")
+        raise ConfigError(f"{source}: row {row + 1} has no class; fill it in, or leave the row out.")
     return [name]
 
 
-def _regression_label(cell: Any, row: int, place: str) -> float:
+def _regression_label(cell: Any, row: int, source: str) -> float:
     try:
         value = float(cell)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"{place}: row {row + 1} holds {cell!r}, which is no number; mend it, or see data.kind.")
+        raise ConfigError(f"{source}: row {row + 1} holds {cell!r}, which is no number; mend it, or see data.kind.")
     return value
 
 

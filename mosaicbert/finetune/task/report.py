@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
-from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics, predict
+from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics, predict_labels
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset
 from mosaicbert.finetune.task.labels import LabelSet
@@ -28,8 +28,8 @@ def evaluate(data: TaskDataset, logits: Tensor) -> dict[str, float]:
         data: Dataset of the task.
         logits: (N, L) of the validation examples.
     """
-    problem = data.labels.problem
-    return compute_metrics(_METRICS[problem], problem, logits, torch.tensor(data.validation.labels))
+    problem_type = data.labels.problem_type
+    return compute_metrics(_METRICS[problem_type], problem_type, logits, torch.tensor(data.validation.labels))
 
 
 def prediction_lines(labels: LabelSet, examples: Examples, logits: Tensor, split: str) -> Iterator[str]:
@@ -41,15 +41,15 @@ def prediction_lines(labels: LabelSet, examples: Examples, logits: Tensor, split
         logits: (N, L) of the examples.
         split: Name of the split.
     """
-    predicted = predict(labels.problem, logits).tolist()
-    is_single = labels.problem == SINGLE_LABEL
+    predictions = predict_labels(labels.problem_type, logits).tolist()
+    is_single = labels.problem_type == SINGLE_LABEL
     probabilities = (logits.softmax(dim=1) if is_single else logits.sigmoid()).tolist()
     for row, texts in enumerate(zip(*examples.texts, strict=True)):
         line: dict[str, Any] = {"split": split, "texts": list(texts)}
         if examples.labels is not None:
             line["label"] = _class_names(labels, examples.labels[row])
-        line["predicted"] = _class_names(labels, predicted[row])
-        if labels.problem != REGRESSION:
+        line["predicted"] = _class_names(labels, predictions[row])
+        if labels.problem_type != REGRESSION:
             pairs = zip(labels.names, probabilities[row], strict=True)
             line["probabilities"] = {name: round(value, 6) for name, value in pairs}
         yield json.dumps(line, ensure_ascii=False) + "\n"
@@ -77,8 +77,8 @@ def write_report(
         num_epochs: Number of epochs.
     """
     labels = data.labels
-    others = {"random weights": metrics["random_weights"]} if "random_weights" in metrics else {}
-    columns = {"fine-tuned": metrics["validation"]} | others
+    baseline = {"random weights": metrics["random_weights"]} if "random_weights" in metrics else {}
+    columns = {"fine-tuned": metrics["validation"]} | baseline
     lines = [
         f"# {title}",
         "",
@@ -87,35 +87,38 @@ def write_report(
         "",
         _markdown_row("metric", *columns),
         _markdown_row("---", *["---:"] * len(columns)),
-        *(_markdown_row(name, *(f"{found[name]:.4f}" for found in columns.values())) for name in metrics["validation"]),
+        *(
+            _markdown_row(name, *(f"{values[name]:.4f}" for values in columns.values()))
+            for name in metrics["validation"]
+        ),
     ]
-    if others:
+    if baseline:
         lines += ["", "Random weights: the same model, trained on the same data in the same way, but not pretrained."]
-    if labels.problem != REGRESSION:
+    if labels.problem_type != REGRESSION:
         lines += [
             "",
             _markdown_row("class", "precision", "recall", "F1", "examples"),
             _markdown_row("---", *["---:"] * 4),
         ]
-        true, predicted = label_arrays(labels, data.validation, logits)
+        targets, predictions = label_arrays(labels, data.validation, logits)
         zero: Any = 0.0  # its stubs know only the default
         by_class: Any = precision_recall_fscore_support(
-            true, predicted, labels=range(len(labels.names)), average=None, zero_division=zero
+            targets, predictions, labels=range(len(labels.names)), average=None, zero_division=zero
         )
-        for name, *shares, count in zip(labels.names, *by_class, strict=True):
-            lines.append(_markdown_row(name, *(f"{share:.3f}" for share in shares), f"{int(count):,}"))
+        for name, *scores, count in zip(labels.names, *by_class, strict=True):
+            lines.append(_markdown_row(name, *(f"{score:.3f}" for score in scores), f"{int(count):,}"))
     return "\n".join([*lines, "", "![Predictions](predictions.png)", ""])
 
 
 def label_arrays(labels: LabelSet, examples: Examples, logits: Tensor) -> tuple[Any, Any]:
     """Return true and predicted labels as arrays: (N,), or (N, L) for several labels."""
-    return np.array(examples.labels), predict(labels.problem, logits).numpy()
+    return np.array(examples.labels), predict_labels(labels.problem_type, logits).numpy()
 
 
 def _class_names(labels: LabelSet, label: Any) -> Any:
-    if labels.problem == REGRESSION:
+    if labels.problem_type == REGRESSION:
         return label
-    if labels.problem == SINGLE_LABEL:
+    if labels.problem_type == SINGLE_LABEL:
         return labels.names[label]
     return [name for name, applies in zip(labels.names, label, strict=True) if applies]
 

@@ -70,18 +70,18 @@ def scored(finished, common):
             with forking():
                 outcome.write_text(json.dumps(_score(recipe)))
             broken.write_text(whole)
-    code, said = json.loads(outcome.read_text())
-    return recipe, run, code, said
+    code, output = json.loads(outcome.read_text())
+    return recipe, run, code, output
 
 
 def test_a_job_that_fails_is_said_and_the_others_are_done(scored):
-    _, run, code, said = scored
+    _, run, code, output = scored
     scores = read_scores(run.path / "scores.jsonl")
     assert code == 1
     assert _done(scores) == _ALL - {("cola", 19)}
-    assert "CoLA / seed 19: tried again" in said
-    assert "CoLA / seed 19: failed: " in said and "has no column 'label'" in said
-    assert "mean of 3 of the 8 GLUE tasks" in said
+    assert "CoLA / seed 19: retried" in output
+    assert "CoLA / seed 19: failed: " in output and "has no column 'label'" in output
+    assert "mean of 3 of the 8 GLUE tasks" in output
     assert not [path for path in (run.path / "glue").iterdir() if path.is_dir()]  # what others began with is not kept
 
 
@@ -115,29 +115,29 @@ def test_what_is_in_the_ledger_is_not_done_again_and_the_rest_comes_out_the_same
     ledger = tmp_path / "run" / "scores.jsonl"
     shutil.copytree(run.path, ledger.parent, symlinks=True)
     ledger.write_text("".join(kept) + lines[-1][:40])  # a crash cut the last line off
-    again = replace(recipe, glue=replace(recipe.glue, model=str(ledger.parent)))
-    code, said = _score(again)
+    resumed = replace(recipe, glue=replace(recipe.glue, model=str(ledger.parent)))
+    code, output = _score(resumed)
     after = read_scores(ledger)
     assert code == 0
     assert ledger.read_text().startswith("".join(kept))
     # MNLI was fine-tuned again, since others begin with it, but it is not counted twice.
     assert len(after) == len(_ALL) and _done(after) == _ALL
-    assert "MNLI / seed" not in said
+    assert "MNLI / seed" not in output
     values = {(entry.task, entry.seed): entry.metrics for entry in before}
     assert all(values[entry.task, entry.seed] == entry.metrics for entry in after if entry.task != "cola")
-    assert _score(again)[0] == 0
+    assert _score(resumed)[0] == 0
     assert read_scores(ledger) == after
 
 
-def _print_of(config, task, digests):
-    found = {name: DataSummary(sizes={"train": 10}, digest=digest) for name, digest in digests.items()}
-    return fingerprint(describe_settings(config, task, found))
+def _fingerprint_of(config, task, digests):
+    summaries = {name: DataSummary(sizes={"train": 10}, digest=digest) for name, digest in digests.items()}
+    return fingerprint(describe_settings(config, task, summaries))
 
 
 def test_another_protocol_is_another_score(tmp_path):
     config = replace(_recipe("m", tmp_path).glue, data=OFFICIAL)
-    same = _print_of(config, "rte", {})
-    assert _print_of(replace(config, model="n", tasks=["rte"], num_processes=3), "rte", {}) == same
+    same = _fingerprint_of(config, "rte", {})
+    assert _fingerprint_of(replace(config, model="n", tasks=["rte"], num_processes=3), "rte", {}) == same
     other_mnli = config.protocol | {"mnli": ProtocolChange(epochs=2)}
     changes = [
         {"shuffle": False},
@@ -149,36 +149,40 @@ def test_another_protocol_is_another_score(tmp_path):
         {"protocol": config.protocol | {"rte": ProtocolChange(epochs=2, num_seeds=2)}},
         {"protocol": other_mnli},
     ]
-    assert len({_print_of(replace(config, **change), "rte", {}) for change in changes} | {same}) == len(changes) + 1
-    assert _print_of(replace(config, protocol=other_mnli), "cola", {}) == _print_of(config, "cola", {})
+    assert (
+        len({_fingerprint_of(replace(config, **change), "rte", {}) for change in changes} | {same}) == len(changes) + 1
+    )
+    assert _fingerprint_of(replace(config, protocol=other_mnli), "cola", {}) == _fingerprint_of(config, "cola", {})
     known = {"rte": "a", "mnli": "b"}
-    assert _print_of(config, "rte", known) != same
-    assert _print_of(replace(config, data="somewhere/else"), "rte", known) == _print_of(config, "rte", known)
-    assert len({_print_of(config, "rte", known | change) for change in ({}, {"rte": "c"}, {"mnli": "c"})}) == 3
-    assert _print_of(config, "cola", {"mnli": "b"}) == _print_of(config, "cola", {"mnli": "c"})
+    assert _fingerprint_of(config, "rte", known) != same
+    assert _fingerprint_of(replace(config, data="somewhere/else"), "rte", known) == _fingerprint_of(
+        config, "rte", known
+    )
+    assert len({_fingerprint_of(config, "rte", known | change) for change in ({}, {"rte": "c"}, {"mnli": "c"})}) == 3
+    assert _fingerprint_of(config, "cola", {"mnli": "b"}) == _fingerprint_of(config, "cola", {"mnli": "c"})
     more_seeds = config.protocol | {"rte": ProtocolChange(epochs=1, num_seeds=5)}
-    assert _print_of(replace(config, protocol=more_seeds), "rte", {}) == same
+    assert _fingerprint_of(replace(config, protocol=more_seeds), "rte", {}) == same
 
 
 def test_a_run_and_its_exports_are_recognised(finished, tmp_path):
     run = finished[1]
 
-    def target(model, **changes):
+    def source(model, **changes):
         return CheckpointSource(_recipe(model, tmp_path / "glue", **changes))
 
-    def steps(found):
-        return [checkpoint.step for checkpoint in found.checkpoints()]
+    def steps(summaries):
+        return [checkpoint.step for checkpoint in summaries.checkpoints()]
 
-    assert steps(target(run.path)) == [6]
-    assert steps(target(run.path, checkpoints="all")) == [3, 6]
-    assert steps(target(run.hugging_face)) == [6]
-    assert steps(target(run.hugging_face / "latest")) == steps(target(run.hugging_face / "step-6")) == [6]
-    assert steps(target(run.export_of(3))) == [3]
-    assert target(run.export_of(3)).scores_path == run.path / "scores.jsonl"
+    assert steps(source(run.path)) == [6]
+    assert steps(source(run.path, checkpoints="all")) == [3, 6]
+    assert steps(source(run.hugging_face)) == [6]
+    assert steps(source(run.hugging_face / "latest")) == steps(source(run.hugging_face / "step-6")) == [6]
+    assert steps(source(run.export_of(3))) == [3]
+    assert source(run.export_of(3)).scores_path == run.path / "scores.jsonl"
     with pytest.raises(ConfigError, match=r"step-7: no such checkpoint; .* has step-3, step-6"):
-        steps(target(run.export_of(7)))
-    assert target(run.hugging_face / "foo").run is None
-    other = target("bert-base-uncased")
+        steps(source(run.export_of(7)))
+    assert source(run.hugging_face / "foo").run is None
+    other = source("bert-base-uncased")
     assert steps(other) == [None]
     assert other.scores_path == tmp_path / "scores" / "scores.jsonl"
 
@@ -220,11 +224,13 @@ def test_more_checkpoints_may_come_while_a_process_trains_the_run(finished, tmp_
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     waiting = CheckpointSource(_recipe(run.path, tmp_path / "glue", checkpoints="all"))
-    assert not waiting.is_growing()
+    assert not waiting.may_add_checkpoints()
     with lock_folder(run.path):
-        assert waiting.is_growing()
-        assert not CheckpointSource(_recipe(run.export_of(3), tmp_path / "glue", checkpoints="all")).is_growing()
-        assert not CheckpointSource(_recipe(run.path, tmp_path / "glue")).is_growing()
+        assert waiting.may_add_checkpoints()
+        assert not CheckpointSource(
+            _recipe(run.export_of(3), tmp_path / "glue", checkpoints="all")
+        ).may_add_checkpoints()
+        assert not CheckpointSource(_recipe(run.path, tmp_path / "glue")).may_add_checkpoints()
     shutil.rmtree(run.hugging_face)
     with pytest.raises(ConfigError, match="no checkpoint has been exported"):
         waiting.checkpoints()
@@ -242,17 +248,17 @@ def test_a_model_is_scored_by_one_process_at_a_time(finished, tmp_path):
 def test_processes_share_the_devices(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(None)] == ["0", "1", "2"]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(4)] == ["0", "1", "2", "0"]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in worker_environments(None)] == ["0", "1", "2"]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in worker_environments(4)] == ["0", "1", "2", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,GPU-x")
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(2)] == ["5", "7"]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in worker_environments(2)] == ["5", "7"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for visible in ("6,7", "6,7,", "6,7,99", "6,7,-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert [place["CUDA_VISIBLE_DEVICES"] for place in worker_environments(None)] == ["6", "7"]
+        assert [environment["CUDA_VISIBLE_DEVICES"] for environment in worker_environments(None)] == ["6", "7"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert len(worker_environments(None)) == 1
-    assert len({place["OMP_NUM_THREADS"] for place in worker_environments(2)}) == 1
+    assert len({environment["OMP_NUM_THREADS"] for environment in worker_environments(2)}) == 1
 
 
 def test_the_seeds_are_the_papers():
@@ -268,9 +274,9 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_is_no_failure(finished, tmp
     class Removing(Console):
         """Removes the first checkpoint when the last one's score is said."""
 
-        def print(self, *said, **options):
-            super().print(*said, **options)
-            if str(said[0]).startswith("step 3 / CoLA / seed 19: matthews"):
+        def print(self, *output, **options):
+            super().print(*output, **options)
+            if str(output[0]).startswith("step 3 / CoLA / seed 19: matthews"):
                 shutil.rmtree(run.export_of(6))
 
     console = Removing(record=True, width=150)
@@ -292,11 +298,11 @@ def test_a_checkpoint_that_comes_while_the_run_trains_is_scored_before_its_end(f
     class Training(Console):
         """Keeps the second checkpoint when the first one's score is said, and ends when the second's is."""
 
-        def print(self, *said, **options):
-            super().print(*said, **options)
-            if str(said[0]).startswith("step 3 / CoLA / seed 19: matthews"):
+        def print(self, *output, **options):
+            super().print(*output, **options)
+            if str(output[0]).startswith("step 3 / CoLA / seed 19: matthews"):
                 later.rename(run.export_of(6))
-            if str(said[0]).startswith("step 6 / CoLA / seed 19: matthews"):
+            if str(output[0]).startswith("step 6 / CoLA / seed 19: matthews"):
                 training.close()
 
     assert glue(recipe, Training(record=True, width=150)) == 0
@@ -307,19 +313,19 @@ def test_a_step_that_is_trained_again_is_scored_again_and_older_results_are_drop
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     config = _recipe(run.path, write_glue(tmp_path / "glue"), tasks=["cola"], init_from_mnli=False).glue
-    target = CheckpointSource(_recipe(run.path, tmp_path / "glue", tasks=["cola"], init_from_mnli=False))
-    plan, queue = ScoringPlan(config, target, find_tasks(config)[0]), JobQueue(run_job, [])
+    source = CheckpointSource(_recipe(run.path, tmp_path / "glue", tasks=["cola"], init_from_mnli=False))
+    plan, queue = ScoringPlan(config, source, find_tasks(config)[0]), JobQueue(run_job, [])
     plan.update_queue(queue)
     (before,) = queue.pending
     plan.update_queue(queue)
     assert queue.pending == [before]
-    read = target._describe
+    read = source._describe
 
     def trained_again(*arguments):
-        found = read(*arguments)
-        return replace(found, pretraining=replace(found.pretraining, wall_seconds=9.0))
+        summaries = read(*arguments)
+        return replace(summaries, pretraining=replace(summaries.pretraining, wall_seconds=9.0))
 
-    monkeypatch.setattr(target, "_describe", trained_again)
+    monkeypatch.setattr(source, "_describe", trained_again)
     result = GlueResult(metrics={"matthews_correlation": 0.5}, is_partial=True, seconds=1.0, environment={})
     assert plan.record(before, result) is None
     plan.update_queue(queue)
@@ -327,7 +333,7 @@ def test_a_step_that_is_trained_again_is_scored_again_and_older_results_are_drop
     assert (after.name, after.payload.checkpoint.pretraining.wall_seconds) == (before.name, 9.0)
     assert plan.record(before, result) is None
     assert plan.record(after, result).pretraining.wall_seconds == 9.0
-    assert len(read_scores(target.scores_path)) == 1
+    assert len(read_scores(source.scores_path)) == 1
 
 
 @pytest.mark.parametrize("is_partial", [False, True])
@@ -348,15 +354,15 @@ def test_what_begins_with_part_of_mnli_is_partial_on_the_hub_as_well(finished, t
 
 @pytest.mark.usefixtures("forked")
 def test_scores_begun_with_mnli_and_not_are_both_printed(scored, tmp_path):
-    recipe, run, _, said = scored
-    assert "RTE acc, from MNLI" in said and "glue.init_from_mnli=" not in said
+    recipe, run, _, output = scored
+    assert "RTE acc, from MNLI" in output and "glue.init_from_mnli=" not in output
     copy = shutil.copytree(run.path, tmp_path / "run", symlinks=True)
-    alone = replace(recipe.glue, model=str(copy), init_from_mnli=False, tasks=["rte", "mnli"])
-    code, said = _score(replace(recipe, glue=alone))
+    without_mnli = replace(recipe.glue, model=str(copy), init_from_mnli=False, tasks=["rte", "mnli"])
+    code, output = _score(replace(recipe, glue=without_mnli))
     assert code == 0
-    assert "step 6, glue.init_from_mnli=true" in said
-    assert "RTE acc, on partial data" in said and "RTE acc, from MNLI, on partial data" in said
-    assert said.count("mean of 2 of the 8 GLUE tasks, on partial data") == 2
+    assert "step 6, glue.init_from_mnli=true" in output
+    assert "RTE acc, on partial data" in output and "RTE acc, from MNLI, on partial data" in output
+    assert output.count("mean of 2 of the 8 GLUE tasks, on partial data") == 2
 
 
 def test_a_model_that_is_not_there_is_refused_before_any_job(tmp_path):
@@ -372,13 +378,13 @@ def test_an_interrupted_sweep_ends_at_once_and_keeps_what_it_has(finished, tmp_p
     recipe = _recipe(run.path, data, tasks=["cola", "rte"], init_from_mnli=False, protocol=many, num_processes=2)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "mosaicbert", "glue", str(tmp_path / "recipe.yaml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sweep:
-        said = next(line for line in sweep.stdout if "CoLA / seed 19" in line)
-        children = psutil.Process(sweep.pid).children(recursive=True)
-        sweep.send_signal(signal.SIGINT)
-        rest = sweep.stdout.read()
-    assert "matthews_correlation" in said
-    assert (sweep.returncode, rest.strip()) == (130, "stopped; the same command goes on from here.")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        output = next(line for line in process.stdout if "CoLA / seed 19" in line)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert "matthews_correlation" in output
+    assert (process.returncode, rest.strip()) == (130, "stopped; the same command goes on from here.")
     assert [entry.task for entry in read_scores(run.path / "scores.jsonl")] == ["cola"]
     assert wait_until_gone(children)
 
@@ -402,6 +408,6 @@ def test_bert_base_reaches_its_known_score(shared_folder, tmp_path):
     )
     recipe = replace(recipe, runs_folder=str(tmp_path))
     assert _score(recipe)[0] == 0
-    found = [entry.metrics["accuracy"] for entry in read_scores(tmp_path / "scores" / "scores.jsonl")]
-    assert len(found) == 3
-    assert 0.84 <= sum(found) / 3 <= 0.88
+    summaries = [entry.metrics["accuracy"] for entry in read_scores(tmp_path / "scores" / "scores.jsonl")]
+    assert len(summaries) == 3
+    assert 0.84 <= sum(summaries) / 3 <= 0.88

@@ -11,7 +11,7 @@ import pytest
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS, GlueConfig
 from mosaicbert.finetune.glue.dataset import find_tasks, read_glue_task
-from mosaicbert.finetune.tables import read_file, text_columns
+from mosaicbert.finetune.tables import get_text_columns, read_file
 from tests.finetune.glue.glue_folder import NUM_TRAIN, NUM_VALIDATION, write_glue
 
 
@@ -31,19 +31,21 @@ def test_a_task_is_read_with_its_columns_and_all_its_splits(task, tmp_path):
 
 
 def test_what_is_missing_or_a_part_is_left_out_with_the_reason(tmp_path):
-    folder = write_glue(tmp_path, left_out={"qqp", ("qnli", "validation")})
+    folder = write_glue(tmp_path, skip_reasons={"qqp", ("qnli", "validation")})
     sizes = {"train": 8551, "validation": 1043}
     for split, size in sizes.items():
         path = folder / "cola" / f"{split}.jsonl"
         path.write_text("".join(json.dumps({"sentence": "a", "label": 0}) + "\n" for _ in range(size)))
-    found, left_out = find_tasks(_config(folder, partial_data=False, init_from_mnli=False))
+    found, skip_reasons = find_tasks(_config(folder, partial_data=False, init_from_mnli=False))
     assert {task: data.sizes for task, data in found.items()} == {"cola": sizes}
-    assert set(left_out) == set(TASKS) - {"cola"}
-    assert left_out["qqp"].startswith(f"{folder / 'qqp'}: no train")
-    assert left_out["qnli"].startswith(f"{folder / 'qnli' / 'train.jsonl'}: 24 examples of 104,743; glue.partial_data=")
-    found, left_out = find_tasks(_config(folder, init_from_mnli=False))
+    assert set(skip_reasons) == set(TASKS) - {"cola"}
+    assert skip_reasons["qqp"].startswith(f"{folder / 'qqp'}: no train")
+    assert skip_reasons["qnli"].startswith(
+        f"{folder / 'qnli' / 'train.jsonl'}: 24 examples of 104,743; glue.partial_data="
+    )
+    found, skip_reasons = find_tasks(_config(folder, init_from_mnli=False))
     assert set(found) == set(TASKS) - {"qqp", "qnli"}
-    assert left_out["qnli"].startswith(f"{folder / 'qnli'}: no validation")
+    assert skip_reasons["qnli"].startswith(f"{folder / 'qnli'}: no validation")
     assert not read_glue_task(_config(folder, init_from_mnli=False), "cola").is_partial
 
 
@@ -79,7 +81,7 @@ def test_data_are_known_by_what_they_hold_in_whatever_file_they_are(tmp_path):
 
 
 def test_the_chain_needs_mnli(tmp_path):
-    folder = write_glue(tmp_path, left_out={"mnli"})
+    folder = write_glue(tmp_path, skip_reasons={"mnli"})
     with pytest.raises(
         ConfigError, match=r"init_from_mnli=true begins mrpc, stsb, rte .* not there .*set glue.init_from_mnli=false"
     ):
@@ -134,7 +136,7 @@ def test_a_line_of_json_may_be_long(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "task, labels, said",
+    "task, labels, message",
     [
         ("rte", [0, 1, 2], "row 3 has label 2; RTE has a class from 0 to 1"),
         ("rte", [0, -1, 1], "row 2 has label -1"),
@@ -143,13 +145,13 @@ def test_a_line_of_json_may_be_long(tmp_path):
         ("stsb", [1.5, None, 2.0], "row 2 has label None; STS-B has a number"),
     ],
 )
-def test_a_label_that_the_task_does_not_have_is_refused(task, labels, said, tmp_path):
+def test_a_label_that_the_task_does_not_have_is_refused(task, labels, message, tmp_path):
     path = write_glue(tmp_path) / task / "train.jsonl"
     rows = [
         json.loads(line) | {"label": label} for line, label in zip(path.read_text().splitlines(), labels, strict=False)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_glue_task(_config(tmp_path), task)
 
 
@@ -165,7 +167,7 @@ def test_parquet_and_csv_are_read_like_lines_of_json(tmp_path):
 def test_texts_are_texts_however_parquet_holds_them():
     texts = pa.array(["a", "b", "a"])
     for column in (texts.dictionary_encode(), texts.cast(pa.large_string()), texts.cast(pa.string_view())):
-        assert text_columns(pa.table({"sentence": column}), ("sentence",), "here") == (["a", "b", "a"],)
+        assert get_text_columns(pa.table({"sentence": column}), ("sentence",), "here") == (["a", "b", "a"],)
 
 
 def test_cells_of_json_are_what_they_are_written_as(tmp_path):
@@ -178,16 +180,16 @@ def test_cells_of_json_are_what_they_are_written_as(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cells, said",
+    "cells, message",
     [
         ('["a"] "b"', "lists or objects stand beside cells of other kinds"),
         (r'"a \ud83d" "b"', "surrogates not allowed"),
     ],
 )
-def test_a_column_of_json_that_is_asked_for_is_of_one_kind_or_of_plain_cells(cells, said, tmp_path):
+def test_a_column_of_json_that_is_asked_for_is_of_one_kind_or_of_plain_cells(cells, message, tmp_path):
     path = tmp_path / "mixed.jsonl"
     path.write_text("".join(f'{{"text": {cell}, "label": 1}}\n' for cell in re.findall(r'\[.*?\]|".*?"', cells)))
-    with pytest.raises(ConfigError, match=f"column 'text' cannot be used: .*{said}"):
+    with pytest.raises(ConfigError, match=f"column 'text' cannot be used: .*{message}"):
         read_file(path, ["text"])
     assert read_file(path, ["label"]).to_pydict() == {"label": [1, 1]}
     path.write_text('{"label": 1}\n{"label": "x"}\n{"label": true}\n')
@@ -201,20 +203,20 @@ def test_a_cell_of_a_csv_may_be_long(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "columns, said",
+    "columns, message",
     [
         ({"text": ["a"]}, "has no column 'sentence'; it has text"),
         ({"sentence": [1]}, "column 'sentence' holds int64; name one of text"),
         ({"sentence": ["a", None]}, "column 'sentence' has 1 rows without text; leave them out"),
     ],
 )
-def test_a_column_that_is_no_text_is_refused(columns, said):
-    with pytest.raises(ConfigError, match=f"here: {said}"):
-        text_columns(pa.table(columns), ("sentence",), "here")
+def test_a_column_that_is_no_text_is_refused(columns, message):
+    with pytest.raises(ConfigError, match=f"here: {message}"):
+        get_text_columns(pa.table(columns), ("sentence",), "here")
 
 
 @pytest.mark.parametrize(
-    "name, content, said",
+    "name, content, message",
     [
         ("a.txt", "x", "is no table; give .jsonl, .csv, .parquet"),
         ("missing.jsonl", None, "cannot be read"),
@@ -225,17 +227,17 @@ def test_a_column_that_is_no_text_is_refused(columns, said):
         ("broken.parquet", "no", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(name, content, said, tmp_path):
+def test_a_file_that_is_no_table_is_refused(name, content, message, tmp_path):
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         read_file(tmp_path / name)
 
 
 def test_the_real_data_are_whole_where_they_are_said_to_be(shared_folder):
     config = GlueConfig(model="m", data=str(shared_folder / "data" / "glue"), init_from_mnli=False)
-    found, left_out = find_tasks(config)
+    found, skip_reasons = find_tasks(config)
     assert list(found) == ["cola", "sst2", "mrpc", "stsb", "rte"]
-    assert set(left_out) == {"qqp", "mnli", "qnli"}
+    assert set(skip_reasons) == {"qqp", "mnli", "qnli"}
     found, _ = find_tasks(GlueConfig(model="m", data=config.data, partial_data=True))
     assert set(found) == set(TASKS)

@@ -6,30 +6,30 @@ import psutil
 import pytest
 
 from mosaicbert.finetune.glue.job_queue import Job, JobQueue
-from tests.finetune.glue.work import do
+from tests.finetune.glue.work import run_payload
 
-_ONE = [{"PLACE": "here"}]
+_ONE_WORKER = [{"PLACE": "here"}]
 
 
-def _run(jobs, environments=_ONE):
-    with JobQueue(do, environments) as queue:
+def _run(jobs, environments=_ONE_WORKER):
+    with JobQueue(run_payload, environments) as queue:
         queue.add(jobs)
         return [event for event in queue.events() if event is not None]
 
 
-def _said(events):
+def _kinds(events):
     return [(event.job.name, event.kind) for event in events]
 
 
 def test_jobs_are_done_in_their_order_and_give_their_results():
     events = _run([Job(name=str(number), payload=number) for number in range(3)])
     assert [event.result for event in events if event.kind == "done"] == [0, 2, 4]
-    assert _said(events) == [(name, kind) for name in "012" for kind in ("started", "done")]
+    assert _kinds(events) == [(name, kind) for name in "012" for kind in ("started", "done")]
 
 
 def test_a_job_that_raises_is_tried_again_once_and_the_others_go_on():
     events = _run([Job(name="bad", payload="fail"), Job(name="good", payload=1)])
-    assert [kind for name, kind in _said(events) if name == "bad"] == ["started", "tried again", "started", "failed"]
+    assert [kind for name, kind in _kinds(events) if name == "bad"] == ["started", "retried", "started", "failed"]
     assert [event.result for event in events if event.kind == "done"] == [2]
     (failed,) = [event for event in events if event.kind == "failed"]
     assert failed.reason == "ValueError: as asked"
@@ -48,17 +48,17 @@ def test_a_process_that_dies_is_replaced_and_its_job_tried_again(tmp_path):
 
 def test_a_job_waits_for_what_it_needs_and_is_left_out_if_that_fails():
     jobs = [
-        Job(name="second", payload=2, needs="first"),
-        Job(name="third", payload=3, needs="second"),
-        Job(name="lost", payload=4, needs="bad"),
-        Job(name="lost as well", payload=5, needs="lost"),
+        Job(name="second", payload=2, depends_on="first"),
+        Job(name="third", payload=3, depends_on="second"),
+        Job(name="lost", payload=4, depends_on="bad"),
+        Job(name="lost as well", payload=5, depends_on="lost"),
         Job(name="first", payload=1),
         Job(name="bad", payload="fail"),
     ]
     events = _run(jobs)
     assert [event.job.name for event in events if event.kind == "done"] == ["first", "second", "third"]
-    left_out = {event.job.name: event.reason for event in events if event.kind == "left out"}
-    assert left_out == {
+    skip_reasons = {event.job.name: event.reason for event in events if event.kind == "skipped"}
+    assert skip_reasons == {
         "lost": "it needs bad, which has failed",
         "lost as well": "it needs lost, which has failed",
     }
@@ -74,12 +74,12 @@ def test_each_process_has_its_variables_and_this_one_keeps_its_own(monkeypatch):
 
 
 def test_a_process_that_dies_while_it_waits_is_replaced():
-    with JobQueue(do, _ONE * 2) as queue:
+    with JobQueue(run_payload, _ONE_WORKER * 2) as queue:
         queue.add(
             [
                 Job(name="quick", payload=1),
                 Job(name="where", payload="where"),
-                Job(name="after", payload=2, needs="where"),
+                Job(name="after", payload=2, depends_on="where"),
             ]
         )
         results = {}
@@ -96,7 +96,7 @@ def test_a_process_that_dies_while_it_waits_is_replaced():
 
 
 def test_jobs_may_be_added_while_others_run():
-    with JobQueue(do, _ONE) as queue:
+    with JobQueue(run_payload, _ONE_WORKER) as queue:
         queue.add([Job(name="first", payload=1)])
         results = []
         for event in queue.events():
@@ -109,27 +109,27 @@ def test_jobs_may_be_added_while_others_run():
 
 def test_what_is_tried_again_comes_first_since_others_may_wait_for_it(tmp_path):
     jobs = [Job(name="shaky", payload=tmp_path / "mark"), Job(name="x", payload=1), Job(name="y", payload=2)]
-    assert [name for name, kind in _said(_run(jobs)) if kind == "done"] == ["shaky", "x", "y"]
+    assert [name for name, kind in _kinds(_run(jobs)) if kind == "done"] == ["shaky", "x", "y"]
 
 
 def test_cancelled_jobs_are_not_done_and_others_may_have_their_names():
-    with JobQueue(do, _ONE) as queue:
+    with JobQueue(run_payload, _ONE_WORKER) as queue:
         queue.add(
-            [Job(name="bad", payload="fail"), Job(name="x", payload=1), Job(name="needy", payload=2, needs="bad")]
+            [Job(name="bad", payload="fail"), Job(name="x", payload=1), Job(name="needy", payload=2, depends_on="bad")]
         )
         results = {}
         for event in queue.events():
             if event is not None and event.kind == "failed":
                 queue.cancel({"bad", "needy"})
-                queue.add([Job(name="needy", payload=5, needs="bad"), Job(name="bad", payload=4)])
+                queue.add([Job(name="needy", payload=5, depends_on="bad"), Job(name="bad", payload=4)])
             if event is not None and event.kind == "done":
                 results[event.job.name] = event.result
     assert results == {"x": 2, "bad": 8, "needy": 10}
 
 
 def test_the_result_of_a_cancelled_job_is_dropped():
-    with JobQueue(do, _ONE) as queue:
-        queue.add([Job(name="slow", payload="where"), Job(name="after", payload=3, needs="slow")])
+    with JobQueue(run_payload, _ONE_WORKER) as queue:
+        queue.add([Job(name="slow", payload="where"), Job(name="after", payload=3, depends_on="slow")])
         results = []
         for event in queue.events():
             if event is not None and event.kind == "started" and event.job.payload == "where":
@@ -141,14 +141,14 @@ def test_the_result_of_a_cancelled_job_is_dropped():
 
 
 def test_leaving_ends_what_is_under_way():
-    with pytest.raises(KeyboardInterrupt), JobQueue(do, _ONE) as queue:
+    with pytest.raises(KeyboardInterrupt), JobQueue(run_payload, _ONE_WORKER) as queue:
         queue.add([Job(name="long", payload="long")])
         for event in queue.events():
             if event is None:
                 ((job, seconds),) = queue.running
                 assert job.name == "long" and seconds >= 0
-                ours = [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
-                assert len(ours) == 1
+                children = [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
+                assert len(children) == 1
                 raise KeyboardInterrupt
-    _, alive = psutil.wait_procs(ours, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive

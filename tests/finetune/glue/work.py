@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 
-def do(payload):
+def run_payload(payload):
     """Returns the payload doubled, or does what it says: fail, die, die once (a file tells), or tell its variables."""
     if payload == "fail":
         raise ValueError("as asked\nand more")

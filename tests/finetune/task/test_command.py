@@ -23,8 +23,8 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
 from mosaicbert.config.load import save_recipe
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.task.command import finetune
-from mosaicbert.finetune.task.dataset import _is_held_out, read_task_dataset
-from mosaicbert.finetune.task.demo_dataset import read_packages
+from mosaicbert.finetune.task.dataset import _is_in_validation, read_task_dataset
+from mosaicbert.finetune.task.demo_dataset import read_demo_examples
 from mosaicbert.finetune.task.labels import LabelSet
 from mosaicbert.finetune.task.plots import draw_predictions
 
@@ -73,7 +73,7 @@ def tuned(finished, tmp_path_factory):
     recipe = _recipe(finished[1].path, folder, data, compare_with_random_weights=True)
     console = Console(record=True, width=150)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mosaicbert.finetune.trainer._SECONDS_BETWEEN_LINES", 0.0)
+        patch.setattr("mosaicbert.finetune.trainer._LOG_INTERVAL_SECONDS", 0.0)
         return recipe, finetune(recipe, console), console.export_text()
 
 
@@ -210,18 +210,22 @@ def test_several_classes_of_a_hub_dataset_have_their_names(tmp_path):
     (tmp_path / "dataset").mkdir()
     rows.to_parquet(tmp_path / "dataset" / "train.parquet")
     data = read_task_dataset(TaskDataConfig(train=str(tmp_path / "dataset"), validation="train", kind="multi_label"))
-    assert data.labels == LabelSet(problem=MULTI_LABEL, names=("anger", "joy"))
+    assert data.labels == LabelSet(problem_type=MULTI_LABEL, names=("anger", "joy"))
     assert data.train.labels == [[0, 1], [1, 1], [0, 0], [1, 0]]
 
 
 @given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=40), fraction=st.floats(0.05, 0.95))
 def test_what_is_held_out_depends_on_the_text_alone(texts, fraction):
-    chosen = {text: _is_held_out((text,), fraction) for text in texts}
-    assert all(_is_held_out((text,), min(0.99, fraction + 0.01)) for text, is_held in chosen.items() if is_held)
+    chosen = {text: _is_in_validation((text,), fraction) for text in texts}
+    assert all(
+        _is_in_validation((text,), min(0.99, fraction + 0.01))
+        for text, is_validation in chosen.items()
+        if is_validation
+    )
 
 
 def test_about_the_fraction_is_held_out():
-    share = np.mean([_is_held_out((f"text {number}",), 0.2) for number in range(4000)])
+    share = np.mean([_is_in_validation((f"text {number}",), 0.2) for number in range(4000)])
     assert 0.17 < share < 0.23
 
 
@@ -252,24 +256,24 @@ def test_data_that_cannot_be_used_are_refused_before_anything_is_written(
 @pytest.mark.parametrize("num_classes", [2, 30, 150])
 def test_a_matrix_of_many_classes_is_drawn(num_classes):
     names = tuple(f"${number} a rather long name of a class" for number in range(num_classes))
-    draw = np.random.default_rng(0)
-    true, predicted = draw.integers(num_classes, size=(2, 500))
-    png = draw_predictions(LabelSet(problem=SINGLE_LABEL, names=names), true, predicted, "t")
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(num_classes, size=(2, 500))
+    png = draw_predictions(LabelSet(problem_type=SINGLE_LABEL, names=names), true, predicted, "t")
     assert png.startswith(b"\x89PNG")
 
 
 def test_several_labels_and_numbers_are_drawn():
-    draw = np.random.default_rng(0)
-    true, predicted = draw.integers(2, size=(2, 50, 3))
-    labels = LabelSet(problem=MULTI_LABEL, names=("a", "b", "c"))
+    rng = np.random.default_rng(0)
+    true, predicted = rng.integers(2, size=(2, 50, 3))
+    labels = LabelSet(problem_type=MULTI_LABEL, names=("a", "b", "c"))
     assert draw_predictions(labels, true, predicted, "t").startswith(b"\x89PNG")
-    numbers = LabelSet(problem=REGRESSION, names=())
-    assert draw_predictions(numbers, *draw.normal(size=(2, 50)), "t").startswith(b"\x89PNG")
+    numbers = LabelSet(problem_type=REGRESSION, names=())
+    assert draw_predictions(numbers, *rng.normal(size=(2, 50)), "t").startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_packages_are_balanced_and_do_not_name_themselves():
-    examples, packages = read_packages(50)
+    examples, packages = read_demo_examples(50)
     assert len(set(packages)) == 12
     assert all(packages.count(package) == 50 for package in set(packages))
     named = [package.lower() in text.lower() for text, package in zip(examples.texts[0], packages, strict=True)]

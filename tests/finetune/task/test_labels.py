@@ -11,15 +11,15 @@ from mosaicbert.finetune.task.labels import LabelSet
 _NAME = st.text(st.characters(exclude_characters=";", exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=6)
 
 
-def _encode(kind, column, place="here"):
-    labels = LabelSet.of(kind, column, place)
-    return labels, labels.encode(column, place)
+def _encode(kind, column, source="here"):
+    labels = LabelSet.of(kind, column, source)
+    return labels, labels.encode(column, source)
 
 
 @given(column=st.lists(_NAME, min_size=2, max_size=30).filter(lambda names: len(set(names)) > 1))
 def test_classes_are_numbered_and_named_back(column):
     labels, encoded = _encode("single_label", column)
-    assert labels.problem == SINGLE_LABEL
+    assert labels.problem_type == SINGLE_LABEL
     assert [labels.names[number] for number in encoded] == column
     assert set(encoded) == set(range(labels.num_outputs))
     assert LabelSet.of("single_label", column[::-1], "here") == labels
@@ -27,7 +27,7 @@ def test_classes_are_numbered_and_named_back(column):
 
 def test_numbers_are_sorted_by_size_and_booleans_are_classes():
     assert _encode("single_label", [10, 2, 1, 2]) == (
-        LabelSet(problem=SINGLE_LABEL, names=("1", "2", "10")),
+        LabelSet(problem_type=SINGLE_LABEL, names=("1", "2", "10")),
         [2, 1, 0, 1],
     )
     assert _encode("single_label", [1.0, 0.0])[0].names == ("0", "1")
@@ -40,7 +40,7 @@ _SEVERAL = st.lists(st.lists(_NAME, max_size=4, unique=True), min_size=1, max_si
 @given(column=_SEVERAL.filter(lambda cells: len({name for names in cells for name in names}) > 1))
 def test_several_labels_come_as_lists_or_with_a_separator(column):
     labels, encoded = _encode("multi_label", column)
-    assert labels.problem == MULTI_LABEL
+    assert labels.problem_type == MULTI_LABEL
     for names, row in zip(column, encoded, strict=True):
         assert {name for name, applies in zip(labels.names, row, strict=True) if applies} == set(names)
     assert _encode("multi_label", [" ; ".join(names) for names in column]) == (labels, encoded)
@@ -52,12 +52,12 @@ def test_a_class_called_nan_has_its_place_among_names():
 
 
 def test_numbers_are_numbers_also_as_text():
-    assert _encode("regression", [1, 2.5, "3"]) == (LabelSet(problem=REGRESSION, names=()), [1.0, 2.5, 3.0])
-    assert LabelSet(problem=REGRESSION, names=()).num_outputs == 1
+    assert _encode("regression", [1, 2.5, "3"]) == (LabelSet(problem_type=REGRESSION, names=()), [1.0, 2.5, 3.0])
+    assert LabelSet(problem_type=REGRESSION, names=()).num_outputs == 1
 
 
 @pytest.mark.parametrize(
-    "kind, column, said",
+    "kind, column, message",
     [
         ("single_label", ["a", None], "row 2 holds None, which is no class"),
         ("single_label", ["a", " "], "row 2 has no class"),
@@ -73,8 +73,8 @@ def test_numbers_are_numbers_also_as_text():
         ("regression", [float("nan")], "row 1 holds nan, which is no number"),
     ],
 )
-def test_a_cell_that_is_no_label_is_named(kind, column, said):
-    with pytest.raises(ConfigError, match=f"here: {said}"):
+def test_a_cell_that_is_no_label_is_named(kind, column, message):
+    with pytest.raises(ConfigError, match=f"here: {message}"):
         _encode(kind, column)
 
 
