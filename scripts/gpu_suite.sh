@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can say, in one command of less than nine minutes, without a network: the tests of kernels
-# and model, a minute of pretraining Base and Large on real text, and the benchmarks.
+# Tests and benchmarks that require a GPU, in less than nine minutes and without a network: the tests of kernels and
+# model, a minute of pretraining Base and Large on real text, and the benchmarks.
 #
 # usage: scripts/gpu_suite.sh RESULTS_FOLDER [WHEELS_FOLDER] [TEXT]
-#   RESULTS_FOLDER  gets *.jsonl as docs/benchmarks has them, and suite.log
-#   WHEELS_FOLDER   what scripts/gpu_wheels.sh made, for a machine that has only torch, Triton and transformers
-#   TEXT            a .jsonl or .jsonl.zst file or a folder of them with a "text" column; without it, the documentation
-#                   of the Python packages that are installed
+#   RESULTS_FOLDER  folder for *.jsonl in the format of docs/benchmarks, and suite.log
+#   WHEELS_FOLDER   folder written by scripts/gpu_wheels.sh, for a machine that has only torch, Triton and transformers
+#   TEXT            .jsonl or .jsonl.zst file with a "text" column, or a folder of such files (default: documentation of
+#                   the installed Python packages)
 #
-# A part that fails or runs out of its time does not stop the others; the exit code says whether one did. Nothing is
-# installed into the machine. SOURCE_COMMIT names the commit in the records where git's folder is missing.
+# A part that fails or times out does not stop the other parts; the exit code is then 1. The script installs nothing
+# into the Python environment. SOURCE_COMMIT sets the commit of the records where the .git folder is missing.
 set -uo pipefail
 
 if [[ $# -lt 1 || $# -gt 3 ]]; then
@@ -48,8 +48,8 @@ table=()
 failed=0
 most_seconds=530
 
-# within SECONDS COMMAND...: runs a command in its time, or what is left of the whole; its output is kept, then shown.
-# No pipe: one that a process of another session holds open would be waited for.
+# within SECONDS COMMAND...: run a command with a time limit, at most the time that is left for the suite, and print its
+# output at the end. The output is not piped: the script would wait for every process that keeps the pipe open.
 within() {
     local limit=$1 left=$((most_seconds - SECONDS)) status
     shift
@@ -60,7 +60,7 @@ within() {
     return $status
 }
 
-# part NAME SECONDS COMMAND...: a row of the table.
+# part NAME SECONDS COMMAND...: run a command and add a row to the summary.
 part() {
     local name=$1 limit=$2 start=$SECONDS
     shift 2
@@ -71,7 +71,7 @@ part() {
 
 note() {
     local said=ok
-    ((${2} == 124 || ${2} == 137)) && said="out of time"
+    ((${2} == 124 || ${2} == 137)) && said="timed out"
     ((${2} != 0)) && failed=1 && [[ $said == ok ]] && said="failed ($2)"
     table+=("$(printf '%-20s %4d s  %s' "$1" "$3" "$said")")
 }
@@ -84,11 +84,11 @@ keys=(
     "eval.interval=100000 steps" "eval.max_samples=512" "eval.fill_mask=[]" "log.interval_steps=5" "log.loggers=[]"
 )
 short=("${keys[@]}" "data.store=$work/store" "tokenizer.source=train")
-# The same text up to 512 tokens, for the lengths of its documents.
+# The same text with samples of up to 512 tokens, for benchmarks with real document lengths.
 long=("${keys[@]}" "data.store=$work/store-512" "data.max_seq_len=512" "tokenizer.source=$work/store/tokenizer.json")
 prepare=("$python" -m mosaicbert prepare recipes/mosaicbert-base-c4.yaml)
 
-# A minute of training. What comes after it, an export, is no part of the suite, and may be cut off.
+# pretraining RECIPE MICRO_BATCH_TOKENS SECONDS: train for a minute. The limit may interrupt the export at the end.
 pretraining() {
     local run=$1 budget=$2 start=$SECONDS
     echo "== pretraining $run" | tee -a "$log"
@@ -97,8 +97,8 @@ pretraining() {
     note "$run" $? $((SECONDS - start))
 }
 
-# The limits below sum to no more than most_seconds. Text is prepared beside the tests, which leave processors idle; the
-# tests' tilings are not remembered, since six processes at once measure nothing.
+# The sum of the limits below is at most most_seconds. The text is prepared during the tests, which leave CPUs idle. The
+# autotuning results of the tests are not kept: six processes run at once, so their timings are not valid.
 timeout --kill-after=2 80 "${prepare[@]}" "${short[@]}" > "$work/prepare.log" 2>&1 &
 preparing=$!
 workers=()

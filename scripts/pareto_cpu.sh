@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Accuracy against time on a CPU: a small MosaicBERT and a small BERT of the same width and depth, each pretrained for
-# 5, 15 and 45 minutes, fine-tuned on the smaller tasks of GLUE, and drawn; and what both score from random weights.
-# The two train side by side, on a core each, so that what else the machine does slows both. Three hours on two cores.
-# Stopped, it goes on from there when it is started again; what was killed without notice while it trained begins anew.
+# GLUE scores against pretraining time on a CPU, of a small MosaicBERT and a small BERT of the same width and depth. Both
+# are pretrained for 5, 15 and 45 minutes, fine-tuned on the smaller tasks of GLUE, and compared with untrained baselines.
+# The two models train side by side, one core each, so that other load slows both. Takes three hours on two cores.
+# After an interruption the same command continues. A training that was killed (SIGKILL) starts from its beginning.
 #
 #     scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]
 #
-# TEXT: a glob of English text, e.g. 'corpus/*/train-*.jsonl.zst'. GLUE: a folder, see docs/glue.md. Results lie in
-# runs/pareto-cpu: the figure, its points, whether the models look words up (scripts/copying.py), and what their frozen
-# states tell (scripts/probing.py). The ledgers are runs/*-cpu-*/scores.jsonl.
-set -euo pipefail -m # -m: a training in the background can be ended with all that it has started
+#   TEXT     glob of English text, e.g. 'corpus/*/train-*.jsonl.zst'
+#   GLUE     folder of the GLUE tasks, see docs/glue.md
+#   MINUTES  durations of the pretraining (default: 5 15 45)
+#
+# Results in runs/pareto-cpu: the figure and its points, copying.jsonl (scripts/copying.py) and probing.jsonl
+# (scripts/probing.py). The score records are in runs/*-cpu-*/scores.jsonl.
+set -euo pipefail -m # -m: each background job has its own process group, which can be terminated as a whole
 (($# >= 2)) || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
 text=$(realpath -m "$1")
 glue=$(realpath -m "$2")
@@ -25,17 +28,17 @@ theirs=("${names[@]/#/runs/bert-cpu-}")
 trap 'for id in $(jobs -p); do kill -- "-$id" || true; done; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-run() { "$@" & wait "$!"; } # in the background, since bash hears no signal while a command in front of it runs
-pretrain() { # ARCHITECTURE NAME CORE; in the background, in a process that becomes the training
+run() { "$@" & wait "$!"; } # in the background: bash handles no signal while a foreground command runs
+pretrain() { # ARCHITECTURE NAME CORE; exec: the background process becomes the training
     exec env OMP_NUM_THREADS=1 taskset --cpu-list "$3" "$python" -m mosaicbert pretrain "recipes/$1-cpu.yaml" \
         "run_name=$1-cpu-$2" "train.duration=${2/untrained/1steps}" "data.sources.text.path=$text" data.store=runs/store-cpu
 }
-require() { # NAME: both runs of it have come to their end
+require() { # NAME; check that both runs are finished
     for run in "runs/mosaicbert-cpu-$1" "runs/bert-cpu-$1"; do
         [[ -f $run/result.json ]] || { echo "$run was stopped." >&2; exit 1; }
     done
 }
-run pretrain mosaicbert untrained "${cores[0]}" # it prepares the text for all
+run pretrain mosaicbert untrained "${cores[0]}" # also prepares the text for all runs
 run pretrain bert untrained "${cores[0]}"
 require untrained
 for name in "${names[@]:1}"; do
@@ -43,7 +46,7 @@ for name in "${names[@]:1}"; do
     ours_id=$!
     pretrain bert "$name" "${cores[1]}" &
     theirs_id=$!
-    wait -n "$ours_id" "$theirs_id" # if the one that ends first has failed, it ends the other
+    wait -n "$ours_id" "$theirs_id" # if the first to end has failed, the script exits and terminates the other
     wait "$ours_id"
     wait "$theirs_id"
     require "$name"

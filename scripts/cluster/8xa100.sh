@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# One machine with eight A100s. The plain command takes all of them; this shows what may be set around it.
-# scripts/cluster/8xa100.sh [recipe] [section.key=value ...]
+# Pretraining on one machine with eight A100 GPUs. `mosaicbert pretrain` uses all GPUs of the machine by default.
+# usage: scripts/cluster/8xa100.sh [RECIPE] [section.key=value ...]
 set -euo pipefail
 recipe=${1:-recipes/mosaicbert-base-c4.yaml}
 shift || true
 
-# The text becomes a token store first, on this machine's cores; nothing is done if that has been done.
+# Prepare the token store on the CPUs of this machine. A complete store is not prepared again.
 mosaicbert prepare "$recipe" "$@"
 mosaicbert check "$recipe" "$@"
 
-# SIGTERM (a pre-emption notice, `kill`, Ctrl-C) lets it finish the step and write a checkpoint; this same line continues.
+# After SIGTERM (preemption, `kill`) or Ctrl-C the run finishes its step and writes a checkpoint. The same command
+# resumes it.
 exec mosaicbert pretrain "$recipe" "$@"
