@@ -1,12 +1,12 @@
-"""The optimizers of a recipe: AdamW as the paper ran it, StableAdamW, and Muon. Weights and states are fp32.
+"""Optimizers: AdamW as in the paper, StableAdamW, and Muon. Weights and states are fp32.
 
-Every param group carries "peak_lr"; whoever schedules sets group["lr"] to a share of it before a step. Weight decay
-follows that schedule and not the peak, as in Composer's DecoupledAdamW: p *= 1 - weight_decay * lr / peak_lr. PyTorch's
-AdamW does p *= 1 - weight_decay * lr, so the groups hold weight_decay / peak_lr.
+Every parameter group has the field "peak_lr". The learning rate schedule sets group["lr"] to a fraction of it before a
+step. Weight decay follows the schedule, as in Composer's DecoupledAdamW: p *= 1 - weight_decay * lr / peak_lr.
+PyTorch's AdamW computes p *= 1 - weight_decay * lr, so the weight decay of the groups is weight_decay / peak_lr.
 """
 
 # pyright: reportPrivateImportUsage=false
-# The fast way over many tensors is torch._foreach_*, which has no public name.
+# The fast operations on lists of tensors are torch._foreach_*, which are not public.
 
 import math
 import re
@@ -21,27 +21,27 @@ from torch.optim.adamw import adamw
 
 from mosaicbert.config import OptimizerConfig
 
-_IN_A_LAYER = re.compile(r"(^|\.)layers?\.\d+\.")  # ours, and Hugging Face's BERT
-_STACKED = {"qkv.weight": 3, "gate_up.weight": 2}
+_LAYER_PATTERN = re.compile(r"(^|\.)layers?\.\d+\.")  # names of weights of MosaicBERT and of Hugging Face's BERT
+_NUM_STACKED_MATRICES = {"qkv.weight": 3, "gate_up.weight": 2}
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _NEWTON_SCHULZ_STEPS = 5
-_SMALLEST_NORM = 1e-7
-_ADAMW_RMS = 0.2  # the usual root mean square of AdamW's update, to which Muon's is scaled
+_MIN_NORM = 1e-7
+_ADAMW_RMS = 0.2  # typical root mean square of an AdamW update, to which Muon's update is scaled
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, device_type: str) -> Optimizer:
-    """The optimizer of `config` for all parameters of `model`, each of them once.
+    """Build an optimizer of all parameters of a model.
 
-    Muon takes the matrices inside the encoder's layers; embeddings, heads, norms and biases are left to AdamW.
+    Muon updates the matrices of the encoder layers, and AdamW the embeddings, heads, norms and biases.
 
     Args:
-        model: ours or Hugging Face's BERT, with or without a head or a wrapper around it.
-        config: which optimizer, and its numbers.
-        device_type: where it will train, "cuda" or "cpu"; the model may still be elsewhere.
+        model: MosaicBERT or Hugging Face's BERT, with or without a head or a wrapper.
+        config: Optimizer section of the recipe.
+        device_type: Device of the training, "cuda" or "cpu". The model may be moved to it later.
 
     Raises:
-        ValueError: Muon is asked for, and the model has no layers with matrices.
+        ValueError: If the optimizer is Muon and the model has no layers with matrices.
     """
     common: dict[str, Any] = {
         "lr": config.peak_lr,
@@ -49,55 +49,60 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device_type: str)
         "eps": config.eps,
         "weight_decay": config.weight_decay / config.peak_lr,
     }
-    everything = {"params": list(model.parameters()), "peak_lr": config.peak_lr}
+    all_parameters = {"params": list(model.parameters()), "peak_lr": config.peak_lr}
     if config.name == "decoupled_adamw":
-        return AdamW([everything], fused=True, **common)
+        return AdamW([all_parameters], fused=True, **common)
     if config.name == "stable_adamw":
-        return StableAdamW([everything], **common)
-    by_kind: defaultdict[int, list[Tensor]] = defaultdict(list)
+        return StableAdamW([all_parameters], **common)
+    parameters_by_count: defaultdict[int, list[Tensor]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        by_kind[_count_matrices(name, parameter)].append(parameter)
-    if by_kind.keys() == {0}:
-        raise ValueError(f"{type(model).__name__} has no matrices in layers for muon; take stable_adamw for it.")
+        parameters_by_count[_count_matrices(name, parameter)].append(parameter)
+    if parameters_by_count.keys() == {0}:
+        raise ValueError(
+            f"`model` must have layers with matrices for muon, got {type(model).__name__}. Use stable_adamw."
+        )
     groups = [
         {"params": parameters, "num_matrices": count, "peak_lr": config.peak_lr}
-        for count, parameters in by_kind.items()
+        for count, parameters in parameters_by_count.items()
     ]
     dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     return Muon(groups, momentum=config.momentum, dtype=dtype, **common)
 
 
-def update_unless(withhold: Tensor, optimizer: Optimizer) -> None:
-    """Makes a step of the optimizer, or none: weights and what it keeps of them then stay as they are.
+def update_unless(skip: Tensor, optimizer: Optimizer) -> None:
+    """Update the weights, or skip the step. A skipped step changes neither the weights nor the optimizer state.
 
-    PyTorch's fused AdamW looks at `withhold` on the device. The others are made of many operations, each of which would
-    have to read and write once more to be withheld; for them the host waits until it can look.
+    PyTorch's fused AdamW reads `skip` on the device. The other optimizers consist of many operations, each of which
+    would need an additional read and write. For them the host waits for `skip`.
 
     Args:
-        withhold: () fp32 on the parameters' device: 1 for no step, else 0.
-        optimizer: of `build_optimizer`.
+        skip: () fp32 on the device of the parameters, 1 to skip the step, otherwise 0.
+        optimizer: Optimizer built by `build_optimizer`.
     """
     if isinstance(optimizer, AdamW):
-        cast(Any, optimizer).found_inf = withhold  # where PyTorch's GradScaler puts it
+        cast(Any, optimizer).found_inf = skip  # the attribute that PyTorch's GradScaler sets
         optimizer.step()
-    elif not withhold:
+    elif not skip:
         optimizer.step()
 
 
 class StableAdamW(Optimizer):
-    """AdamW that shortens a tensor's step where its gradient has outgrown the second moment.
+    """AdamW that reduces the learning rate of a tensor whose gradient is large compared with its second moment.
 
     Source: algorithm 2 of Wortsman et al. 2023, arXiv:2304.13013, with t counted from 1:
 
-        beta_t = beta * (1 - beta^(t-1)) / (1 - beta^t), for either beta
+        beta_t = beta * (1 - beta^(t-1)) / (1 - beta^t), for both betas
         exp_avg = lerp(exp_avg, grad, 1 - beta1_t)
         exp_avg_sq = lerp(exp_avg_sq, grad^2, 1 - beta2_t)
         rms = max(1, sqrt(mean(grad^2 / max(exp_avg_sq, eps^2)))), one number per tensor
         p -= lr / rms * (weight_decay * p + exp_avg / (sqrt(exp_avg_sq) + eps))
 
     Args:
-        params: groups of fp32 parameters.
-        weight_decay: PyTorch's, to be multiplied with the learning rate.
+        params: Groups of fp32 parameters.
+        lr: Learning rate.
+        betas: Decay rates of the first and second moment.
+        eps: Constant added to the denominator.
+        weight_decay: Weight decay as in PyTorch's AdamW, which multiplies it by the learning rate.
     """
 
     def __init__(
@@ -112,7 +117,7 @@ class StableAdamW(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates the parameters that have a gradient; returns what `closure` returns, which is called first."""
+        """Update the parameters that have a gradient. Return the result of `closure`, which is called first."""
         loss = None if closure is None else closure()
         with torch.no_grad():
             for group in self.param_groups:
@@ -124,7 +129,7 @@ class StableAdamW(Optimizer):
         for parameter in _with_gradient(group):
             state = self.state[parameter]
             if not state:
-                state["step"] = torch.tensor(0.0)  # on the host, where reading it waits for no device
+                state["step"] = torch.tensor(0.0)  # on the host, which reads it without waiting for the device
                 state |= _moments(parameter)
             state["step"] += 1
             by_step[float(state["step"])].append(parameter)
@@ -152,19 +157,23 @@ class StableAdamW(Optimizer):
 
 
 class Muon(Optimizer):
-    """Orthogonalised momentum for matrices, AdamW for everything else.
+    """Orthogonalized momentum for matrices, AdamW for all other parameters.
 
         momentum_buffer = momentum * momentum_buffer + grad
-        p -= lr * (weight_decay * p + 0.2 * sqrt(max(R, C)) * orthogonalise(grad + momentum * momentum_buffer))
+        p -= lr * (weight_decay * p + 0.2 * sqrt(max(R, C)) * orthogonalize(grad + momentum * momentum_buffer))
 
-    Sources: Jordan 2024, https://kellerjordan.github.io/posts/muon; the factor, with which AdamW's learning rate and
-    weight decay carry over, is Moonlight's, arXiv:2502.16982, section 2.2.
+    Source: Jordan 2024, https://kellerjordan.github.io/posts/muon. The factor 0.2 * sqrt(max(R, C)), which allows
+    AdamW's learning rate and weight decay, is from Moonlight, arXiv:2502.16982, section 2.2.
 
     Args:
-        params: groups of fp32 parameters. "num_matrices" says how many matrices of one shape (R, C) each parameter of a
-            group holds, one below the other; 0 leaves the group to AdamW.
-        weight_decay: PyTorch's, to be multiplied with the learning rate.
-        dtype: of the matrix products.
+        params: Groups of fp32 parameters. The field "num_matrices" of a group is the number of matrices (R, C) that are
+            concatenated in each of its parameters. 0 selects AdamW.
+        lr: Learning rate.
+        betas: Decay rates of AdamW's first and second moment.
+        eps: Constant added to AdamW's denominator.
+        weight_decay: Weight decay as in PyTorch's AdamW, which multiplies it by the learning rate.
+        momentum: Decay rate of Muon's momentum.
+        dtype: dtype of the matrix products.
     """
 
     def __init__(
@@ -184,13 +193,13 @@ class Muon(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "momentum": momentum,
-            "fused": True,  # load_state_dict then puts "step" on the parameter's device
+            "fused": True,  # so that load_state_dict moves "step" to the device of the parameter
         }
         super().__init__(params, defaults)
         self.dtype = dtype
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates the parameters that have a gradient; returns what `closure` returns, which is called first."""
+        """Update the parameters that have a gradient. Return the result of `closure`, which is called first."""
         loss = None if closure is None else closure()
         with torch.no_grad():
             self._update()
@@ -206,18 +215,19 @@ class Muon(Optimizer):
                 self._update_by_adamw(parameters, group)
                 continue
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            for parameter, update in zip(parameters, self._accelerate(parameters, group["momentum"]), strict=True):
+            momentum_updates = self._momentum_updates(parameters, group["momentum"])
+            for parameter, update in zip(parameters, momentum_updates, strict=True):
                 matrices = (tensor.chunk(group["num_matrices"]) for tensor in (parameter, update))
                 for pair in zip(*matrices, strict=True):
                     rows, columns = pair[0].shape
                     batches[rows, columns, group["lr"]].append(pair)
         for (rows, columns, lr), pairs in batches.items():
             weights, updates = ([*tensors] for tensors in zip(*pairs, strict=True))
-            directions = orthogonalise(torch.stack(updates).to(self.dtype)).to(weights[0].dtype)
+            directions = orthogonalize(torch.stack(updates).to(self.dtype)).to(weights[0].dtype)
             scale = _ADAMW_RMS * math.sqrt(max(rows, columns))
             torch._foreach_add_(weights, list(directions.unbind()), alpha=-lr * scale)
 
-    def _accelerate(self, parameters: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
+    def _momentum_updates(self, parameters: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -251,23 +261,23 @@ class Muon(Optimizer):
         )
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Brings the singular values of each matrix near 1, into about 0.7 to 1.2, and leaves its singular vectors.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Orthogonalize matrices approximately: singular values become about 0.7 to 1.2, singular vectors do not change.
 
-    Those below 1/500 of the Frobenius norm end lower.
+    Singular values below 1/500 of the Frobenius norm become smaller than that.
 
     Args:
-        matrices: (N, R, C), of any scale.
+        matrices: (N, R, C), matrices of any scale.
 
     Returns:
-        (N, R, C), of the same dtype.
+        (N, R, C), the orthogonalized matrices in the same dtype.
 
     Source: the Newton-Schulz iteration of Jordan 2024, https://kellerjordan.github.io/posts/muon.
     """
     linear, cubic, quintic = _NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     wide = matrices.mT if is_tall else matrices  # the smaller Gram matrix
-    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(_SMALLEST_NORM)
+    wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(_MIN_NORM)
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = wide @ wide.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
@@ -276,9 +286,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def _count_matrices(name: str, parameter: Tensor) -> int:
-    if parameter.ndim != 2 or not _IN_A_LAYER.search(name):
+    if parameter.ndim != 2 or not _LAYER_PATTERN.search(name):
         return 0
-    return next((count for end, count in _STACKED.items() if name.endswith(end)), 1)
+    return next((count for suffix, count in _NUM_STACKED_MATRICES.items() if name.endswith(suffix)), 1)
 
 
 def _with_gradient(group: dict[str, Any]) -> list[Tensor]:

@@ -1,30 +1,32 @@
 """Launch of several processes: equal results, failures, stop requests and the death of the parent."""
 
+import sys
 import time
 
 import psutil
 import pytest
 
 from mosaicbert.train.checkpoint.format import list_checkpoints, step_of
+from mosaicbert.train.launch import _run_ranks
 from mosaicbert.train.run_folder import RunFolder
 from tests.recipes import tiny_recipe
 from tests.train.running import evaluations_of, finish, losses_of, start, steps_of, wait_for
 
 
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["forked", "command"])
-def test_two_processes_train_as_one_does(forked, finished, source, tmp_path):
-    _, alone, _ = finished
+def test_two_processes_have_the_losses_of_one(forked, finished, source, tmp_path):
+    _, expected, _ = finished
     recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2}, checkpoint={"interval": "6 steps"})
-    printed = finish(start(recipe, forked=forked))
-    together = RunFolder(recipe.run_folder)
-    assert losses_of(together) == pytest.approx(losses_of(alone), rel=1e-5)
-    assert evaluations_of(together) == pytest.approx(evaluations_of(alone), rel=1e-5)
-    assert "2 process(es)" in printed
-    assert (together.hugging_face / "model.safetensors").is_file()
+    output = finish(start(recipe, forked=forked))
+    run = RunFolder(recipe.run_folder)
+    assert losses_of(run) == pytest.approx(losses_of(expected), rel=1e-5)
+    assert evaluations_of(run) == pytest.approx(evaluations_of(expected), rel=1e-5)
+    assert "2 process(es)" in output
+    assert (run.hugging_face / "model.safetensors").is_file()
 
 
-@pytest.mark.slow  # with small programs as ranks: test_launch.py
-def test_a_rank_that_fails_ends_the_others_and_is_named(source, tmp_path):
+@pytest.mark.slow
+def test_if_a_rank_fails_the_others_are_killed_and_the_error_names_the_rank(source, tmp_path):
     recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"})
     process = start(recipe, forked=False)
     wait_for((recipe.run_folder / "metrics.jsonl").exists, process)
@@ -34,10 +36,8 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(source, tmp_path):
     assert not any(rank.is_running() for rank in ranks)
 
 
-def test_several_processes_stop_together(source, tmp_path):
-    recipe = _recipe(
-        tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"}, data={"final_mask_rate": None}
-    )
+def test_all_processes_stop_after_the_same_step(source, tmp_path):
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"})
     process = start(recipe)
     wait_for((recipe.run_folder / "metrics.jsonl").exists, process)
     process.terminate()
@@ -46,16 +46,42 @@ def test_several_processes_stop_together(source, tmp_path):
     assert step_of(list_checkpoints(run.checkpoints)[-1]) == steps_of(run)[-1]["step"]
 
 
-def test_several_processes_end_with_the_one_that_started_them(source, tmp_path):
-    recipe = _recipe(
-        tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"}, data={"final_mask_rate": None}
-    )
+def test_all_processes_exit_when_the_launcher_is_killed(source, tmp_path):
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"})
     process = start(recipe)
     metrics = recipe.run_folder / "metrics.jsonl"
     wait_for(metrics.exists, process)
     process.kill()
     process.wait()
     time.sleep(1)
-    length = metrics.stat().st_size
+    size = metrics.stat().st_size
     time.sleep(1)
-    assert metrics.stat().st_size == length
+    assert metrics.stat().st_size == size
+
+
+def _run_program(program, num_ranks):
+    """Run a small program on several ranks, and return the exit code of the launcher."""
+    program = f"import os, signal, time\nrank = os.environ['RANK']\n{program}"
+    return _run_ranks([sys.executable, "-c", program], num_ranks)
+
+
+def test_every_rank_has_the_variables_of_a_launcher(capfd):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR")
+    assert _run_program(f"if rank == '0': print(*(os.environ[name] for name in {names}))", 3) == 0
+    assert capfd.readouterr().out == "0 0 3 3 0 127.0.0.1\n"
+
+
+def test_if_a_rank_is_killed_the_others_are_too_and_the_error_names_the_rank(capfd):
+    assert _run_program("if rank == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)", 2) == 128 + 9
+    assert "rank 1 exited with code -9" in capfd.readouterr().err
+
+
+def test_exit_code_and_last_lines_of_a_failed_rank_are_printed(capfd):
+    assert _run_program("if rank == '2': print('no such file'); raise SystemExit(3)\ntime.sleep(600)", 3) == 3
+    assert capfd.readouterr().err.splitlines() == ["no such file", "rank 2 exited with code 3"]
+
+
+def test_a_signal_to_the_launcher_is_forwarded_to_every_rank():
+    exit_on_signal = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
+    send_signal = "if rank == '1': time.sleep(0.2); os.kill(os.getppid(), signal.SIGTERM)\n"
+    assert _run_program(f"{exit_on_signal}{send_signal}time.sleep(600)", 2) == 0

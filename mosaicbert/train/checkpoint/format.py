@@ -1,10 +1,10 @@
-"""Checkpoints on disk: a folder of safetensors and JSON each, whole or not there, checked before it is believed.
+"""Checkpoint file format: a folder of safetensors and JSON files, written atomically and verified when it is read.
 
-    checkpoints/step-3500/model.safetensors      weights, in fp32
-                          optimizer.safetensors  the optimizer's tensors, named <what>/<weight>
-                          state.json             everything else, and size and checksum of these files
+    checkpoints/step-3500/model.safetensors      weights in fp32
+                          optimizer.safetensors  optimizer tensors, named <tensor>/<weight>
+                          state.json             other state, and size and checksum of both other files
 
-Nothing in them is code: reading one runs nothing that it holds.
+Reading a checkpoint does not execute code from it.
 """
 
 import errno
@@ -25,21 +25,21 @@ from mosaicbert.filesystem import PARTIAL_SUFFIX, partial_path, replace_folder, 
 
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 _PREFIX = "step-"
-_READ_AT_ONCE = 2**22
+_BLOCK_BYTES = 2**22
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or could not be written. The message says which, and why."""
+    """Error of a checkpoint that cannot be read or could not be written. The message contains path and reason."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
-        model: weights by name; a tensor that two names share is there under both.
-        optimizer: what the optimizer keeps of each weight, by the weight's name and then by its own.
-        state: everything else, as JSON knows it.
+        model: Weights by name. A tensor that two names share is listed under both.
+        optimizer: Optimizer tensors by the name of the weight, then by their own name.
+        state: Other state as JSON values.
     """
 
     model: dict[str, Tensor]
@@ -48,26 +48,29 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: bool) -> Path:
-    """Writes `folder`/step-N, under that name only once all of it is on the disk.
+    """Write a checkpoint atomically to the folder step-N.
 
     Args:
-        folder: of the checkpoints.
-        step: how many steps are done.
-        checkpoint: to write.
-        keep: `remove_old` leaves this one, however old it is.
+        folder: Folder of the checkpoints.
+        step: Number of completed steps.
+        checkpoint: Content to write.
+        keep: Whether `remove_old` never removes this checkpoint.
+
+    Returns:
+        Path of the checkpoint.
 
     Raises:
-        CheckpointError: the disk is full, or cannot be written; nothing is left behind.
+        CheckpointError: If the disk is full or cannot be written. Incomplete files are removed.
     """
     path = checkpoint_path(folder, step)
     partial = partial_path(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        kept = {
+        optimizer = {
             f"{name}/{weight}": value for weight, each in checkpoint.optimizer.items() for name, value in each.items()
         }
-        tensors = {_MODEL: checkpoint.model, _OPTIMIZER: kept}
+        tensors = {_MODEL: checkpoint.model, _OPTIMIZER: optimizer}
         shared = {name: _write_tensors(partial / name, content) for name, content in tensors.items()}
         content: dict[str, Any] = {
             "state": checkpoint.state,
@@ -79,7 +82,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
         for name in (_MODEL, _OPTIMIZER, _STATE):
             sync_path(partial / name)
         sync_path(partial)
-        # A step that is trained again after a crash gives the same checkpoint; the older one may be corrupted.
+        # The same step trained again after a crash has the same checkpoint, but the older one may be corrupted.
         replace_folder(partial, path)
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -88,17 +91,21 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint, and believes it only if every byte is as it was written.
+    """Read a checkpoint, and verify size and checksum of every file.
+
+    Args:
+        path: Path of the checkpoint.
 
     Raises:
-        CheckpointError: a file is missing, shortened or changed.
+        CheckpointError: If a file is missing, truncated or changed.
     """
     content = _read_content(path)
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name, written in content["files"].items():
-        found = _describe(path / name)
-        if found != written:
-            raise CheckpointError(f"{path / name}: damaged, {found['bytes']:,} of {written['bytes']:,} bytes found.")
+    for name, expected in content["files"].items():
+        actual = _describe(path / name)
+        if actual != expected:
+            sizes = f"{actual['bytes']:,} of {expected['bytes']:,} bytes"
+            raise CheckpointError(f"{path / name}: corrupted, size or checksum is wrong ({sizes}).")
         try:
             tensors[name] = load_file(path / name)
         except (SafetensorError, OSError) as error:
@@ -107,59 +114,67 @@ def read_checkpoint(path: Path) -> Checkpoint:
     model = tensors[_MODEL]
     optimizer: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors[_OPTIMIZER].items():
-        kept, weight = name.split("/", 1)
-        optimizer.setdefault(weight, {})[kept] = value
+        tensor_name, weight = name.split("/", 1)
+        optimizer.setdefault(weight, {})[tensor_name] = value
     return Checkpoint(model, optimizer, content["state"])
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Checkpoint.state` is of a checkpoint, without reading its tensors.
+    """Read the state of a checkpoint without its tensors.
+
+    Args:
+        path: Path of the checkpoint.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: If state.json is missing or corrupted.
     """
     return _read_content(path)["state"]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first, damaged ones included."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(found, key=step_of)
+    """Return the paths of all checkpoints in a folder, oldest first, including corrupted ones."""
+    paths = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(paths, key=step_of)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Return the path of the checkpoint after a number of steps."""
     return folder / f"{_PREFIX}{step}"
 
 
 def step_of(path: Path) -> int:
-    """How many steps had been done when a checkpoint was written."""
+    """Return the number of completed steps from the path of a checkpoint or of its export."""
     return int(path.name.removeprefix(_PREFIX))
 
 
 def remove_old(folder: Path, keep_last: int) -> None:
-    """Removes all checkpoints but the newest and those written with `keep`, and what a crash left unfinished."""
+    """Remove old checkpoints, except those written with `keep`, and incomplete checkpoints of a crash.
+
+    Args:
+        folder: Folder of the checkpoints.
+        keep_last: Number of newest checkpoints that are not removed.
+    """
     for path in folder.glob(f"{_PREFIX}*{PARTIAL_SUFFIX}"):
         shutil.rmtree(path, ignore_errors=True)
     for path in list_checkpoints(folder)[:-keep_last]:
         try:
-            kept = _read_content(path)["keep"]
+            must_keep = _read_content(path)["keep"]
         except CheckpointError:
-            kept = False
-        if not kept:
+            must_keep = False
+        if not must_keep:
             remove_checkpoint(path)
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint; whoever looks meanwhile sees all of it or nothing."""
-    gone = partial_path(path)
-    shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    """Remove a checkpoint atomically."""
+    partial = partial_path(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    path.rename(partial)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Writes tensors, each storage once; returns the names that share one -> the name that it is written under."""
+    """Write tensors, shared ones once. Return the stored name of each shared tensor by its other names."""
     owners: dict[Any, str] = {}
     shared: dict[str, str] = {}
     for name, tensor in tensors.items():
@@ -167,29 +182,29 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
         owner = owners.setdefault(view, name) if tensor.numel() else name
         if owner != name:
             shared[name] = owner
-    save_file({name: _alone(tensor) for name, tensor in tensors.items() if name not in shared}, path)
+    save_file({name: _copy_view(tensor) for name, tensor in tensors.items() if name not in shared}, path)
     return shared
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    is_all_of_its_storage = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if is_all_of_its_storage else tensor.clone(memory_format=torch.contiguous_format)
+def _copy_view(tensor: Tensor) -> Tensor:
+    fills_storage = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if fills_storage else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
     try:
-        found = (path / _STATE).read_bytes()
-        content: Any = json.loads(found)
+        encoded = (path / _STATE).read_bytes()
+        content: Any = json.loads(encoded)
         del content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path / _STATE}: damaged ({type(error).__name__}).") from error
-    if found != _encode(content):
-        raise CheckpointError(f"{path / _STATE}: damaged, its checksum is another.")
+        raise CheckpointError(f"{path / _STATE}: corrupted ({type(error).__name__}).") from error
+    if encoded != _encode(content):
+        raise CheckpointError(f"{path / _STATE}: corrupted, checksum is wrong.")
     return content
 
 
 def _encode(content: dict[str, Any]) -> bytes:
-    """The only bytes that stand for `content`, its checksum among them."""
+    """Encode the content of state.json with its checksum. Equal contents have equal bytes."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps(content | {"sha256": digest}, indent=1) + "\n").encode()
 
@@ -199,7 +214,7 @@ def _describe(path: Path) -> dict[str, Any]:
     size = 0
     try:
         with path.open("rb") as file:
-            while block := file.read(_READ_AT_ONCE):
+            while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 size += len(block)
     except OSError as error:

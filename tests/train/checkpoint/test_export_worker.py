@@ -1,3 +1,5 @@
+"""Export of checkpoints: published links, failures, interruption, and removal after a rollback."""
+
 import os
 import shutil
 import time
@@ -7,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-import mosaicbert  # noqa: F401  (from_pretrained knows its models from then on)
+import mosaicbert  # noqa: F401  (registers its models for from_pretrained)
 from mosaicbert.export.hf_folder import publish
 from mosaicbert.export.published import load_model
 from mosaicbert.train.checkpoint.export_worker import ExportWorker
@@ -17,15 +19,14 @@ from tests.processes import killed_at_each_file_event
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
-    """The finished run, to change."""
-    _, run, _ = finished
-    shutil.copytree(run.path, tmp_path / "run", symlinks=True)
+def run(finished, tmp_path):
+    """Return a copy of the finished run, which a test may change."""
+    shutil.copytree(finished[1].path, tmp_path / "run", symlinks=True)
     return RunFolder(tmp_path / "run")
 
 
 @pytest.fixture
-def said():
+def log_lines():
     return []
 
 
@@ -39,17 +40,17 @@ def _logits(model):
         return model.eval()(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
 
 
-def _processes_at_work_on(folder):
-    """The command lines of what runs on a folder."""
-    found = []
+def _commands_with(folder):
+    """Return the command lines of all processes that contain the path of a folder."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = path.read_bytes()
-        except OSError:  # it has ended
+        except OSError:  # the process has exited
             continue
         if os.fsencode(folder) in command:
-            found.append(command)
-    return found
+            commands.append(command)
+    return commands
 
 
 def _wait_until(condition):
@@ -59,14 +60,14 @@ def _wait_until(condition):
         time.sleep(0.02)
 
 
-def test_a_finished_run_has_an_export_of_each_checkpoint_and_no_other(finished):
+def test_a_finished_run_has_exactly_one_export_per_checkpoint(finished):
     _, run, _ = finished
     assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [3, 6]
     assert _exports(run) == ["step-3", "step-6"]
 
 
-@pytest.mark.parametrize("step", [3, 6, None], ids=["older", "newest", "shown"])
-def test_an_export_gives_the_logits_of_its_checkpoint(step, finished):
+@pytest.mark.parametrize("step", [3, 6, None], ids=["older", "newest", "published"])
+def test_an_export_reproduces_the_logits_of_its_checkpoint(step, finished):
     recipe, run, _ = finished
     checkpoint = read_checkpoint(run.checkpoints / f"step-{step or 6}")
     folder = run.export_of(step) if step else run.hugging_face
@@ -74,13 +75,13 @@ def test_an_export_gives_the_logits_of_its_checkpoint(step, finished):
     assert torch.equal(_logits(exported), _logits(load_model(recipe, checkpoint.model)))
 
 
-def test_the_files_that_are_shown_are_links_to_the_newest_export(finished):
+def test_published_files_are_links_to_the_newest_export(finished):
     _, run, _ = finished
     newest = run.export_of(6)
-    shown = {path.name: path for path in run.hugging_face.iterdir() if path.is_symlink()}
-    assert (shown.pop("latest")).resolve() == newest.resolve()
-    assert shown.keys() == {path.name for path in newest.iterdir()}
-    assert all(os.readlink(path) == f"latest/{name}" for name, path in shown.items())
+    links = {path.name: path for path in run.hugging_face.iterdir() if path.is_symlink()}
+    assert links.pop("latest").resolve() == newest.resolve()
+    assert links.keys() == {path.name for path in newest.iterdir()}
+    assert all(os.readlink(path) == f"latest/{name}" for name, path in links.items())
 
 
 def _write_export(parent, step, names):
@@ -91,125 +92,126 @@ def _write_export(parent, step, names):
     return folder
 
 
-def _shown(parent):
+def _published(parent):
     return {path.name: path.read_text() for path in parent.iterdir() if path.is_symlink() and path.is_file()}
 
 
-def test_publishing_shows_the_files_of_the_newest_and_no_others(tmp_path):
-    publish(tmp_path, _write_export(tmp_path, 3, ["weights", "config", "gone.py"]))
-    assert _shown(tmp_path) == {"weights": "weights of 3", "config": "config of 3", "gone.py": "gone.py of 3"}
+def test_only_the_files_of_the_newest_export_are_published(tmp_path):
+    publish(tmp_path, _write_export(tmp_path, 3, ["weights", "config", "old.py"]))
+    assert _published(tmp_path) == {"weights": "weights of 3", "config": "config of 3", "old.py": "old.py of 3"}
     publish(tmp_path, _write_export(tmp_path, 6, ["weights", "config", "new.py"]))
-    assert _shown(tmp_path) == {"weights": "weights of 6", "config": "config of 6", "new.py": "new.py of 6"}
+    assert _published(tmp_path) == {"weights": "weights of 6", "config": "config of 6", "new.py": "new.py of 6"}
     assert {path.name for path in tmp_path.iterdir()} == {"latest", "weights", "config", "new.py", "step-3", "step-6"}
 
 
-def test_publishing_twice_changes_nothing(tmp_path):
+def test_publishing_again_does_not_change_the_links(tmp_path):
     newest = _write_export(tmp_path, 3, ["weights", "config"])
     publish(tmp_path, newest)
     before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir() if path.name != "latest"}
     publish(tmp_path, newest)
     assert {path.name: path.lstat().st_ino for path in tmp_path.iterdir() if path.name != "latest"} == before
-    assert _shown(tmp_path) == {"weights": "weights of 3", "config": "config of 3"}
+    assert _published(tmp_path) == {"weights": "weights of 3", "config": "config of 3"}
 
 
-def test_publishing_replaces_a_file_that_lies_in_the_way(tmp_path):
-    (tmp_path / "weights").write_text("of another program")
+def test_publishing_replaces_other_files_of_the_same_name(tmp_path):
+    (tmp_path / "weights").write_text("other content")
     publish(tmp_path, _write_export(tmp_path, 3, ["weights"]))
-    assert _shown(tmp_path) == {"weights": "weights of 3"}
+    assert _published(tmp_path) == {"weights": "weights of 3"}
 
 
 def test_a_published_folder_can_be_moved(tmp_path):
     publish(tmp_path / "hf", _write_export(tmp_path / "hf", 3, ["weights"]))
-    (tmp_path / "hf").rename(tmp_path / "elsewhere")
-    assert _shown(tmp_path / "elsewhere") == {"weights": "weights of 3"}
+    (tmp_path / "hf").rename(tmp_path / "moved")
+    assert _published(tmp_path / "moved") == {"weights": "weights of 3"}
 
 
-def test_whoever_looks_while_it_is_published_sees_files_of_one_export(tmp_path):
+def test_at_any_time_all_published_files_are_of_one_export(tmp_path):
     parent = tmp_path / "hf"
-    old = _write_export(parent, 3, ["weights", "config", "tokenizer", "gone.py"])
+    old = _write_export(parent, 3, ["weights", "config", "tokenizer", "old.py"])
     new = _write_export(parent, 6, ["weights", "config", "tokenizer", "new.py"])
     publish(parent, old)
-    seen = set()
+    published_steps = set()
     for _ in killed_at_each_file_event(lambda: publish(parent, new)):
-        shown = _shown(parent)
-        assert {"weights", "config", "tokenizer"} <= shown.keys()
-        (step,) = {content.split()[-1] for content in shown.values()}
-        seen.add(step)
-        publish(parent, new)  # what a crash left does not hinder the next
-        assert _shown(parent) == {name: f"{name} of 6" for name in ("weights", "config", "tokenizer", "new.py")}
+        published = _published(parent)
+        assert {"weights", "config", "tokenizer"} <= published.keys()
+        (step,) = {content.split()[-1] for content in published.values()}
+        published_steps.add(step)
+        publish(parent, new)  # it succeeds after a crash
+        assert _published(parent) == {name: f"{name} of 6" for name in ("weights", "config", "tokenizer", "new.py")}
         shutil.rmtree(parent)
-        _write_export(parent, 3, ["weights", "config", "tokenizer", "gone.py"])
+        _write_export(parent, 3, ["weights", "config", "tokenizer", "old.py"])
         _write_export(parent, 6, ["weights", "config", "tokenizer", "new.py"])
         publish(parent, old)
-    assert seen == {"3", "6"}
+    assert published_steps == {"3", "6"}
 
 
-def test_a_checkpoint_that_is_damaged_costs_its_own_export_only(copy, said):
-    shutil.rmtree(copy.hugging_face)
-    (copy.hugging_face / "step-1").mkdir(parents=True)  # of a checkpoint that is gone
-    weights = copy.checkpoints / "step-6" / "model.safetensors"
+@pytest.mark.usefixtures("forked")
+def test_only_the_export_of_a_corrupted_checkpoint_fails(run, log_lines):
+    shutil.rmtree(run.hugging_face)
+    (run.hugging_face / "step-1").mkdir(parents=True)  # of a removed checkpoint
+    weights = run.checkpoints / "step-6" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    exporter = ExportWorker(copy, said.append)
-    exporter.finish()
-    assert list(exporter.failures) == [6]
-    assert "model.safetensors: damaged" in exporter.failures[6]
-    assert said == [f"step 6: export failed: {exporter.failures[6]}"]
-    assert _exports(copy) == ["step-3"]
-    assert (copy.hugging_face / "latest").resolve() == copy.export_of(3).resolve()
+    export_worker = ExportWorker(run, log_lines.append)
+    export_worker.finish()
+    assert list(export_worker.failures) == [6]
+    assert "model.safetensors: corrupted" in export_worker.failures[6]
+    assert log_lines == [f"step 6: export failed: {export_worker.failures[6]}"]
+    assert _exports(run) == ["step-3"]
+    assert (run.hugging_face / "latest").resolve() == run.export_of(3).resolve()
 
 
-def test_stopping_ends_an_export_at_once_and_leaves_no_half_of_it(copy, said):
-    shutil.rmtree(copy.hugging_face)
-    exporter = ExportWorker(copy, said.append)
-    exporter.follow()
-    _wait_until(lambda: len(_processes_at_work_on(copy.path)) > 1)  # the export, and the proof that it loads
-    began = time.monotonic()
-    exporter.stop()
-    assert time.monotonic() - began < 3
-    assert [name for name in _exports(copy) if not name.endswith(".partial")] == []
-    assert said == [] and exporter.failures == {}
-    assert _processes_at_work_on(copy.path) == []
+def test_a_stopped_export_ends_at_once_and_leaves_no_incomplete_folder(run, log_lines):
+    shutil.rmtree(run.hugging_face)
+    export_worker = ExportWorker(run, log_lines.append)
+    export_worker.start()
+    _wait_until(lambda: len(_commands_with(run.path)) > 1)  # the export and its parity check
+    start = time.monotonic()
+    export_worker.stop()
+    assert time.monotonic() - start < 3
+    assert [name for name in _exports(run) if not name.endswith(".partial")] == []
+    assert log_lines == [] and export_worker.failures == {}
+    assert _commands_with(run.path) == []
 
 
-def test_stopping_what_has_not_begun_is_no_error(copy, said):
-    exporter = ExportWorker(copy, said.append)
-    exporter.stop()
-    exporter.stop()
-    assert _exports(copy) == ["step-3", "step-6"]
+def test_an_export_worker_can_be_stopped_before_it_starts(run, log_lines):
+    export_worker = ExportWorker(run, log_lines.append)
+    export_worker.stop()
+    export_worker.stop()
+    assert _exports(run) == ["step-3", "step-6"]
 
 
-def test_nothing_is_exported_that_is_there(copy, said):
-    before = {path: path.stat().st_mtime_ns for path in copy.hugging_face.rglob("*")}
-    exporter = ExportWorker(copy, said.append)
-    exporter.follow()
-    exporter.finish()
-    assert {path: path.stat().st_mtime_ns for path in copy.hugging_face.rglob("*")} == before
-    assert said == []
+def test_existing_exports_are_not_changed(run, log_lines):
+    before = {path: path.stat().st_mtime_ns for path in run.hugging_face.rglob("*")}
+    export_worker = ExportWorker(run, log_lines.append)
+    export_worker.start()
+    export_worker.finish()
+    assert {path: path.stat().st_mtime_ns for path in run.hugging_face.rglob("*")} == before
+    assert log_lines == []
 
 
-def test_going_back_removes_the_exports_of_what_is_undone(copy, said):
-    remove_checkpoint(copy.checkpoints / "step-6")
-    ExportWorker(copy, said.append).remove_after(3)
-    assert _exports(copy) == ["step-3"]
+def test_a_rollback_removes_the_exports_of_later_steps(run, log_lines):
+    remove_checkpoint(run.checkpoints / "step-6")
+    ExportWorker(run, log_lines.append).remove_after(3)
+    assert _exports(run) == ["step-3"]
 
 
-def test_after_going_back_the_newest_export_that_is_left_is_shown(copy, said):
-    remove_checkpoint(copy.checkpoints / "step-6")
-    ExportWorker(copy, said.append).remove_after(3)
-    shown = {path.name: path for path in copy.hugging_face.iterdir() if path.is_symlink()}
-    assert shown.pop("latest").resolve() == copy.export_of(3).resolve()
-    assert shown.keys() == {path.name for path in copy.export_of(3).iterdir()}
+def test_after_a_rollback_the_newest_remaining_export_is_published(run, log_lines):
+    remove_checkpoint(run.checkpoints / "step-6")
+    ExportWorker(run, log_lines.append).remove_after(3)
+    links = {path.name: path for path in run.hugging_face.iterdir() if path.is_symlink()}
+    assert links.pop("latest").resolve() == run.export_of(3).resolve()
+    assert links.keys() == {path.name for path in run.export_of(3).iterdir()}
 
 
-def test_going_back_to_the_beginning_removes_all_exports(copy, said):
-    ExportWorker(copy, said.append).remove_after(0)
-    assert not copy.hugging_face.exists() or list(copy.hugging_face.iterdir()) == []
+def test_a_rollback_to_the_beginning_removes_all_exports(run, log_lines):
+    ExportWorker(run, log_lines.append).remove_after(0)
+    assert not run.hugging_face.exists() or list(run.hugging_face.iterdir()) == []
 
 
-def test_a_step_whose_export_failed_is_tried_again_when_it_is_trained_again(copy, said):
-    exporter = ExportWorker(copy, said.append)
-    exporter.failures |= {3: "damaged", 6: "damaged"}
-    exporter.remove_after(3)
-    assert exporter.failures == {3: "damaged"}
+def test_failures_of_later_steps_are_cleared_by_a_rollback(run, log_lines):
+    export_worker = ExportWorker(run, log_lines.append)
+    export_worker.failures |= {3: "corrupted", 6: "corrupted"}
+    export_worker.remove_after(3)
+    assert export_worker.failures == {3: "corrupted"}

@@ -1,4 +1,4 @@
-"""Numbers that go wrong, made to do so: a step is skipped, or the run goes back and leaves the batch out."""
+"""Training with injected faults: non-finite steps are skipped, and spikes cause a rollback."""
 
 import gc
 import json
@@ -38,27 +38,31 @@ def _recipe(folder, source, **changes):
 
 
 @pytest.fixture
-def harm(monkeypatch):
-    """Multiplies the loss of chosen batches of a recipe, recognised by their tokens, each time or only so often."""
+def scale_losses(monkeypatch):
+    """Return a function that multiplies the loss of some batches of a recipe by a factor.
 
-    def harm(recipe, batches, factor, times=math.inf):
+    Batches are recognized by their tokens. `max_times` limits how many times each batch is scaled.
+    """
+
+    def scale_losses(recipe, batches, factor, max_times=math.inf):
         prepare(recipe)
         dataset = train_loader_of(recipe, 0, 1).dataset
-        marked = [micro.input_ids for batch in batches for micro in dataset[batch].micro_batches]
-        honest = MaskedLmComposerModel.loss
-        left = [times * len(marked)]
+        scaled = [micro_batch.input_ids for batch in batches for micro_batch in dataset[batch].micro_batches]
+        original_loss = MaskedLmComposerModel.loss
+        num_left = max_times * len(scaled)
 
         def loss(self, outputs, batch, *others):
-            value = honest(self, outputs, batch, *others)
-            if left[0] > 0 and any(torch.equal(batch.input_ids, tokens) for tokens in marked):
-                left[0] -= 1
+            nonlocal num_left
+            value = original_loss(self, outputs, batch, *others)
+            if num_left > 0 and any(torch.equal(batch.input_ids, input_ids) for input_ids in scaled):
+                num_left -= 1
                 return value * factor
             return value
 
         monkeypatch.setattr(MaskedLmComposerModel, "loss", loss)
         return dataset
 
-    return harm
+    return scale_losses
 
 
 def _faults(run, kind):
@@ -66,15 +70,15 @@ def _faults(run, kind):
 
 
 @pytest.mark.parametrize("factor", [math.nan, math.inf], ids=str)
-def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(factor, harm, source, tmp_path):
+def test_a_non_finite_step_is_skipped_counted_and_logged(factor, scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source, checkpoint={"interval": "1 steps", "keep_last": 30})
-    dataset = harm(recipe, [5], factor)
+    dataset = scale_losses(recipe, [5], factor)
     run = train_here(recipe)
     before, after = (read_checkpoint(checkpoint_path(run.checkpoints, step)) for step in (5, 6))
     for name, weight in before.model.items():
         assert torch.equal(after.model[name], weight), name
-    for name, kept in before.optimizer.items():
-        assert all(torch.equal(after.optimizer[name][key], value) for key, value in kept.items())
+    for name, tensors in before.optimizer.items():
+        assert all(torch.equal(after.optimizer[name][key], value) for key, value in tensors.items())
     (fault,) = _faults(run, "skipped")
     epochs, samples = dataset.samples_of(5)
     assert (fault.step, fault.batches) == (6, [5])
@@ -87,7 +91,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_written_down(factor, h
 
 
 @pytest.mark.parametrize("optimizer", ["decoupled_adamw", "stable_adamw", "muon"])
-def test_it_does_not_matter_when_the_numbers_of_a_step_are_read(optimizer, harm, source, tmp_path):
+def test_runs_with_few_and_many_sync_steps_have_equal_results(optimizer, scale_losses, source, tmp_path):
     def recipe(name, interval):
         return _recipe(
             tmp_path / name,
@@ -97,88 +101,88 @@ def test_it_does_not_matter_when_the_numbers_of_a_step_are_read(optimizer, harm,
             optimizer={"name": optimizer},
         )
 
-    at_once, late = recipe("at-once", 1), recipe("late", 1000)
-    # Alone, in the step before a checkpoint, and in a row.
-    harm(at_once, [6, 10, 20, 21], math.nan)
-    harm(at_once, [16], 3.0)
-    at_once, late = train_here(at_once), train_here(late)
-    assert FaultLog(late.faults).read() == FaultLog(at_once.faults).read()
-    assert [fault.step for fault in _faults(late, "skipped")] == [7, 11, 20, 21]
-    assert [(fault.step, fault.batches) for fault in _faults(late, "rollback")] == [(17, [16])]
-    everything, little = ([line["step"] for line in steps_of(run)] for run in (at_once, late))
-    assert little == [1, 24]
-    assert_same_end(late, at_once, but_for_lines_of=set(everything) - set(little))
+    many_syncs, few_syncs = recipe("many-syncs", 1), recipe("few-syncs", 1000)
+    # A single step, the step before a checkpoint, and two steps in a row.
+    scale_losses(many_syncs, [6, 10, 20, 21], math.nan)
+    scale_losses(many_syncs, [16], 3.0)
+    many_syncs, few_syncs = train_here(many_syncs), train_here(few_syncs)
+    assert FaultLog(few_syncs.faults).read() == FaultLog(many_syncs.faults).read()
+    assert [fault.step for fault in _faults(few_syncs, "skipped")] == [7, 11, 20, 21]
+    assert [(fault.step, fault.batches) for fault in _faults(few_syncs, "rollback")] == [(17, [16])]
+    all_steps, logged_steps = ([line["step"] for line in steps_of(run)] for run in (many_syncs, few_syncs))
+    assert logged_steps == [1, 24]
+    assert_same_end(few_syncs, many_syncs, but_for_lines_of=set(all_steps) - set(logged_steps))
 
 
-def test_too_many_steps_in_a_row_go_back_to_the_same_step_when_they_are_read_late(harm, source, tmp_path):
+def test_too_many_non_finite_steps_roll_back_to_the_same_step_with_few_sync_steps(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source, log={"interval_steps": 1000}, checkpoint={"interval": "6 steps"})
-    harm(recipe, [7, 8, 9], math.nan)
+    scale_losses(recipe, [7, 8, 9], math.nan)
     run = train_here(recipe)
     (fault,) = _faults(run, "rollback")
     assert (fault.step, fault.batches, fault.resumed_step) == (10, [7, 8, 9], 6)
     assert [fault.step for fault in _faults(run, "skipped")] == [8, 9]
 
 
-def test_a_skipped_first_step_continues_to_the_same_bits(harm, source, tmp_path):
-    harm(_recipe(tmp_path / "whole", source), [0], math.nan)
-    whole = train_here(_recipe(tmp_path / "whole", source))
-    train_here(_recipe(tmp_path / "parts", source), stop_after=1)
-    assert_same_end(train_here(_recipe(tmp_path / "parts", source)), whole)
+def test_a_run_with_a_skipped_first_step_resumes_bit_for_bit(scale_losses, source, tmp_path):
+    scale_losses(_recipe(tmp_path / "uninterrupted", source), [0], math.nan)
+    uninterrupted = train_here(_recipe(tmp_path / "uninterrupted", source))
+    train_here(_recipe(tmp_path / "resumed", source), stop_after=1)
+    assert_same_end(train_here(_recipe(tmp_path / "resumed", source)), uninterrupted)
 
 
-def test_a_spike_goes_back_and_leaves_out_exactly_its_batch(harm, source, tmp_path):
+def test_a_spike_causes_a_rollback_that_skips_only_its_batch(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path / "spiking", source)
-    harm(recipe, [14], 3.0)
-    said = []
-    run = train_here(recipe, said=said)
+    scale_losses(recipe, [14], 3.0)
+    log_lines = []
+    run = train_here(recipe, said=log_lines)
     (fault,) = _faults(run, "rollback")
     assert (fault.step, fault.batches, fault.resumed_step) == (15, [14], 12)
-    assert any("Rolling back to step 12 and skipping 1 batch(es)" in line for line in said)
-    # The same as a run that had known from the start.
-    wise = _recipe(tmp_path / "wise", source)
-    forewarned = create_run_folder(wise, prepare(wise))
-    FaultLog(forewarned.faults).write(Fault(kind="rollback", step=1, reason="known", batches=[14], resumed_step=0))
-    assert_same_end(run, train_here(wise), but_for={"rollbacks"})
+    assert any("Rolling back to step 12 and skipping 1 batch(es)" in line for line in log_lines)
+    # The result is equal to that of a run that skips the batch from the beginning.
+    expected = _recipe(tmp_path / "expected", source)
+    faults = FaultLog(create_run_folder(expected, prepare(expected)).faults)
+    faults.write(Fault(kind="rollback", step=1, reason="test", batches=[14], resumed_step=0))
+    assert_same_end(run, train_here(expected), but_for={"rollbacks"})
     assert steps_of(run)[-1]["rollbacks"] == 1
 
 
-def test_a_spike_before_the_first_checkpoint_begins_again(harm, source, tmp_path):
+def test_a_spike_before_the_first_checkpoint_restarts_the_run(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source, checkpoint={"interval": "20 steps"})
-    harm(recipe, [12], 3.0)
+    scale_losses(recipe, [12], 3.0)
     run = train_here(recipe)
     assert _faults(run, "rollback")[0].resumed_step == 0
     assert [line["step"] for line in steps_of(run)] == list(range(1, 25))
 
 
-def test_what_was_left_out_stays_left_out_when_the_run_is_continued(harm, source, tmp_path):
-    whole = _recipe(tmp_path / "whole", source)
-    harm(whole, [14], 3.0)
-    straight = train_here(whole)
-    parts = _recipe(tmp_path / "parts", source)
-    train_here(parts, stop_after=16)  # counts the steps before going back, too
-    assert_same_end(train_here(parts), straight)
+def test_a_resumed_run_still_skips_the_batches_of_a_rollback(scale_losses, source, tmp_path):
+    recipe = _recipe(tmp_path / "uninterrupted", source)
+    scale_losses(recipe, [14], 3.0)
+    uninterrupted = train_here(recipe)
+    resumed = _recipe(tmp_path / "resumed", source)
+    train_here(resumed, stop_after=16)  # including the steps before the rollback
+    assert_same_end(train_here(resumed), uninterrupted)
 
 
-def test_spikes_again_and_again_stop_the_run_with_an_explanation(harm, source, tmp_path):
+def test_too_many_rollbacks_stop_the_run_with_an_explanation(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source)
-    harm(recipe, range(14, 24), 3.0)
+    scale_losses(recipe, range(14, 24), 3.0)
     with pytest.raises(TrainingFault, match=r"after 2 rollbacks \(`faults.max_rollbacks`\). Lower `optimizer.peak"):
         train_here(recipe)
     run = RunFolder(recipe.run_folder)
     assert [fault.batches for fault in _faults(run, "rollback")] == [[14], [15]]
 
 
-def test_each_spike_at_one_place_goes_back_further(harm, source, tmp_path):
+def test_each_nearby_spike_rolls_back_to_an_earlier_checkpoint(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source)
-    harm(recipe, [14, 15], 3.0)
+    scale_losses(recipe, [14, 15], 3.0)
     run = train_here(recipe)
     assert [fault.resumed_step for fault in _faults(run, "rollback")] == [12, 8]
     assert len(losses_of(run)) == 24
 
 
-def test_too_many_steps_in_a_row_that_are_not_finite_go_back(harm, source, tmp_path):
+def test_too_many_non_finite_steps_in_a_row_cause_a_rollback(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source)
-    harm(recipe, [9, 10, 11], math.nan)
+    scale_losses(recipe, [9, 10, 11], math.nan)
     run = train_here(recipe)
     (fault,) = _faults(run, "rollback")
     assert (fault.step, fault.batches, fault.resumed_step) == (12, [9, 10, 11], 8)
@@ -186,14 +190,14 @@ def test_too_many_steps_in_a_row_that_are_not_finite_go_back(harm, source, tmp_p
     assert None not in losses_of(run)
 
 
-def test_a_steady_run_is_left_alone(source, tmp_path):
+def test_a_steady_run_has_no_faults(source, tmp_path):
     run = train_here(_recipe(tmp_path, source, train={"duration": "60 steps"}))
     assert FaultLog(run.faults).read() == []
 
 
-def test_checkpoints_and_exports_of_the_way_that_went_wrong_are_removed(harm, source, tmp_path):
+def test_checkpoints_that_a_rollback_has_undone_are_replaced(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source)
-    harm(recipe, [14], 3.0, times=1)
+    scale_losses(recipe, [14], 3.0, max_times=1)
     run = train_here(recipe)
     assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [4, 8, 12, 16, 20, 24]
     states = [json.loads((path / "state.json").read_text())["state"] for path in list_checkpoints(run.checkpoints)]
@@ -201,7 +205,7 @@ def test_checkpoints_and_exports_of_the_way_that_went_wrong_are_removed(harm, so
 
 
 @pytest.mark.parametrize("log_interval, sharding", [(1, "ddp"), (1000, "fsdp")])
-def test_all_ranks_skip_a_step_that_one_of_them_cannot_compute(log_interval, sharding, source, tmp_path):
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one_rank(log_interval, sharding, source, tmp_path):
     recipe = _recipe(
         tmp_path,
         source,
@@ -214,7 +218,7 @@ def test_all_ranks_skip_a_step_that_one_of_them_cannot_compute(log_interval, sha
     assert all(bool(torch.isfinite(weight).all()) for weight in last_checkpoint(run).model.values())
 
 
-def test_a_step_without_a_masked_token_changes_nothing_and_the_run_goes_on(tmp_path):
+def test_steps_without_a_masked_token_are_skipped(tmp_path):
     source = write_jsonl(tmp_path / "short.jsonl", short_texts(60))
     recipe = _recipe(
         tmp_path,
@@ -226,14 +230,14 @@ def test_a_step_without_a_masked_token_changes_nothing_and_the_run_goes_on(tmp_p
     run = train_here(recipe)
     lines = steps_of(run)
     assert len(lines) == 12
-    empty = [line for line in lines if not line["num_masked"]]
-    assert 0 < len(empty) < 12
-    assert lines[-1]["skipped_steps"] == len(empty)
+    num_empty = sum(line["num_masked"] == 0 for line in lines)
+    assert 0 < num_empty < 12
+    assert lines[-1]["skipped_steps"] == num_empty
 
 
-def test_going_back_lets_go_of_the_model_before(harm, source, tmp_path):
+def test_a_rollback_frees_the_memory_of_the_previous_model(scale_losses, source, tmp_path):
     recipe = _recipe(tmp_path, source)
-    harm(recipe, [12, 18], 3.0)
+    scale_losses(recipe, [12, 18], 3.0)
     train_here(recipe)
     gc.collect()
-    assert sum(isinstance(thing, MaskedLmComposerModel) for thing in gc.get_objects()) <= 1
+    assert sum(isinstance(item, MaskedLmComposerModel) for item in gc.get_objects()) <= 1

@@ -1,3 +1,5 @@
+"""Spike detector: spikes, batches to skip, non-finite steps, and restored state."""
+
 import json
 import math
 import random
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from mosaicbert.config import FaultConfig
 from mosaicbert.train.faults.spike_detector import RollbackRequest, SpikeDetector
 
-_FIRST_BATCH = 1000  # so that no step's number is a batch's
+_FIRST_BATCH = 1000  # so that numbers of steps and of batches differ
 
 
 def _detector(**config):
@@ -17,7 +19,7 @@ def _detector(**config):
 
 
 def _feed(detector, values, *, first_step=1):
-    """Returns the result of each check of (loss, gradient norm), up to the first rollback request."""
+    """Check pairs of loss and gradient norm. Return the results up to the first rollback request."""
     results = []
     for step, (loss, norm) in enumerate(values, start=first_step):
         try:
@@ -65,13 +67,13 @@ def test_a_spike_exceeds_the_median_by_the_configured_robust_deviations(deviatio
             detector.check(9, 9, loss, 1.0)
 
 
-def test_a_loss_that_was_constant_may_rise_by_a_tenth():
+def test_a_loss_that_was_constant_may_increase_by_a_tenth():
     constant = [(3.0, 1.0)] * 200
     assert _are_fine(_feed(_detector(), [*constant, (3.29, 1.0)]))
     assert _feed(_detector(), [*constant, (3.31, 1.0)])[-1][:2] == (201, [1201])
 
 
-def test_a_sudden_fall_of_the_loss_is_not_a_spike():
+def test_a_sudden_decrease_of_the_loss_is_not_a_spike():
     assert _are_fine(_feed(_detector(), [*_steady(200), (0.01, 1.0)]))
 
 
@@ -104,33 +106,33 @@ def test_no_spike_is_detected_before_half_a_window(window):
     assert _feed(_detector(window_steps=window), late)[-1][:2] == (half + 1, [1001 + half])
 
 
-def test_only_the_last_window_is_compared_with():
+def test_only_the_losses_of_the_last_window_are_compared():
     values = [*_steady(100, level=30.0), *_steady(100, level=2.0)]
     assert _feed(_detector(), [*values, (10.0, 1.0)])[-1][:2] == (201, [1201])
 
 
 @pytest.mark.parametrize("steps", [20, 100, 2000], ids=["steep", "window", "slow"])
-def test_the_initial_fall_of_the_loss_is_not_a_spike(steps):
+def test_the_initial_decrease_of_the_loss_is_not_a_spike(steps):
     draw = random.Random(2)
-    falling = [
+    decreasing = [
         (6.0 + 4.8 * math.exp(-step / steps) + 0.1 * draw.gauss(0, 1), 1 + 9 * math.exp(-step / steps))
         for step in range(3 * steps + 200)
     ]
-    assert _are_fine(_feed(_detector(), falling))
+    assert _are_fine(_feed(_detector(), decreasing))
 
 
 @pytest.mark.parametrize("invalid", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("where", ["loss", "norm"])
-def test_a_non_finite_step_is_not_applied_and_not_remembered(where, invalid):
-    detector, other = _detector(), _detector()
+@pytest.mark.parametrize("quantity", ["loss", "norm"])
+def test_a_non_finite_step_is_not_applied_and_not_added_to_the_window(quantity, invalid):
+    detector, expected = _detector(), _detector()
     values = _steady(60)
     _feed(detector, values[:30])
-    pair = (invalid, 1.0) if where == "loss" else (3.0, invalid)
+    pair = (invalid, 1.0) if quantity == "loss" else (3.0, invalid)
     assert detector.check(31, 1031, *pair) is False
     _feed(detector, values[30:])
-    _feed(other, values)
+    _feed(expected, values)
     assert detector.num_skipped == 1
-    assert detector.state_dict() == other.state_dict() | {"num_skipped": 1}
+    assert detector.state_dict() == expected.state_dict() | {"num_skipped": 1}
 
 
 @pytest.mark.parametrize("limit", [1, 10])
@@ -153,19 +155,19 @@ _values = st.tuples(
 )
 
 
-@given(values=st.lists(_values, max_size=60), cut=st.integers(0, 60), used=st.booleans())
-def test_a_restored_detector_makes_the_same_decisions(values, cut, used):
+@given(values=st.lists(_values, max_size=60), num_before=st.integers(0, 60), is_used=st.booleans())
+def test_a_restored_detector_makes_the_same_decisions(values, num_before, is_used):
     config = {"window_steps": 8, "max_skipped_steps": 2}
-    whole, read = _detector(**config), _detector(**config)
-    if used:
-        _feed(read, _steady(8))
-    first = _feed(whole, values[:cut])
-    if first and isinstance(first[-1], tuple):
+    detector, restored = _detector(**config), _detector(**config)
+    if is_used:
+        _feed(restored, _steady(8))
+    results = _feed(detector, values[:num_before])
+    if results and isinstance(results[-1], tuple):
         return
-    whole.clear_suspects()
-    read.load_state_dict(json.loads(json.dumps(whole.state_dict(), allow_nan=False)))
-    assert _feed(read, values[cut:]) == _feed(whole, values[cut:])
-    assert read.state_dict() == whole.state_dict()
+    detector.clear_suspects()
+    restored.load_state_dict(json.loads(json.dumps(detector.state_dict(), allow_nan=False)))
+    assert _feed(restored, values[num_before:]) == _feed(detector, values[num_before:])
+    assert restored.state_dict() == detector.state_dict()
 
 
 def test_the_state_is_a_copy():

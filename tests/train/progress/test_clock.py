@@ -1,3 +1,5 @@
+"""Training clock: wall-clock time, step time, and pauses."""
+
 import time
 
 from mosaicbert.train.progress.clock import TrainingClock

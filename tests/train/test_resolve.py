@@ -1,0 +1,35 @@
+"""Checks before a run: installed loggers, and enough samples for all processes."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mosaicbert.config import ConfigError
+from mosaicbert.data.prepare.pipeline import check_store
+from mosaicbert.train.resolve import check_loggers, check_num_processes
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_the_error_for_a_missing_logger_names_the_package_to_install(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)  # makes Python treat the package as not installed
+    with pytest.raises(
+        ConfigError, match=rf"`log\.loggers` must name installed packages, got {name}\. Run `pip install {name}`\."
+    ):
+        check_loggers([name])
+
+
+def test_a_logger_that_is_not_in_the_recipe_need_not_be_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    check_loggers([])
+    check_loggers(["tensorboard"])
+
+
+def test_more_processes_than_samples_are_an_error(finished):
+    recipe, _, _ = finished
+    record = check_store(recipe)
+    with pytest.raises(ConfigError, match="each of the 17 processes, got 16"):
+        check_num_processes(recipe, record, 17)
+    large_batches = replace(recipe, train=replace(recipe.train, global_batch_samples=96))
+    with pytest.raises(ConfigError, match="validation sample for each of the 90 processes"):
+        check_num_processes(large_batches, record, 90)
