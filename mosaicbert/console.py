@@ -4,5 +4,5 @@ from rich.console import Console
 
 
 def print_line(console: Console, line: str) -> None:
-    """Print a line as it is: without markup, colors of numbers or line breaks."""
+    """Print a line without markup, highlighting or line breaks."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ _PACKAGES = ("mosaicbert", "torch", "transformers", "mosaicml", "datasets", "tok
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return time, commit, versions and hardware as JSON values."""
+    """Return the current time, the commit, package versions and hardware as JSON values."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -33,7 +33,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _commit() -> str | None:
-    """Return the commit of the source tree of this package, with -dirty if files differ; None for a wheel."""
+    """Return the commit of the source tree, with -dirty if files differ from it, or None for an installed wheel."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None

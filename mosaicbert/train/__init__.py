@@ -1,1 +1,1 @@
-"""Recipe to trained model. The only home of Composer."""
+"""Pretraining of a model from a recipe, in Composer's training loop."""

@@ -18,7 +18,7 @@ from mosaicbert.model.modeling import MosaicBertForMaskedLM
 # only some tokens. PyTorch's limit of 8 would silently leave later shapes uncompiled.
 _MAX_NUM_GRAPHS = 128
 
-CUDA_GRAPH_ATTENTION = "triton"  # the only attention backend that a CUDA graph supports: others read the lengths
+CUDA_GRAPH_ATTENTION = "triton"  # other attention backends read the lengths on the host
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def choose_compilation(model: ModelConfig, train: TrainConfig, precision: torch.
 def _check_cuda_graphs(model: ModelConfig, train: TrainConfig, precision: torch.dtype) -> None:
     if not train.compile:
         raise ConfigError(
-            "`train.cuda_graphs=true` is not supported without `train.compile=true`. Set both: the compiler makes the "
-            "graphs."
+            "`train.cuda_graphs=true` is not supported without `train.compile=true`. Set both: the compiler creates "
+            "the graphs."
         )
     if train.sharding != "ddp":
         raise ConfigError(
@@ -100,14 +100,13 @@ def compile_model(model: PreTrainedModel, *, cuda_graphs: bool = False) -> None:
 
     Each layer is compiled separately, so that one compilation serves all of them: a run has several shapes, and a whole
     encoder would be compiled for each. With CUDA graphs everything from the embeddings to the loss is one graph, so
-    that a micro-batch is few launches: faster for models whose kernels finish sooner than the next is launched.
+    that a micro-batch needs few launches. This is faster for models whose kernels finish before the next is launched.
 
     Embeddings are not compiled: the compiler accumulates their gradients with atomics, in a different order each time.
 
     Args:
         model: MosaicBERT for masked language modeling.
-        cuda_graphs: Whether to launch as CUDA graphs. Gradients must then keep their memory: zero them, do not drop
-            them.
+        cuda_graphs: Whether to launch as CUDA graphs. Gradients must then be zeroed in place, to keep their memory.
     """
     assert isinstance(model, MosaicBertForMaskedLM)
     torch._dynamo.config.recompile_limit = _MAX_NUM_GRAPHS

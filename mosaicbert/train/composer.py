@@ -1,7 +1,7 @@
 """Adapter to Composer: the only module that imports it.
 
-Composer is frozen upstream at 0.32.1. What this package takes from it is listed here, with the workarounds for faults
-that will not be fixed there; to replace Composer is to replace this module.
+Composer is frozen upstream at 0.32.1. This module lists what the package uses from it, and contains workarounds for
+faults that will not be fixed there. Replacing Composer means replacing this module.
 """
 
 import atexit
@@ -61,7 +61,7 @@ class WandBLogger(_WandBLogger):
 
     def init(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         if self._enabled:
-            import wandb  # an extra
+            import wandb  # an optional dependency
 
             run: Any = wandb.init(**self._init_kwargs)
             self.run_dir, self.run_url = run.dir, run.url

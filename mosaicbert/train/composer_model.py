@@ -86,6 +86,6 @@ def data_spec(loader: DataLoader[StepBatch], device_type: str) -> DataSpec:
         loader,
         microbatch_transforms=lambda batch: batch.to(device_type, non_blocking=True),
         split_batch=lambda step, _size: step.micro_batches,
-        get_num_samples_in_batch=lambda step: step.global_samples,
-        get_num_tokens_in_batch=lambda step: step.global_tokens,
+        get_num_samples_in_batch=lambda step: step.global_num_samples,
+        get_num_tokens_in_batch=lambda step: step.global_num_tokens,
     )

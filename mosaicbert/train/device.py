@@ -1,4 +1,4 @@
-"""Device of a process: precision, peak FLOP/s, CPU threads. Imports no Composer."""
+"""Device of a process: precision, peak FLOP/s, CPU threads. This module does not import Composer."""
 
 import time
 
@@ -8,7 +8,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.estimate import ACCELERATORS
 from mosaicbert.processes import count_cpus
 
-_PEAK_SECONDS = 0.5  # the fastest product within this time, to reduce the influence of other processes
+_PEAK_SECONDS = 0.5  # duration of the measurement; the fastest product counts, since other processes may run
 _AS_CONFIGURED = "set in the recipe"
 
 
@@ -73,7 +73,7 @@ def _measure_matmul(device_type: str, dtype: torch.dtype) -> float:
 
 
 def limit_cpu_threads(local_world_size: int) -> None:
-    """Divide the CPUs among the processes of this machine; more threads than CPUs slow all of them down.
+    """Divide the CPUs among the processes of this machine. More threads than CPUs would slow all of them down.
 
     Args:
         local_world_size: Number of processes on this machine.

@@ -29,7 +29,7 @@ def fsdp_config(model: PreTrainedModel) -> dict[str, Any]:
     in fp32, so that the results are those of `ddp`.
 
     Args:
-        model: Model to shard. It gets an attribute that Composer looks for.
+        model: Model to shard. An attribute that Composer reads is set on it.
     """
     setattr(model, "fsdp_wrap_fn", lambda module: isinstance(module, (Layer, BertLayer)))  # noqa: B010
     return {"fsdp": FSDP2Config(mixed_precision="FULL", state_dict_type="full")}
@@ -38,7 +38,7 @@ def fsdp_config(model: PreTrainedModel) -> dict[str, Any]:
 def configure_sharded(model: nn.Module) -> None:
     """Configure a model that Composer has sharded: gradients are sums over the ranks, as `gradient_scale` assumes.
 
-    By default they are means. But gloo raises an error for a mean or a scaled sum, or silently computes a plain sum.
+    By default they are means, for which gloo raises an error or silently computes a plain sum.
 
     Args:
         model: Model inside of the Composer model wrapper.
@@ -92,12 +92,11 @@ def gather_state(
         optimizer: Its optimizer.
 
     Returns:
-        Weights and optimizer state as in `mosaicbert.train.checkpoint.format.Checkpoint`. They may be views of tensors
-        that training changes.
+        Weights and optimizer state, as in `Checkpoint`. They may be views of tensors that training changes.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: Any = get_model_state_dict(model, options=options)
-    if not optimizer.state:  # reading the state of an optimizer without steps would make a step of zeros
+    if not optimizer.state:  # PyTorch would apply a step of zeros to read its state
         return weights, {}
     optimizer_state: Any = get_optimizer_state_dict(model, optimizer, options=options).get("state", {})
     return weights, optimizer_state
@@ -111,14 +110,16 @@ def broadcast_state(
     *,
     has_updated: bool,
 ) -> None:
-    """Load the state that rank 0 has read on all ranks. The state arguments of the other ranks are empty.
+    """Load the state that is given on rank 0 into the model and the optimizer of every rank.
+
+    The state arguments of the other ranks are empty.
 
     Args:
         model: Model to load into.
         optimizer: Optimizer to load into.
         weights: Weights, see `gather_state`.
         optimizer_state: Optimizer state, see `gather_state`.
-        has_updated: Whether the optimizer had made a step. If not, its state is empty or zeros, and is ignored.
+        has_updated: Whether the optimizer had applied a step. If not, its state is empty or zeros, and is ignored.
     """
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.get_world_size() > 1)
     set_model_state_dict(model, weights, options=options)

@@ -26,20 +26,20 @@ _NUM_LAST_LINES = 20
 def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
     """Pretrain on all devices of this machine.
 
-    A process that a launcher started (torchrun, Composer's, this one) trains as the rank that it was assigned.
-    Otherwise this process trains itself if there is one device, and starts one process per device if there are several.
-    It forwards its signals to them, ends all of them when one fails, and they end when it is killed.
+    A process that a launcher has started (torchrun, Composer's or this function) trains as one rank. Otherwise this
+    process trains itself if there is one device, and starts one process per device if there are several. It forwards
+    SIGTERM and SIGINT to them, and kills all of them if one fails. They exit when this process is killed.
 
     Args:
         recipe: Recipe to train.
-        arguments: Arguments of the command `mosaicbert`, for the processes to start.
+        arguments: Arguments of the command `mosaicbert`, which are passed to the processes.
         console: Console to print to.
 
     Returns:
         Exit code of the command.
 
     Raises:
-        ConfigError: If the run cannot start, see `resolve_run`; before any process is started.
+        ConfigError: If the run cannot start, see `resolve_run`. No process has been started then.
     """
     if _PARENT_DEATH_PIPE in os.environ:
         read_end = int(os.environ.pop(_PARENT_DEATH_PIPE))
@@ -49,7 +49,7 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         resolve_run(recipe, console, num_processes)
         return _run_ranks([sys.executable, "-m", "mosaicbert", *arguments], num_processes)
     resolved = resolve_run(recipe, console)
-    from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
+    from mosaicbert.train.pretrain import pretrain  # imported here because Composer takes seconds to import
 
     pretrain(resolved, console, command=shlex.join(["mosaicbert", *arguments]))
     return 0
@@ -84,7 +84,7 @@ def _run_ranks(command: list[str], num_processes: int) -> int:
         "MASTER_PORT": str(_free_port()),
         _PARENT_DEATH_PIPE: str(read_end),
     }
-    with tempfile.TemporaryFile() as output:  # of all ranks but the first; shown if one of them fails
+    with tempfile.TemporaryFile() as output:  # of all ranks but the first, printed if one of them fails
         ranks = [
             subprocess.Popen(
                 command,
@@ -92,7 +92,7 @@ def _run_ranks(command: list[str], num_processes: int) -> int:
                 stdout=None if rank == 0 else output,
                 stderr=None if rank == 0 else output,
                 pass_fds=(read_end,),
-                start_new_session=True,  # otherwise an interrupt at the terminal would arrive twice
+                start_new_session=True,  # otherwise an interrupt at the terminal would be delivered twice
             )
             for rank in range(num_processes)
         ]
@@ -113,7 +113,7 @@ def _run_ranks(command: list[str], num_processes: int) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], output: IO[bytes]) -> int:
-    """Wait for all ranks. When one fails, kill the others, which wait for it in a collective operation."""
+    """Wait for all ranks. If one fails, kill the others, which would wait for it in a collective operation."""
     failed: subprocess.Popen[bytes] | None = None
     while any(rank.poll() is None for rank in ranks):
         if failed is None:

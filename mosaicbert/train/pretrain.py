@@ -27,18 +27,18 @@ from mosaicbert.train.session import Session, train
 from mosaicbert.train.signals import StopRequest, TrainingStopped
 from mosaicbert.train.summary import log_results, log_run_summary
 
-_TIMEOUT_SECONDS = 1800.0  # of a rank for another, which may be writing a large checkpoint to a slow disk
+_TIMEOUT_SECONDS = 1800.0  # a rank may wait while another writes a large checkpoint to a slow disk
 
 
 def pretrain(resolved: ResolvedRun, console: Console, command: str = "the same call") -> None:
-    """Train a run to its end and export it; resume a run that was interrupted. Every process of the run calls it.
+    """Train a run to its end and export it, or resume a run that was interrupted. Every process of the run calls it.
 
     On SIGTERM or SIGINT the run finishes its step, writes a checkpoint and returns.
 
     Args:
         resolved: Run to train, see `resolve_run`.
         console: Console to print to, on rank 0 only.
-        command: Command that resumes the run, to be printed if it is stopped.
+        command: Command that resumes the run, which is printed if the run is stopped.
 
     Raises:
         ConfigError: If the run folder is in use or cannot be written, or an option is not supported by the device.

@@ -1,4 +1,4 @@
-"""Resolution of a recipe into the values that training needs, with all checks that precede it. Imports no Composer."""
+"""Resolution of a recipe into the values that training needs, with all checks. Does not import Composer."""
 
 import importlib.util
 import os
@@ -39,21 +39,20 @@ class ResolvedRun:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has reached its end."""
+        """Return whether the run has reached its end."""
         return self.folder.result.exists()
 
 
 def resolve_run(recipe: Recipe, console: Console, num_processes: int | None = None) -> ResolvedRun:
     """Check everything that a run needs, and prepare its token store if it is missing.
 
-    A process that is one of several ranks does not prepare the store: whatever started the ranks has to do so first. A
+    One of several ranks does not prepare the store: it must have been prepared before the ranks were started. A
     finished run is resolved from its own folder, without its token store.
 
     Args:
         recipe: Recipe of the run.
         console: Console for the progress of the preparation.
-        num_processes: Number of processes that will train, if this is not one of them; None for the number of ranks
-            that this process is one of.
+        num_processes: Number of processes that will train. None reads it from the launcher's variable WORLD_SIZE.
 
     Raises:
         ConfigError: If the run folder belongs to a different recipe, a logger is not installed, the device does not
@@ -77,7 +76,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """Check that the packages of Composer's loggers are installed.
 
     Args:
-        names: Names of the loggers, which are those of their packages.
+        names: Names of the loggers, which are also the names of their packages.
 
     Raises:
         ConfigError: If a package is not installed.
@@ -98,7 +97,7 @@ def check_num_processes(recipe: Recipe, store: StoreRecord, num_processes: int) 
     Raises:
         ConfigError: If there are fewer samples than processes.
     """
-    num_samples, num_validation = recipe.train.smallest_batch_samples, store.splits[VALIDATION].samples
+    num_samples, num_validation = recipe.train.min_batch_samples, store.splits[VALIDATION].samples
     if num_processes > num_samples:
         raise ConfigError(
             f"the smallest step must have a sample for each of the {num_processes} processes, got {num_samples}. "

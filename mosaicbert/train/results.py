@@ -27,16 +27,16 @@ class RunResult:
     """Results of a run at a checkpoint. Values that were not measured are None.
 
     Attributes:
-        steps: Steps of the optimizer.
-        samples: Samples trained on, all ranks together.
-        tokens: Real tokens trained on, without padding.
+        steps: Number of training steps.
+        samples: Number of samples trained on, by all ranks together.
+        tokens: Number of real tokens trained on, without padding.
         training_seconds: Duration of the steps in seconds.
-        wall_seconds: Duration with evaluations and checkpoints in seconds.
+        wall_seconds: Duration of the run in seconds, including evaluations and checkpoints.
         tokens_per_second: Real tokens per second of training time.
         fill_rate: Mean fraction of real tokens in the micro-batches.
         data_wait_seconds: Time that the training loop waited for the data loader in seconds.
-        skipped_steps: Steps that were not applied.
-        rollbacks: Rollbacks to an earlier checkpoint.
+        skipped_steps: Number of steps that were not applied.
+        rollbacks: Number of rollbacks to an earlier checkpoint.
         train_loss: Loss of the last logged step in nats per masked token.
         eval_loss: Loss of the last evaluation in nats per masked token.
         eval_accuracy: Fraction of masked tokens predicted correctly in the last evaluation.
@@ -101,7 +101,7 @@ def export_step(path: str | Path, step: int) -> Path:
 
     Raises:
         CheckpointError: If the checkpoint is corrupted.
-        ParityError: If the export does not reproduce the checkpoint's logits; it is then deleted.
+        ParityError: If the export does not reproduce the checkpoint's logits. The export is then deleted.
     """
     run = RunFolder(Path(path))
     recipe = load_recipe(run.recipe)

@@ -75,7 +75,7 @@ def newest_export(run: RunFolder) -> Path | None:
 
 
 def check_run_folder(recipe: Recipe) -> RunFolder:
-    """Find the run folder of a recipe, and check that it does not belong to a different recipe. Write nothing.
+    """Return the run folder of a recipe, and check that it does not belong to a different recipe.
 
     Args:
         recipe: Recipe of the run.
@@ -97,7 +97,7 @@ def check_run_folder(recipe: Recipe) -> RunFolder:
 
 
 def check_same_store(run: RunFolder, record: StoreRecord) -> None:
-    """Check that a run is resumed with the token store that it began with, so that positions mean the same samples.
+    """Check that a run is resumed with the token store that it began with, so that sample numbers are valid.
 
     Args:
         run: Run folder.

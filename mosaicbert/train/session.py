@@ -1,4 +1,4 @@
-"""Training session: construction of the trainer, and resumption from checkpoints after rollbacks."""
+"""Training session: construction of the trainer, and the loop over rollbacks."""
 
 import warnings
 from collections.abc import Callable
@@ -42,7 +42,7 @@ _NO_END = "1000000000ba"  # `RunProgress` determines the end of the run
 
 @dataclass(frozen=True)
 class Session:
-    """Values of one session of a run: from its start, or from where it is resumed, to its end.
+    """Values of one session of a run, from its start or its resumption until the process ends.
 
     Attributes:
         resolved: Resolved run.
@@ -66,7 +66,7 @@ class Session:
 
 
 def train(session: Session) -> None:
-    """Train to the end of the run, and roll back to an earlier checkpoint when the spike detector requests it.
+    """Train to the end of the run. Roll back to an earlier checkpoint whenever the spike detector requests it.
 
     Args:
         session: Session of the run.
@@ -143,7 +143,7 @@ def build_trainer(session: Session) -> StepTrainer:
         rank=rank,
         world_size=world_size,
         first_step=resume_point.step,
-        skipped=resume_point.skipped_batches,
+        skipped_batches=resume_point.skipped_batches,
     )
     eval_loader = build_eval_loader(
         recipe.eval,

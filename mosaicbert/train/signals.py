@@ -6,11 +6,11 @@ import time
 from types import FrameType
 from typing import Any
 
-_MIN_SECONDS_BETWEEN_INTERRUPTS = 1.0  # launchers may deliver a signal twice; a user at a keyboard takes longer
+_MIN_SECONDS_BETWEEN_INTERRUPTS = 1.0  # launchers may deliver one signal twice in a shorter time
 
 
 class TrainingStopped(Exception):
-    """The run was asked to stop, and has tried to write its checkpoint. Every rank raises it after the same step.
+    """Signal that training has stopped on request, after trying to write a checkpoint, on every rank at the same step.
 
     Attributes:
         has_checkpoint: Whether the checkpoint was written; valid on rank 0.

@@ -22,7 +22,7 @@ def log_run_summary(
     peak_source: str,
     log: Callable[[str], None],
 ) -> None:
-    """Log model, data, and how the training step is computed.
+    """Log the model, the data, the precision and the backends of the training step.
 
     Args:
         resolved: Resolved run.
@@ -47,7 +47,7 @@ def log_run_summary(
 
 
 def log_results(resolved: ResolvedRun, log: Callable[[str], None]) -> None:
-    """Log the results of a finished run, and the masks that its export fills.
+    """Log the results of a finished run, and the predictions of its export for `eval.fill_mask`.
 
     Args:
         resolved: Resolved run.

@@ -24,12 +24,12 @@ from mosaicbert.train.signals import StopRequest
 
 
 class StepTrainer(Trainer):
-    """Composer's Trainer with the training step of this package: one loss over the global batch, no waiting.
+    """Composer's Trainer with another training step, which normalizes the loss over the global batch.
 
-    Three methods of Composer 0.32's loop are replaced. They communicate counts that every rank knows
-    (`StepBatch.global_masked` and others), wait for the device each time they do, and copy every micro-batch. Here a
-    step communicates once, the device itself skips an update that is not finite, and the host reads the results of a
-    step after it has enqueued the next one, or at once on a synchronization step (`SyncPolicy`).
+    Three methods of Composer 0.32's loop are replaced. They communicate counts that every rank already has
+    (`StepBatch.global_num_masked` and others), wait for the device each time, and copy every micro-batch. Here a step
+    communicates once, and the device itself skips an update that is not finite. The host reads the results of a step
+    after it has enqueued the next one, or at once on a synchronization step (`SyncPolicy`).
 
     Args:
         progress: Progress of the run, which each step advances.
@@ -37,7 +37,7 @@ class StepTrainer(Trainer):
         stop: Stop request of this process.
         composer_model: Model to train.
         optimizer_config: Optimizer section of the recipe, for the learning rate schedule.
-        spike_detector: Check of each step's loss and gradient norm.
+        spike_detector: Spike detector, which checks the loss and the gradient norm of each step.
         skipped_steps: Log of the steps that do not change the weights.
         keep_gradients: Whether gradients keep their memory from step to step, which CUDA graphs require.
         arguments: Arguments of Composer's Trainer.
@@ -76,7 +76,7 @@ class StepTrainer(Trainer):
         loss_sum, num_correct = self._accumulate_gradients(step)
         grad_norm = gradient_norm(self.state.model)
         self._finalize_pending()  # the previous step, while the device computes this one
-        progress.count(step.global_samples, step.global_tokens)
+        progress.count(step.global_num_samples, step.global_num_tokens)
         if progress.is_sync_step and self._device_type == "cuda":
             torch.cuda.synchronize()  # so that the clock is read after the work
         results = self._all_reduce_results(loss_sum, num_correct, grad_norm)
@@ -84,7 +84,7 @@ class StepTrainer(Trainer):
         self._pending = _PendingStep(
             step=progress.position.steps,
             batch=step.batch,
-            num_masked=step.global_masked,
+            num_masked=step.global_num_masked,
             lr_fraction=lr_fraction,
             is_clock_early=self._device_type == "cuda" and not progress.is_sync_step,
             results=_HostCopy(results),
@@ -97,7 +97,7 @@ class StepTrainer(Trainer):
         return {}
 
     def _set_learning_rate(self, step: StepBatch, optimizer: torch.optim.Optimizer) -> float:
-        next_position = self.progress.position_after(step.global_samples, step.global_tokens)
+        next_position = self.progress.position_after(step.global_num_samples, step.global_num_tokens)
         lr_fraction = learning_rate_fraction(self.optimizer_config, self.progress.plan.fraction_done(next_position))
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_fraction
@@ -137,13 +137,13 @@ class StepTrainer(Trainer):
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
 
     def _accumulate_gradients(self, step: StepBatch) -> tuple[Tensor, Tensor]:
-        """Run all micro-batches. The gradients are those of the mean over the global batch's masked tokens.
+        """Run all micro-batches. The gradients are those of the mean loss over the masked tokens of the global batch.
 
         Returns:
-            Sum of this rank's losses and number of its correctly predicted tokens, () float64 each.
+            Sum of this rank's losses and number of its correct predictions, () float64 each.
         """
         model = self.state.model
-        scale = gradient_scale(model) / max(1, step.global_masked)
+        scale = gradient_scale(model) / max(1, step.global_num_masked)
         loss_sum, num_correct = torch.zeros(2, dtype=torch.float64, device=self._device_type).unbind()
         micro_batches = step.micro_batches
         for index, micro_batch in enumerate(micro_batches):
@@ -158,12 +158,14 @@ class StepTrainer(Trainer):
         return loss_sum, num_correct
 
     def _all_reduce_results(self, loss_sum: Tensor, num_correct: Tensor, grad_norm: Tensor) -> Tensor:
-        """Sum the results of a step over the ranks, in the only communication of a step besides the gradients'.
+        """Combine the results of a step over the ranks. Apart from the gradients, a step communicates nothing else.
+
+        The results are: sum of the losses; number of correct predictions; norm of the gradient; number of ranks that
+        were asked to stop; and, both of rank 0 in seconds, wall-clock time since the run began and training time since
+        the previous step.
 
         Returns:
-            (6,) float64: loss and correctly predicted tokens summed over the ranks; norm of the gradient; number of
-            ranks that were asked to stop; wall-clock time since the run began and training time since the previous
-            step in seconds, both of rank 0.
+            (6,) float64 on the device.
         """
         step_seconds, is_rank_zero = self.clock.step_seconds(), dist.get_global_rank() == 0
         host_values = [
@@ -182,7 +184,7 @@ class StepTrainer(Trainer):
         if trainer_mode != TrainerMode.TRAIN:
             yield from super()._iter_dataloader(trainer_mode)
             return
-        # Every rank makes the same steps, so none needs to ask whether another has reached its end.
+        # Every rank runs the same number of steps, so that the end needs no communication.
         steps = iter(cast(Iterable[StepBatch], self.state.dataloader))
         while True:
             self.engine.run_event(Event.BEFORE_DATALOADER)
@@ -227,7 +229,7 @@ class _PendingStep:
         num_masked: Masked tokens of the global batch.
         lr_fraction: Learning rate as a fraction of its peak.
         is_clock_early: Whether the clock was read when the device had reached the step, not when it had finished it.
-        results: Results of `_all_reduce_results`.
+        results: Copy of the results of `_all_reduce_results`.
     """
 
     step: int
@@ -239,13 +241,15 @@ class _PendingStep:
 
 
 def _is_not_finite(results: Tensor, step: StepBatch) -> Tensor:
-    """Return whether the step must be skipped, as `SpikeDetector` will find: () fp32, 1 or 0, on the device.
+    """Return 1 if the step must be skipped, otherwise 0: () fp32 on the device.
+
+    `SpikeDetector.check` makes the same decision later, on the host.
 
     Args:
-        results: Results of `_all_reduce_results`. The sum of two finite ones is finite.
-        step: Batch of the step. Without a masked token it has no loss.
+        results: (6,) float64, the results of `_all_reduce_results`.
+        step: Batch of the step. Without a masked token it has no loss, and is skipped.
     """
-    if not step.global_masked:
+    if not step.global_num_masked:
         return torch.ones((), device=results.device)
     loss_sum, _, grad_norm, *_ = results.unbind()
-    return (loss_sum + grad_norm).isfinite().logical_not().float()
+    return (loss_sum + grad_norm).isfinite().logical_not().float()  # finite fp32 values have a finite sum in float64

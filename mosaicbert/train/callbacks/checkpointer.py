@@ -1,4 +1,4 @@
-"""Writing of checkpoints: at intervals, at the end of the run, and when the run is asked to stop."""
+"""Writing of checkpoints: after each interval, at the end of the run, and on a stop request."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from mosaicbert.train_plan import has_passed
 
 
 class Checkpointer(Callback):
-    """Write a checkpoint after each interval, at the run's end and when it is asked to stop, and have each exported.
+    """Write a checkpoint after each interval, at the end of the run and on a stop request, and start its export.
 
     A checkpoint that cannot be written is reported and logged as a fault, and the run continues.
 
@@ -58,6 +58,7 @@ class Checkpointer(Callback):
         self._is_last_written = False
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:  # noqa: ARG002
+        """Write a checkpoint if one is due. Composer calls this method at the end of every step."""
         progress = self.progress
         is_interval = has_passed(self.interval, progress.last_sync_position, progress.position)
         if not progress.is_finalized or not (is_interval or progress.is_done or progress.stop_requested):
@@ -69,7 +70,7 @@ class Checkpointer(Callback):
                 "rollbacks": len(self.faults.rollbacks()),
             }
             self._is_last_written = self._write(Checkpoint(weights, optimizer_state, content), is_interval)
-        dist.barrier()  # a launcher may end the others as soon as one has ended
+        dist.barrier()  # a launcher may kill the other ranks as soon as one has exited
         if progress.stop_requested:
             raise TrainingStopped(self._is_last_written)
 

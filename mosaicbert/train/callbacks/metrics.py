@@ -38,7 +38,7 @@ class MetricsLogger(Callback):
         progress: Progress of the run.
         clock: Training clock of this process.
         spike_detector: Spike detector of the run, for the number of skipped steps.
-        num_rollbacks: Rollbacks of the run so far.
+        num_rollbacks: Number of rollbacks of the run so far.
         peak_flops: Peak of one process's device in FLOP/s.
         log: Function that prints a line.
 
@@ -99,9 +99,12 @@ class MetricsLogger(Callback):
             return
         sizes = StepSizes.of(step)
         flops = training_flops(
-            self.model, tokens=sizes.num_tokens, squared_lengths=sizes.squared_lengths, masked=sum(step.num_masked)
+            self.model,
+            num_tokens=sizes.num_tokens,
+            squared_lengths=sizes.squared_lengths,
+            num_masked=sum(step.num_masked),
         )
-        self.throughput.add(step.global_tokens, flops)
+        self.throughput.add(step.global_num_tokens, flops)
         if progress.is_finalized:
             self.throughput.measure(progress.position.steps, progress.training_seconds)
         if progress.is_logged:
@@ -146,8 +149,8 @@ class MetricsLogger(Callback):
             "grad_norm": _finite_or_none(report.grad_norm),
             "lr": self.peak_lr * report.lr_fraction,
             "mask_rate": step.mask_rate,
-            "num_masked": step.global_masked,
-            "batch_samples": step.global_samples,
+            "num_masked": step.global_num_masked,
+            "batch_samples": step.global_num_samples,
             "fill_rate": round(sizes.num_tokens / sizes.capacity, 4),
             "padding_rate": round(1.0 - sizes.num_tokens / sizes.num_padded_tokens, 4),
             "data_wait_seconds": round(data_wait, 5),
@@ -163,9 +166,9 @@ class MetricsLogger(Callback):
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        except OSError as error:  # a full disk costs the line, not the run
+        except OSError as error:  # a full disk does not stop the run
             with contextlib.suppress(OSError):
-                os.truncate(self.path, size)  # otherwise the next line would be appended to a part of this one
+                os.truncate(self.path, size)  # otherwise the next line would be appended to an incomplete one
             if self._can_write:
                 self.log(f"{self.path}: cannot be written ({error.strerror}). The run continues.")
             self._can_write = False

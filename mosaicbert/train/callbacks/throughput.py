@@ -5,19 +5,18 @@ from dataclasses import dataclass
 
 from mosaicbert.batch import StepBatch
 
-_WINDOW_STEPS = 20  # throughput is averaged over this many steps, or since the previous measurement if that is longer
+_WINDOW_STEPS = 20  # throughput is averaged over this many steps, or more if measurements are less frequent
 
 
 @dataclass(frozen=True)
 class StepSizes:
-    """Sizes of one rank's part of a step.
+    """Sizes of a step on one rank.
 
     Attributes:
-        num_tokens: Real tokens.
+        num_tokens: Number of real tokens.
         squared_lengths: Sum over documents of the squared length in tokens.
-        capacity: Tokens that the micro-batches have space for.
-        num_padded_tokens: Tokens that the same documents would take if each were padded to the longest document of its
-            micro-batch.
+        capacity: Capacity of the micro-batches in tokens, padding included.
+        num_padded_tokens: Number of tokens if each document were padded to the longest one of its micro-batch.
     """
 
     num_tokens: int
@@ -27,7 +26,7 @@ class StepSizes:
 
     @classmethod
     def of(cls, step: StepBatch) -> "StepSizes":
-        """Measure a step."""
+        """Compute the sizes of a step."""
         squared_lengths = num_padded_tokens = 0
         for ends, num_sequences in zip(step.cu_seqlens, step.num_sequences, strict=True):
             seqlens = ends[: num_sequences + 1].diff().long()
@@ -41,9 +40,9 @@ class _Snapshot:
     """Totals at a finalized step.
 
     Attributes:
-        steps: Steps of the run.
+        steps: Number of steps of the run.
         seconds: Training time of the run in seconds.
-        num_tokens: Tokens of this session.
+        num_tokens: Number of real tokens of this session.
         flops: FLOPs of this session on rank 0.
     """
 
@@ -57,12 +56,12 @@ class ThroughputMeter:
     """Moving averages over the last steps of a session. The first step of a session, which compiles, is excluded.
 
     Args:
-        steps: Steps of the run before the session.
+        steps: Number of steps of the run before the session.
         seconds: Training time of the run before the session in seconds.
         peak_flops: Peak of one process's device in FLOP/s.
 
     Attributes:
-        tokens_per_second: Real tokens per second, all ranks together.
+        tokens_per_second: Real tokens per second of all ranks together.
         mfu: Model FLOPs utilization: FLOP/s of rank 0 as a fraction of the peak.
         seconds_per_step: Duration of a step in seconds.
     """
@@ -78,8 +77,8 @@ class ThroughputMeter:
         """Count a step, which may still be pending.
 
         Args:
-            num_tokens: Real tokens of the global batch.
-            flops: FLOPs of rank 0's part of it.
+            num_tokens: Number of real tokens of the global batch.
+            flops: FLOPs of the step on rank 0.
         """
         self._num_tokens += num_tokens
         self._flops += flops
@@ -88,7 +87,7 @@ class ThroughputMeter:
         """Update the averages at a finalized step.
 
         Args:
-            steps: Steps of the run.
+            steps: Number of steps of the run.
             seconds: Training time of the run in seconds.
         """
         now, snapshots = _Snapshot(steps, seconds, self._num_tokens, self._flops), self._snapshots

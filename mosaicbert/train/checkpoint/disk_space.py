@@ -7,7 +7,7 @@ import shutil
 from mosaicbert.config import ConfigError
 from mosaicbert.train.run_folder import RunFolder
 
-_MARGIN_BYTES = 2**28  # besides the checkpoints: metrics, figures, caches
+_MARGIN_BYTES = 2**28  # for metrics, figures and caches
 
 
 def check_disk_space(run: RunFolder, num_parameters: int, keep_last: int) -> None:
@@ -21,7 +21,7 @@ def check_disk_space(run: RunFolder, num_parameters: int, keep_last: int) -> Non
     Raises:
         ConfigError: If there is too little space.
     """
-    # Weights and two moments in fp32, for one more checkpoint than is kept, while it is written; and an export of each.
+    # A checkpoint has weights and two moments in fp32, and an export. While one is written, one more than kept exists.
     required = (keep_last + 1) * (12 + 4) * num_parameters + _MARGIN_BYTES
     used = 0
     for folder, _, names in os.walk(run.path):
@@ -31,7 +31,7 @@ def check_disk_space(run: RunFolder, num_parameters: int, keep_last: int) -> Non
     free = shutil.disk_usage(run.path).free
     if free + used < required:
         raise ConfigError(
-            f"{run.path}: {keep_last + 1} checkpoints with their exports need {required / 2**30:.1f} GiB, the disk has "
-            f"{free / 2**30:.1f} GiB free. Free disk space, choose another `runs_folder`, or lower "
+            f"{run.path} must be on a disk with {required / 2**30:.1f} GiB for {keep_last + 1} checkpoints and their "
+            f"exports, got {free / 2**30:.1f} GiB free. Free disk space, choose another `runs_folder`, or lower "
             "`checkpoint.keep_last`."
         )

@@ -1,6 +1,6 @@
 """Export of checkpoints to Hugging Face folders in a separate process, during training.
 
-`runs/x/hf/step-N` is the export of the checkpoint after N steps, and `runs/x/hf` has the files of the newest.
+`runs/x/hf/step-N` is the export of the checkpoint after N steps. `runs/x/hf` contains the files of the newest export.
 """
 
 import os
@@ -18,8 +18,8 @@ from mosaicbert.train.run_folder import RunFolder, newest_export
 
 _NICENESS = 19  # training has priority
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-# In a process group of its own, so that an interrupt of the training does not end it; `stop` does. Not in a session of
-# its own: Linux divides the CPU among sessions first, whatever their niceness.
+# The export has its own process group, so that only `stop` ends it, not an interrupt of the training. It does not have
+# its own session: Linux divides the CPU among sessions before it considers niceness.
 _PROGRAM = f"""
 import os, sys
 os.setpgid(0, 0)
@@ -32,13 +32,13 @@ export_step(sys.argv[1], int(sys.argv[2]))
 def _kill(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:  # otherwise its id may belong to another process
         try:
-            os.killpg(process.pid, signal.SIGKILL)  # with its children
+            os.killpg(process.pid, signal.SIGKILL)  # including its children
         except ProcessLookupError:  # it has not set its process group yet
             process.kill()
 
 
 class ExportWorker:
-    """Keep one Hugging Face folder per checkpoint: newest first, one process at a time, at the lowest priority.
+    """Export checkpoints to Hugging Face folders: newest first, one process at a time, at the lowest priority.
 
     Args:
         run: Run folder.
@@ -57,21 +57,21 @@ class ExportWorker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start to export the checkpoints that have no export, unless this is in progress. Return at once."""
+        """Start to export the checkpoints without an export, unless this is in progress. Return at once."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._export_missing, daemon=True)
             self._thread.start()
 
     def finish(self) -> None:
-        """Wait until every checkpoint has been exported, or has failed to be."""
+        """Wait until the export of every checkpoint has finished or failed."""
         self.start()
         assert self._thread is not None
         self._thread.join()
-        if self._missing_steps():  # a checkpoint was written meanwhile
+        if self._missing_steps():  # another checkpoint was written in the meantime
             self.finish()
 
     def remove_after(self, step: int) -> None:
-        """Remove the exports of later steps, after a rollback: the same steps will have different weights."""
+        """Remove the exports of later steps after a rollback, since these steps will have different weights."""
         self.stop()
         self._stop_event.clear()
         for folder in self.run.hugging_face.glob("step-*[0-9]"):
@@ -84,7 +84,7 @@ class ExportWorker:
             self._clean_up()
 
     def stop(self) -> None:
-        """Stop the export in progress; the next session exports what is missing."""
+        """Stop the export in progress. The next session exports the remaining checkpoints."""
         self._stop_event.set()
         if self._process is not None:
             _kill(self._process)
@@ -126,7 +126,7 @@ class ExportWorker:
         self.log(f"step {step}: export failed: {reason}")
 
     def _clean_up(self) -> None:
-        """Publish the newest export, which a crash may have prevented, and remove those of removed checkpoints."""
+        """Publish the newest export if a crash has prevented it, and remove exports of removed checkpoints."""
         newest = newest_export(self.run)
         if newest is None:
             return

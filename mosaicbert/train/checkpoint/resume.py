@@ -37,7 +37,7 @@ class ResumePoint:
 
     @property
     def step(self) -> int:
-        """Number of steps that are done."""
+        """Number of completed steps."""
         return 0 if self.path is None else step_of(self.path)
 
 
@@ -46,7 +46,7 @@ def find_resume_point(
 ) -> tuple[ResumePoint, Checkpoint | None]:
     """Find the newest valid checkpoint and the batches to skip. All ranks call it.
 
-    Checkpoints that a rollback has undone are removed, and the exports of steps that will be trained again.
+    Checkpoints that a rollback has undone are removed, and so are the exports of later steps.
 
     Args:
         run: Run folder.

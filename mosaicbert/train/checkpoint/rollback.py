@@ -17,9 +17,9 @@ from mosaicbert.train.run_folder import RunFolder
 def log_rollback(
     run: RunFolder, faults: FaultLog, cause: RollbackRequest, window_steps: int, samples_of: BatchSamples
 ) -> Fault:
-    """Log the batches to skip and the checkpoint to resume from; `find_resume_point` then carries the rollback out.
+    """Log the batches to skip and the checkpoint to resume from. `find_resume_point` then performs the rollback.
 
-    The checkpoint is the newest one from before these batches, or an older one for each earlier rollback from nearby.
+    The checkpoint is the newest one before these batches. Each nearby earlier rollback moves it one checkpoint back.
 
     Args:
         run: Run folder.
@@ -48,7 +48,7 @@ def log_rollback(
 
 
 def remove_undone_checkpoints(folder: Path, faults: FaultLog) -> None:
-    """Remove the checkpoints that later rollbacks have undone, newest first, so that a crash does no harm.
+    """Remove the checkpoints that later rollbacks have undone, newest first, so that it can be interrupted.
 
     Args:
         folder: Folder of the checkpoints.
@@ -59,6 +59,6 @@ def remove_undone_checkpoints(folder: Path, faults: FaultLog) -> None:
         try:
             later_rollbacks = rollbacks[read_state(path)["rollbacks"] :]
         except CheckpointError:
-            continue  # skipped when the run resumes
+            continue  # it is skipped when the run resumes
         if any((fault.resumed_step or 0) < step_of(path) for fault in later_rollbacks):
             remove_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Log of a run's faults, faults.jsonl. It also determines the batches that the run skips."""
+"""Fault log of a run, faults.jsonl, which also determines the batches to skip."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from mosaicbert.filesystem import write_file
 from mosaicbert.train.composer import dist
 from mosaicbert.train.progress.run_progress import StepReport
 
-# Returns the epochs and the numbers in the store of a batch's samples, see `TrainDataset.samples_of`.
+# Function that returns the epochs and the numbers in the store of a batch's samples, see `TrainDataset.samples_of`.
 BatchSamples = Callable[[int], tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
@@ -24,11 +24,11 @@ class Fault:
     """A line of faults.jsonl.
 
     Attributes:
-        kind: skipped: a step without an update; rollback: the run resumed from a checkpoint; checkpoint: one was
-            corrupted, or could not be written.
+        kind: "skipped" for a step without an update, "rollback" for a resumption from an earlier checkpoint,
+            "checkpoint" for a checkpoint that is corrupted or could not be written.
         step: Number of the step, from 1.
         reason: Reason in words.
-        batches: Numbers of the batches concerned.
+        batches: Numbers of the affected batches.
         resumed_step: Step of the checkpoint that a rollback resumed from.
         samples: Samples of the batches, as [epoch, number in the store].
     """
@@ -42,7 +42,7 @@ class Fault:
 
 
 class FaultLog:
-    """faults.jsonl: all faults of a run. It determines the batches that are skipped, so lines are never removed."""
+    """Fault log of a run, faults.jsonl. Lines are never removed, since they determine the batches to skip."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,7 +87,7 @@ class SkippedStepLog:
         self.samples_of = samples_of
 
     def write(self, report: StepReport) -> None:
-        """Append a step."""
+        """Append a skipped step."""
         if dist.get_global_rank() == 0:
             self.faults.try_write(
                 Fault(
@@ -101,5 +101,5 @@ class SkippedStepLog:
 
 
 def list_samples(samples_of: BatchSamples, batches: Sequence[int]) -> list[list[int]]:
-    """Return [epoch, number in the store] of all samples of some batches."""
+    """Return [epoch, number in the store] for all samples of the given batches."""
     return [pair for batch in batches for pair in np.stack(samples_of(batch), axis=1).tolist()]

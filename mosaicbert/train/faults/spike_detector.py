@@ -9,11 +9,11 @@ from typing import Any
 from mosaicbert.config import FaultConfig
 
 _STD_PER_MAD = 1.4826  # standard deviation of a normal distribution, in median absolute deviations
-_MIN_DEVIATION = 0.01  # of the median: a smaller rise does not justify a rollback, however steady the losses were
+_MIN_DEVIATION = 0.01  # fraction of the median; smaller rises of a very steady loss do not justify a rollback
 
 
 class RollbackRequest(Exception):
-    """Request to resume the run from a checkpoint without some batches. Every rank raises it in the same step.
+    """Request to resume the run from a checkpoint and to skip some batches. Every rank raises it in the same step.
 
     Attributes:
         step: Number of the step that caused it, from 1.
@@ -42,7 +42,7 @@ class SpikeDetector:
         config: Faults section of the recipe.
 
     Attributes:
-        num_skipped: Steps of the run that were not applied.
+        num_skipped: Number of steps of the run that were not applied.
     """
 
     def __init__(self, config: FaultConfig) -> None:
@@ -85,11 +85,11 @@ class SpikeDetector:
         return True
 
     def clear_suspects(self) -> None:
-        """Forget the suspected batches, after a checkpoint: batches before it can no longer be skipped."""
+        """Clear the suspected batches after a checkpoint, since batches before it can no longer be skipped."""
         self._suspect_batches.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, for a checkpoint: a resumed run makes the same decisions."""
+        """Return the state as JSON values for a checkpoint, so that a resumed run makes the same decisions."""
         return {
             "losses": list(self._losses),
             "grad_norms": list(self._grad_norms),

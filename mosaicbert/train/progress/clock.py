@@ -4,7 +4,7 @@ import time
 
 
 class TrainingClock:
-    """Seconds since a run began, summed over its sessions, and the duration of its steps without evaluations."""
+    """Clock that measures the seconds of a run over all its sessions, and of its steps without evaluations."""
 
     def __init__(self) -> None:
         self._started_at: float | None = None

@@ -48,8 +48,8 @@ class RunProgress:
 
     Attributes:
         position: Position after the last counted step. Its seconds are an estimate while a step is pending.
-        last_sync_position: Position after the last synchronization step before the current one. Whether an interval has
-            passed is judged between this position and `position`.
+        last_sync_position: Position after the last synchronization step before the current one. `has_passed` compares
+            it with `position` to determine whether an interval has passed.
         is_sync_step: Whether the last counted step has to be finalized at once.
         training_seconds: Training time of all finalized steps in seconds, without evaluations.
         report: Report of the last finalized step of this session, or None.
@@ -70,7 +70,7 @@ class RunProgress:
         self.is_sync_step = self.stop_requested = False
 
     def position_after(self, samples: int, tokens: int) -> TrainPosition:
-        """Return the position after one more step of the given size and the usual duration."""
+        """Return the position after one more step of the given size and the median duration."""
         return TrainPosition(
             steps=self.position.steps + 1,
             samples=self.position.samples + samples,
@@ -82,8 +82,8 @@ class RunProgress:
         """Count a step whose forward and backward passes have been enqueued on the device.
 
         Args:
-            samples: Samples of the global batch.
-            tokens: Real tokens of the global batch, without padding.
+            samples: Number of samples of the global batch.
+            tokens: Number of real tokens of the global batch, without padding.
         """
         if self.is_sync_step:
             self.last_sync_position = self.position
@@ -101,7 +101,7 @@ class RunProgress:
 
         Args:
             report: Report of the step.
-            seconds: Time on the clock of rank 0 since the run began in seconds, without pauses between sessions.
+            seconds: Wall-clock time of rank 0 since the run began in seconds, without pauses between sessions.
         """
         self._num_pending -= 1
         self.training_seconds += report.seconds
@@ -114,17 +114,17 @@ class RunProgress:
 
     @property
     def is_finalized(self) -> bool:
-        """Whether no step is pending."""
+        """Return whether no step is pending."""
         return self._num_pending == 0
 
     @property
     def is_logged(self) -> bool:
-        """Whether the last step gets a line in metrics.jsonl: the first, the last and every Nth step."""
+        """Return whether metrics.jsonl has a line for the last step: for the first, the last and every Nth step."""
         return self.is_finalized and (self.sync_policy.is_log_step(self.position.steps) or self.is_done)
 
     @property
     def is_done(self) -> bool:
-        """Whether the run ends with the last step. A time limit ends it if one more step would exceed the limit."""
+        """Return whether the run ends with the last step. A time limit ends it before a step that would exceed it."""
         next_position = replace(self.position, seconds=self.position.seconds + self.step_seconds)
         return self.is_finalized and self.plan.is_done(next_position)
 

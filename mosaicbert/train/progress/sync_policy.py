@@ -8,7 +8,7 @@ from mosaicbert.train_plan import TrainPlan, TrainPosition, has_passed
 
 
 class SyncPolicy:
-    """Rule for the steps whose results are read at once, because something may have to be done after them.
+    """Rule for the steps whose results are read at once: before log lines, evaluations, checkpoints and the end.
 
     Args:
         plan: Training plan of the run.
@@ -22,7 +22,7 @@ class SyncPolicy:
         self.intervals = intervals
 
     def is_log_step(self, step: int) -> bool:
-        """Return whether a step, counted from 1, is logged: the first and every Nth step are."""
+        """Return whether a step, counted from 1, is the first or an Nth step, which are logged."""
         return step == 1 or step % self.log_interval_steps == 0
 
     def must_sync(
@@ -38,13 +38,13 @@ class SyncPolicy:
         Args:
             last_sync_position: Position after the synchronization step before this one.
             position: Position after the step; its seconds are an estimate.
-            step_seconds: Duration of a step in seconds, or None in the first two steps of a session, which are always
-                finalized at once because they measure it.
+            step_seconds: Duration of a step in seconds, or None in the first two steps of a session. These measure it,
+                and are always finalized at once.
             stop_requested: Whether the run has been asked to stop.
         """
         if step_seconds is None or stop_requested or self.is_log_step(position.steps):
             return True
-        # The clock is read when the device has reached the step before, and a time limit ends one step early.
+        # The clock was read before the device finished this step, and a time limit ends the run one step early.
         later = replace(position, seconds=position.seconds + 2 * step_seconds)
         return self.plan.is_done(later) or any(
             has_passed(interval, last_sync_position, position) for interval in self.intervals
