@@ -195,7 +195,7 @@ def _environment(device: str) -> dict[str, Any]:
     on_gpu = device == "cuda"
     return {
         "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "cores": os.cpu_count() if on_gpu else torch.get_num_threads(),
+        "num_cores": os.cpu_count() if on_gpu else torch.get_num_threads(),
         "torch": torch.__version__,
         **({"triton": metadata.version("triton")} if on_gpu else {}),
         "commit": commit(),
