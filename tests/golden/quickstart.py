@@ -1,5 +1,8 @@
-"""The first thirty steps of the quickstart recipe, on text that is the same everywhere. Run as a module, it trains them
-and prints the losses; with --record, it writes them into quickstart.json for this torch on this processor."""
+"""The first thirty steps of the quickstart recipe on a fixed synthetic text.
+
+Run: python -m tests.golden.quickstart [--record]
+This prints the losses. With --record they are written to quickstart.json, for this version of torch and this CPU.
+"""
 
 import json
 import random
@@ -12,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_suffix(".json")
 NUM_STEPS = 30
 
-# Products and sums in an order that does not depend on the number of threads, and hardly on the processor: kernels for
-# AVX2, which every x86-64 server has, and MKL's conditional numerical reproducibility. An EPYC and a Xeon still differ.
+# The order of sums must not depend on the number of threads, and as little as possible on the CPU: kernels for AVX2,
+# which every x86-64 server supports, and MKL's conditional numerical reproducibility. Some CPUs still differ.
 REPRODUCIBLE = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "MKL_CBWR": "AVX2,STRICT",
@@ -22,24 +25,25 @@ REPRODUCIBLE = {
 }
 
 
-def documents() -> list[str]:
-    """Three thousand documents of made-up words, of which some follow one another more often than others."""
-    dice = random.Random(17)
+def make_documents() -> list[str]:
+    """Return three thousand documents of synthetic words, some of which often follow each other."""
+    rng = random.Random(17)
     syllables = [first + second for first in "bdfgklmnprstv" for second in "aeiou"]
-    words = ["".join(dice.choices(syllables, k=dice.randint(1, 4))) for _ in range(2_000)]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(2_000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
-    favourites = {word: dice.choices(words, weights, k=3) for word in words}
-    found: list[str] = []
+    frequent_successors = {word: rng.choices(words, weights, k=3) for word in words}
+    documents: list[str] = []
     for _ in range(3_000):
-        text = dice.choices(words, weights)
-        while len(text) < dice.randint(10, 160):
-            text.append(dice.choice(favourites[text[-1]]) if dice.random() < 0.6 else dice.choices(words, weights)[0])
-        found.append(" ".join(text))
-    return found
+        text = rng.choices(words, weights)
+        while len(text) < rng.randint(10, 160):
+            is_frequent = rng.random() < 0.6
+            text.append(rng.choice(frequent_successors[text[-1]]) if is_frequent else rng.choices(words, weights)[0])
+        documents.append(" ".join(text))
+    return documents
 
 
-def where() -> tuple[str, str]:
-    """What the bits depend on: the version of torch, and the processor."""
+def describe_machine() -> tuple[str, str]:
+    """Return the version of torch and the name of the CPU, on which the losses depend."""
     import torch
 
     from mosaicbert.environment import describe_environment
@@ -48,7 +52,7 @@ def where() -> tuple[str, str]:
 
 
 def train(folder: Path) -> list[float]:
-    """Trains the steps in this process; returns their losses."""
+    """Train the steps in this process, and return their losses."""
     import torch
 
     from mosaicbert.config.load import load_recipe
@@ -57,27 +61,27 @@ def train(folder: Path) -> list[float]:
     from tests.train.running import train_here
 
     torch.set_num_threads(1)
-    source = write_jsonl(folder / "text.jsonl", documents())
+    source = write_jsonl(folder / "text.jsonl", make_documents())
     overrides = [f"runs_folder={folder}", f"data.sources.text.path={source}", "train.precision=fp32"]
     run = train_here(load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides), stop_after=NUM_STEPS)
     return [line["loss"] for line in read_metrics(run.metrics) if "loss" in line]
 
 
-def train_apart(environment: dict[str, str]) -> list[float]:
-    """Trains them in a process of their own, whose libraries see these variables when they are loaded."""
+def train_in_new_process(environment: dict[str, str]) -> list[float]:
+    """Train the steps in a new process, whose libraries read environment variables when they are loaded."""
     command = [sys.executable, "-m", "tests.golden.quickstart"]
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
     if "--record" in sys.argv:
         import os
 
-        version, processor = where()
+        version, cpu = describe_machine()
         record = json.loads(RECORD.read_text())
-        record.setdefault(version, {})[processor] = train_apart(os.environ | REPRODUCIBLE)
+        record.setdefault(version, {})[cpu] = train_in_new_process(os.environ | REPRODUCIBLE)
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
     else:
         with tempfile.TemporaryDirectory() as scratch:
