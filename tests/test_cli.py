@@ -8,7 +8,7 @@ import mosaicbert
 from mosaicbert.cli import _COMMANDS, main
 from mosaicbert.config import TrainingFault
 from mosaicbert.config.load import save_recipe
-from tests.pareto.scored import line, write_scores
+from tests.pareto.scored import make_score, write_scores
 from tests.recipes import tiny_recipe
 from tests.report.folders import training_lines, write_run
 
@@ -169,7 +169,7 @@ def test_report_names_a_folder_that_is_no_runs(tmp_path, capsys):
 def test_pareto_compares_two_runs_wherever_the_overrides_stand(behind, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, value in (("a", 60.0), ("b", 50.0)):
-        seeds = [line(task, value + seed % 3, seed=seed) for task in ("rte", "cola") for seed in range(3)]
+        seeds = [make_score(task, value + seed % 3, seed=seed) for task in ("rte", "cola") for seed in range(3)]
         write_scores(tmp_path / name, seeds)
     overrides, compared = ["pareto.tasks=[rte]", "pareto.init_from_mnli=true"], ["--compare", "a", "b"]
     words = [*compared, *overrides] if behind else [*overrides, *compared]
@@ -182,7 +182,7 @@ def test_pareto_compares_two_runs_wherever_the_overrides_stand(behind, tmp_path,
 
 def test_pareto_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_scores(tmp_path / "a", [line("rte", 60.0), line("cola", 50.0)])
+    write_scores(tmp_path / "a", [make_score("rte", 60.0), make_score("cola", 50.0)])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("run_name: figure\npareto:\n  series:\n    Ours:\n      runs: [a]\n")
     with pytest.raises(SystemExit) as ended:

@@ -38,7 +38,7 @@ class ScoredCheckpoint:
     step: int | None
     pretraining: Pretraining | None
     scores: dict[str, dict[Variant, dict[int, float]]]
-    num_outdated: int
+    num_outdated_scores: int
 
     @property
     def name(self) -> str:
@@ -84,12 +84,12 @@ def find_checkpoint(name: str) -> ScoredCheckpoint:
     return found[0]
 
 
-def find_outdated(checkpoints: Sequence[ScoredCheckpoint]) -> list[str]:
+def describe_outdated_scores(checkpoints: Sequence[ScoredCheckpoint]) -> list[str]:
     """A sentence on each checkpoint or model whose weights are others than when it was first scored."""
     return [
-        f"{one.name}: {one.num_outdated} score(s) of its earlier weights are not used."
+        f"{one.name}: {one.num_outdated_scores} score(s) of its earlier weights are not used."
         for one in checkpoints
-        if one.num_outdated
+        if one.num_outdated_scores
     ]
 
 
@@ -124,4 +124,6 @@ def _merge_lines(folder: str, lines: list[Score]) -> ScoredCheckpoint:
         variant = Variant(protocol=line.protocol, initialized_from=line.initialized_from, is_partial=line.is_partial)
         scores.setdefault(line.task, {}).setdefault(variant, {})[line.seed] = line.value
     outdated = num_lines - len(lines)
-    return ScoredCheckpoint(folder=folder, step=first.step, pretraining=cost, scores=scores, num_outdated=outdated)
+    return ScoredCheckpoint(
+        folder=folder, step=first.step, pretraining=cost, scores=scores, num_outdated_scores=outdated
+    )

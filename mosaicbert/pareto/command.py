@@ -11,15 +11,15 @@ from mosaicbert.config import ConfigError
 from mosaicbert.config.pareto import ParetoConfig, ParetoRecipe, SeriesConfig
 from mosaicbert.console import print_line
 from mosaicbert.filesystem import write_file
-from mosaicbert.pareto.checkpoints import ScoredCheckpoint, find_outdated, read_checkpoints
-from mosaicbert.pareto.paper_points import REFERENCES
+from mosaicbert.pareto.checkpoints import ScoredCheckpoint, describe_outdated_scores, read_checkpoints
+from mosaicbert.pareto.paper_points import PUBLISHED_CURVES
 from mosaicbert.pareto.plots import as_png, draw_pareto
 from mosaicbert.pareto.points import (
     Point,
+    describe_unequal_seeds,
     exclude_unknown_costs,
-    find_uneven_seeds,
+    find_frontiers,
     make_point,
-    mark_frontiers,
     point_record,
 )
 from mosaicbert.pareto.remarks import TABLE_REMARKS, explain_figure
@@ -46,8 +46,8 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
         [make_point(name, config.series[name], checkpoint, selection) for name, checkpoint in pairs]
         for pairs in (trained, untrained)
     )
-    notices += find_outdated(checkpoints) + find_uneven_seeds(points + baselines)
-    frontiers = {sign: [*marks, *(None for _ in baselines)] for sign, marks in mark_frontiers(points).items()}
+    notices += describe_outdated_scores(checkpoints) + describe_unequal_seeds(points + baselines)
+    frontiers = {sign: [*marks, *(None for _ in baselines)] for sign, marks in find_frontiers(points).items()}
 
     rows = points + [replace(baseline, series=f"{baseline.series}, untrained") for baseline in baselines]
     grids = [name_grid(rows), cost_grid(rows, frontiers, selection), task_grid(rows, selection)]
@@ -55,12 +55,12 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     remarks = [*notices, *selection.notices, *caption, *TABLE_REMARKS]
     figure = draw_pareto(
         points,
-        REFERENCES if config.reference else (),
+        PUBLISHED_CURVES if config.reference else (),
         baselines={baseline.series: baseline.average for baseline in baselines},
         labels={name: _label(name, series, points) for name, series in config.series.items()},
-        measure=selection.measure,
+        average_name=selection.average_name,
         caption=" ".join([*caption, "Beside the points, where there is room: what tells a series' points apart."]),
-        is_comparable=selection.is_the_papers,
+        is_comparable=selection.is_paper_average,
     )
     records = [
         point_record(point, selection, {sign: marks[index] for sign, marks in frontiers.items()})
@@ -70,7 +70,7 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     contents = {
         "pareto.png": as_png(figure),
         "pareto.jsonl": "".join(json.dumps(record) + "\n" for record in records).encode(),
-        "pareto.md": as_markdown(f"{recipe.run_name}: {selection.measure}", grids, remarks).encode(),
+        "pareto.md": as_markdown(f"{recipe.run_name}: {selection.average_name}", grids, remarks).encode(),
     }
 
     print_tables(console, grids, remarks)
@@ -110,9 +110,11 @@ def _read_untrained(config: ParetoConfig) -> list[tuple[str, ScoredCheckpoint]]:
 def _label(name: str, series: SeriesConfig, points: Sequence[Point]) -> str:
     """The series, and what its hours and dollars are of."""
     own = [point for point in points if point.series == name]
-    used = dict.fromkeys(f"{point.devices} x {point.pretraining.device}" for point in own)
+    used = dict.fromkeys(f"{point.num_devices} x {point.pretraining.device}" for point in own)
     price = series.dollars_per_device_hour
-    priced = "" if price is None else f", ${price:.2f}/h{' each' if any(point.devices > 1 for point in own) else ''}"
+    priced = (
+        "" if price is None else f", ${price:.2f}/h{' each' if any(point.num_devices > 1 for point in own) else ''}"
+    )
     return f"{name}: {' or '.join(used)}{priced}"
 
 

@@ -9,11 +9,11 @@ from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS
 from mosaicbert.config.pareto import ParetoRecipe
 from mosaicbert.console import print_line
-from mosaicbert.pareto.checkpoints import ScoredCheckpoint, find_checkpoint, find_outdated
+from mosaicbert.pareto.checkpoints import ScoredCheckpoint, describe_outdated_scores, find_checkpoint
 from mosaicbert.pareto.remarks import explain_initialization
 from mosaicbert.pareto.selection import Selection, select_tasks
-from mosaicbert.pareto.tables import Grid, describe_interval, print_tables
-from mosaicbert.scores.statistics import SIGNIFICANCE, PairedTest, mean_of, paired_test
+from mosaicbert.pareto.tables import Grid, format_interval, print_tables
+from mosaicbert.scores.statistics import SIGNIFICANCE_LEVEL, PairedTest, mean_over_tasks, paired_test
 
 _PairedScores = Mapping[str, tuple[dict[int, float], dict[int, float]]]  # by task: those of A and of B, by seed
 
@@ -34,18 +34,18 @@ def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> 
     if pair[0].step == pair[1].step and Path(pair[0].folder).resolve() == Path(pair[1].folder).resolve():
         raise ConfigError(f"--compare {first} {second}: both are {pair[0].name}; name two checkpoints.")
     selection = select_tasks(pair, recipe.pareto.tasks, recipe.pareto.init_from_mnli)
-    notices = [*find_outdated(pair), *selection.notices]
+    notices = [*describe_outdated_scores(pair), *selection.notices]
     paired, unpaired_notices = _pair_scores(pair[0], pair[1], selection)
     notices += unpaired_notices
     if not paired:
         raise ConfigError(f"--compare {first} {second}: no seed of a task is common to both; score both with the same.")
     selection = Selection(variants={task: selection.variants[task] for task in paired}, notices=notices)
     test = paired_test([_differences(*scores) for scores in paired.values()])
-    tested = [list(paired)[index] for index in test.tested]
+    tested = [list(paired)[index] for index in test.tested_tasks]
     print_line(console, f"A: {pair[0].name}\nB: {pair[1].name}")
     remarks = _test_remarks(test, tested, selection)
     print_tables(console, [_comparison_grid(paired, test, tested, selection)], notices + remarks)
-    print_line(console, _conclude(test, paired, selection.measure))
+    print_line(console, _conclude(test, paired, selection.average_name))
     return test
 
 
@@ -78,23 +78,23 @@ def _comparison_grid(
         name = TASKS[task].label + (" (partial)" if selection.variants[task].is_partial else "")
         rows.append(_comparison_row(name, [(first, second)], alone.interval))
     is_all = len(tested) == len(paired)
-    rows.append(_comparison_row(selection.measure, list(paired.values()), test.interval if is_all else None))
+    rows.append(_comparison_row(selection.average_name, list(paired.values()), test.interval if is_all else None))
     if tested and not is_all:
         name = f"of them the {len(tested)} with several pairs"
         rows.append(_comparison_row(name, [paired[task] for task in tested], test.interval))
-    return Grid(header=["task", "A", "B", "A - B [95%]", "pairs"], rows=rows, num_names=1)
+    return Grid(header=["task", "A", "B", "A - B [95%]", "pairs"], rows=rows, num_name_columns=1)
 
 
 def _comparison_row(
     name: str, tasks: Sequence[tuple[dict[int, float], dict[int, float]]], interval: tuple[float, float] | None
 ) -> list[str]:
-    first, second = (mean_of([list(scores[side].values()) for scores in tasks]) for side in (0, 1))
+    first, second = (mean_over_tasks([list(scores[side].values()) for scores in tasks]) for side in (0, 1))
     num_pairs = sum(len(scores) for scores, _ in tasks)
-    return [name, f"{first:.2f}", f"{second:.2f}", describe_interval(first - second, interval, "+"), str(num_pairs)]
+    return [name, f"{first:.2f}", f"{second:.2f}", format_interval(first - second, interval, "+"), str(num_pairs)]
 
 
-def _conclude(test: PairedTest, paired: _PairedScores, measure: str) -> str:
-    if test.p_value is None and test.is_without_scatter:
+def _conclude(test: PairedTest, paired: _PairedScores, average_name: str) -> str:
+    if test.p_value is None and test.has_zero_variance:
         return "Nothing to test: the seeds of each task all differ by the same, so chance has no measure."
     if test.p_value is None:
         return (
@@ -102,16 +102,16 @@ def _conclude(test: PairedTest, paired: _PairedScores, measure: str) -> str:
             f"{test.num_pairs or 'no'} pair(s) in tasks that have two or more; score with more seeds."
         )
     p = f"p {_describe_p(test.p_value)}"
-    is_all = len(test.tested) == len(paired)
-    where = "" if is_all else f" on the {len(test.tested)} tested of {len(paired)} tasks"
-    if test.p_value >= SIGNIFICANCE:
+    is_all = len(test.tested_tasks) == len(paired)
+    where = "" if is_all else f" on the {len(test.tested_tasks)} tested of {len(paired)} tasks"
+    if test.p_value >= SIGNIFICANCE_LEVEL:
         return f"No difference shown{where}: {test.difference:+.2f} could be chance ({p})."
     better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
     answer = f"{better} is better than {worse}{where}: by {abs(test.difference):.2f} ({p})."
-    whole = mean_of([_differences(*scores) for scores in paired.values()])
+    whole = mean_over_tasks([_differences(*scores) for scores in paired.values()])
     if whole * test.difference >= 0:
         return answer
-    return f"{answer} But the {measure}, untested ones included, is {abs(whole):.2f} in favour of {worse}."
+    return f"{answer} But the {average_name}, untested ones included, is {abs(whole):.2f} in favour of {worse}."
 
 
 def _test_remarks(test: PairedTest, tested: Sequence[str], selection: Selection) -> list[str]:

@@ -20,9 +20,9 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from mosaicbert.pareto.paper_points import Reference
+from mosaicbert.pareto.paper_points import PublishedCurve
 from mosaicbert.pareto.points import Point, find_frontier
-from mosaicbert.report.plots import run_colour
+from mosaicbert.report.plots import run_color
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # of the series, so that a print without colours can be read
 _REFERENCE_MARKERS = ("o", "s")
@@ -81,7 +81,7 @@ class _CostPanel:
 
     title: str
     cost: Callable[[Point], float | None]
-    reference_cost: Callable[[Reference], tuple[float, ...]]
+    reference_cost: Callable[[PublishedCurve], tuple[float, ...]]
 
 
 _HOURS = _CostPanel(
@@ -98,11 +98,11 @@ _DOLLARS = _CostPanel(
 
 def draw_pareto(
     points: Sequence[Point],
-    references: Sequence[Reference],
+    references: Sequence[PublishedCurve],
     *,
     baselines: Mapping[str, float],
     labels: Mapping[str, str],
-    measure: str,
+    average_name: str,
     caption: str,
     is_comparable: bool,
 ) -> Figure:
@@ -136,7 +136,7 @@ def draw_pareto(
         row: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
         if apart:
             _draw_references(row.pop(), apart, has_prices=has_prices)
-        row[0].set_ylabel(f"score: {measure}")
+        row[0].set_ylabel(f"score: {average_name}")
         for axes in row[1:]:
             axes.sharey(row[0])
             axes.tick_params(labelleft=False)
@@ -162,7 +162,7 @@ def _draw_cost_panel(
     panel: _CostPanel,
     points: Sequence[Point],
     names: list[str],
-    references: Sequence[Reference],
+    references: Sequence[PublishedCurve],
     baselines: Mapping[str, float],
 ) -> None:
     for index, reference in enumerate(references):
@@ -174,7 +174,7 @@ def _draw_cost_panel(
             if placed:
                 _draw_curve(axes, [cost for cost, _ in placed], [point for _, point in placed], index)
         if name in baselines and any(panel.cost(point) is not None for point in points if point.series == name):
-            axes.axhline(baselines[name], **_baseline_style(run_colour(index)), gid=f"untrained {name}")
+            axes.axhline(baselines[name], **_baseline_style(run_color(index)), gid=f"untrained {name}")
     ours = [cost for point in points if (cost := panel.cost(point)) is not None]
     _scale(axes, [*ours, *(cost for reference in references for cost in panel.reference_cost(reference))])
     costs, averages = _frontier(panel, points)
@@ -184,17 +184,17 @@ def _draw_cost_panel(
     axes.set_xlabel(panel.title)
 
 
-def _draw_references(axes: Axes, references: Sequence[Reference], *, has_prices: bool) -> None:
+def _draw_references(axes: Axes, references: Sequence[PublishedCurve], *, has_prices: bool) -> None:
     """What averages something else: beside ours, so that nobody reads its heights against ours."""
     for index, reference in enumerate(references):
         axes.plot(reference.hours, reference.averages, **_reference_style(index))
     _scale(axes, [hours for reference in references for hours in reference.hours])
     first = references[0]
     axes.set_title("the paper's, on an axis of its own", fontsize=8, color=_GREY)
-    axes.set_xlabel(f"wall-clock hours of {first.devices} {first.device}")
+    axes.set_xlabel(f"wall-clock hours of {first.num_devices} {first.device}")
     axes.set_ylabel(f"score: mean of {first.num_tasks} GLUE tasks", color=_GREY)
     if has_prices:
-        price = first.devices * first.dollars_per_device_hour
+        price = first.num_devices * first.dollars_per_device_hour
 
         def to_dollars(hours: Any) -> Any:
             return hours * price
@@ -225,7 +225,7 @@ def _draw_curve(axes: Axes, costs: list[float], points: list[Point], index: int)
             [max(0.0, high - average) for average, (_, high) in zip(averages, ends, strict=True)],
         ],
         fmt="none",
-        ecolor=run_colour(index),
+        ecolor=run_color(index),
         elinewidth=0.9,
         capsize=2,
         capthick=0.9,
@@ -262,7 +262,7 @@ def _mark(axes: Any, low: float, high: float) -> None:
 
 def _series_style(index: int) -> dict[str, Any]:
     return {
-        "color": run_colour(index),
+        "color": run_color(index),
         "marker": _MARKERS[index % len(_MARKERS)],
         "markersize": 4.5,
         "markeredgecolor": "white",
@@ -274,10 +274,10 @@ def _series_style(index: int) -> dict[str, Any]:
 
 
 def _reference_style(index: int) -> dict[str, Any]:
-    colour = _REFERENCE_COLOURS[index % len(_REFERENCE_COLOURS)]
+    color = _REFERENCE_COLOURS[index % len(_REFERENCE_COLOURS)]
     marker = _REFERENCE_MARKERS[index % len(_REFERENCE_MARKERS)]
     return {
-        "color": colour,
+        "color": color,
         "marker": marker,
         "markersize": 3.2,
         "markerfacecolor": "white",
@@ -287,8 +287,8 @@ def _reference_style(index: int) -> dict[str, Any]:
     }
 
 
-def _baseline_style(colour: str) -> dict[str, Any]:
-    return {"color": colour, "linewidth": 0.8, "linestyle": (0, (6, 2)), "zorder": 2.2}
+def _baseline_style(color: str) -> dict[str, Any]:
+    return {"color": color, "linewidth": 0.8, "linestyle": (0, (6, 2)), "zorder": 2.2}
 
 
 def _frontier_style() -> dict[str, Any]:
@@ -298,7 +298,7 @@ def _frontier_style() -> dict[str, Any]:
 def _legend_entries(
     names: list[str],
     labels: Mapping[str, str],
-    references: Sequence[Reference],
+    references: Sequence[PublishedCurve],
     *,
     has_baselines: bool,
     has_intervals: bool,
@@ -355,7 +355,7 @@ def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points
                 ha=horizontal,
                 va=vertical,
                 fontsize=6,
-                color=run_colour(names.index(point.series)),
+                color=run_color(names.index(point.series)),
                 parse_math=False,
                 annotation_clip=True,
                 zorder=5,
@@ -402,11 +402,11 @@ def _point_label(point: Point, points: Sequence[Point]) -> str:
     steps = f"{point.step / 1000:g}k" if point.step >= 1000 else str(point.step)
     if len(runs) == 1:
         return steps
-    name = _distinguish(runs)[point.folder]
+    name = _short_run_names(runs)[point.folder]
     return name if sum(other.folder == point.folder for other in points) == 1 else f"{name}@{steps}"
 
 
-def _distinguish(folders: Sequence[str]) -> dict[str, str]:
+def _short_run_names(folders: Sequence[str]) -> dict[str, str]:
     """The words of each folder's name that not all begin or end with: 5min and 10min of runs/a-5min, runs/a-10min."""
     words = {folder: re.split(r"[-/]", folder.strip("/")) for folder in folders}
     shortest = min(map(len, words.values())) - 1  # something is left of each

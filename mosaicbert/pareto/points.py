@@ -11,7 +11,7 @@ from mosaicbert.config.pareto import SeriesConfig
 from mosaicbert.pareto.checkpoints import ScoredCheckpoint
 from mosaicbert.pareto.selection import Selection
 from mosaicbert.scores.records import SCORES_FILE, Pretraining
-from mosaicbert.scores.statistics import deviation_of, interval_of, mean_of
+from mosaicbert.scores.statistics import bootstrap_interval, mean_over_tasks, sample_deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Point:
     step: int
     pretraining: Pretraining
     hours: float
-    devices: int
+    num_devices: int
     dollars: float | None
     scores: dict[str, dict[int, float]]
     average: float
@@ -78,7 +78,7 @@ def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, 
     spent = checkpoint.pretraining
     assert spent is not None and checkpoint.step is not None
     hours = spent.wall_seconds / 3600
-    devices = config.devices or spent.num_devices
+    num_devices = config.devices or spent.num_devices
     price = config.dollars_per_device_hour
     scores = {task: checkpoint.scores[task][variant] for task, variant in selection.variants.items()}
     values = [list(seeds.values()) for seeds in scores.values()]
@@ -89,15 +89,15 @@ def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, 
         step=checkpoint.step,
         pretraining=spent,
         hours=hours,
-        devices=devices,
-        dollars=None if price is None else hours * devices * price,
+        num_devices=num_devices,
+        dollars=None if price is None else hours * num_devices * price,
         scores=scores,
-        average=mean_of(values),
-        interval=interval_of(values),
+        average=mean_over_tasks(values),
+        interval=bootstrap_interval(values),
     )
 
 
-def find_uneven_seeds(points: Sequence[Point]) -> list[str]:
+def describe_unequal_seeds(points: Sequence[Point]) -> list[str]:
     """A sentence on the tasks that points have other seeds of, whose averages are then not quite alike."""
     uneven = [
         TASKS[task].title for task in points[0].scores if len({frozenset(point.scores[task]) for point in points}) > 1
@@ -113,7 +113,7 @@ def find_frontier(costs: Sequence[float], averages: Sequence[float]) -> list[boo
     ]
 
 
-def mark_frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
+def find_frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
     """Mark the points on the frontier against hours ("h") and dollars ("$"); None for a point without a price."""
     averages = [point.average for point in points]
     by_hours: list[bool | None] = [*find_frontier([point.hours for point in points], averages)]
@@ -130,7 +130,7 @@ def point_record(point: Point, selection: Selection, marks: Mapping[str, bool | 
         "run": point.folder,
         "step": point.step,
         "device": point.pretraining.device,
-        "devices": point.devices,
+        "devices": point.num_devices,
         "hours": point.hours,
         "dollars": point.dollars,
         "steps": point.pretraining.steps,
@@ -150,11 +150,11 @@ def point_record(point: Point, selection: Selection, marks: Mapping[str, bool | 
 
 
 def _task_record(task: str, seeds: list[float]) -> dict[str, Any]:
-    interval = interval_of([seeds])
+    interval = bootstrap_interval([seeds])
     return {
         "metrics": list(TASKS[task].metrics),
-        "mean": mean_of([seeds]),
-        "std": deviation_of(seeds),
+        "mean": mean_over_tasks([seeds]),
+        "std": sample_deviation(seeds),
         "ci_low": interval[0] if interval else None,
         "ci_high": interval[1] if interval else None,
         "num_seeds": len(seeds),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mosaicbert.config.glue import MNLI, TASKS
 from mosaicbert.config.pareto import ParetoConfig
-from mosaicbert.pareto.paper_points import REFERENCES
+from mosaicbert.pareto.paper_points import PUBLISHED_CURVES
 from mosaicbert.pareto.points import Point
 from mosaicbert.pareto.selection import Selection
 
@@ -29,7 +29,7 @@ def explain_figure(
     """
     count = len(selection.variants)
     found = [f"Score: {'mean of ' if count > 1 else ''}{', '.join(TASKS[task].label for task in selection.variants)}."]
-    found += explain([point.scores for point in (*points, *baselines)], selection)
+    found += explain_intervals([point.scores for point in (*points, *baselines)], selection)
     if baselines:
         found.append("Untrained: the same model from random weights, after one step; it has no part in the frontier.")
     has_prices = any(point.dollars is not None for point in points)
@@ -41,8 +41,8 @@ def explain_figure(
         named = "; ".join(devices)
         found.append(f"Hours are of different devices ({named}) and do not compare; see dollars and FLOPs.")
     if config.reference:
-        price = f", at ${REFERENCES[0].dollars_per_device_hour:.2f} per device-hour" if has_prices else ""
-        differ = "" if selection.is_the_papers else ", some begun with MNLI: their heights do not compare with ours"
+        price = f", at ${PUBLISHED_CURVES[0].dollars_per_device_hour:.2f} per device-hour" if has_prices else ""
+        differ = "" if selection.is_paper_average else ", some begun with MNLI: their heights do not compare with ours"
         found.append(
             f"The paper's points are read off its figure{price}; they have no part in the frontier. They average "
             f"{len(TASKS)} tasks{differ}."
@@ -50,7 +50,7 @@ def explain_figure(
     return found
 
 
-def explain(scores: Sequence[Mapping[str, Mapping[int, float]]], selection: Selection) -> list[str]:
+def explain_intervals(scores: Sequence[Mapping[str, Mapping[int, float]]], selection: Selection) -> list[str]:
     """Sentences on what the intervals hold, and what they do not.
 
     Args:

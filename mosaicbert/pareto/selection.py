@@ -28,14 +28,14 @@ class Selection:
         return any(variant.is_partial for variant in self.variants.values())
 
     @property
-    def measure(self) -> str:
+    def average_name(self) -> str:
         """What the average is, for a title."""
         count = len(self.variants)
         named = f"mean of {count} GLUE tasks" if count > 1 else f"{TASKS[next(iter(self.variants))].title} of GLUE"
         return f"{named}, on partial data" if self.is_partial else named
 
     @property
-    def is_the_papers(self) -> bool:
+    def is_paper_average(self) -> bool:
         """Whether the average is of what the paper averages: all tasks, whole, and begun with the same weights."""
         return all(
             task in self.variants

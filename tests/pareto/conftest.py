@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 
 from mosaicbert.config.pareto import ParetoRecipe, SeriesConfig
-from tests.pareto.scored import FIVE_TASKS, pareto_recipe, scored_checkpoint, write_scores
+from tests.pareto.scored import FIVE_TASKS, make_scores, pareto_recipe, write_scores
 
 
 @pytest.fixture
-def two(tmp_path, monkeypatch) -> ParetoRecipe:
+def two_runs(tmp_path, monkeypatch) -> ParetoRecipe:
     """A run of two checkpoints, the later one dearer and better, and a run that is beaten in both."""
     monkeypatch.chdir(tmp_path)
-    write_scores(Path("runs/a"), scored_checkpoint(100, 3600.0, 70.0, tasks=FIVE_TASKS))
-    write_scores(Path("runs/a"), scored_checkpoint(900, 9 * 3600.0, 80.0, tasks=FIVE_TASKS))
-    write_scores(Path("runs/[b]"), scored_checkpoint(500, 10 * 3600.0, 75.0, tasks=(*FIVE_TASKS, "qnli")))
+    write_scores(Path("runs/a"), make_scores(100, 3600.0, 70.0, tasks=FIVE_TASKS))
+    write_scores(Path("runs/a"), make_scores(900, 9 * 3600.0, 80.0, tasks=FIVE_TASKS))
+    write_scores(Path("runs/[b]"), make_scores(500, 10 * 3600.0, 75.0, tasks=(*FIVE_TASKS, "qnli")))
     return pareto_recipe(
         Path("runs"),
         {

@@ -18,7 +18,7 @@ def pareto_recipe(folder: Path, series, **changes) -> ParetoRecipe:
     return ParetoRecipe(run_name="figure", runs_folder=str(folder), pareto=ParetoConfig(series=series, **changes))
 
 
-def line(task: str, value: float, **changes) -> Score:
+def make_score(task: str, value: float, **changes) -> Score:
     """A score of `value`, 0 to 100, at step 100 of a run that took an hour."""
     fields = {
         "model": "runs/x",
@@ -31,14 +31,14 @@ def line(task: str, value: float, **changes) -> Score:
         "initialized_from": "mnli" if TASKS[task].from_mnli else "pretraining",
         "is_partial": False,
         "seconds": 9.0,
-        "pretraining": cost(100, 3600.0),
+        "pretraining": make_pretraining(100, 3600.0),
         "environment": {},
         "finished": "2025-01-02T03:04:05+00:00",
     }
     return Score(**(fields | changes))
 
 
-def cost(steps: int, wall_seconds: float) -> Pretraining:
+def make_pretraining(steps: int, wall_seconds: float) -> Pretraining:
     """What so many steps cost, at a thousand tokens a step."""
     return Pretraining(
         steps=steps,
@@ -68,18 +68,16 @@ def read_folders(tmp_path: Path, *folders) -> list[ScoredCheckpoint]:
     ]
 
 
-def scored_checkpoint(
-    steps: int, wall_seconds: float, average: float, *, tasks=tuple(TASKS), spread=0.5
-) -> list[Score]:
+def make_scores(steps: int, wall_seconds: float, average: float, *, tasks=tuple(TASKS), spread=0.5) -> list[Score]:
     """The lines of a checkpoint, each task with as many seeds as in the paper."""
     noise = random.Random(f"{steps} {wall_seconds} {average}")
     return [
-        line(
+        make_score(
             task,
             average + noise.gauss(0.0, spread),
             step=steps,
             seed=seed,
-            pretraining=cost(steps, wall_seconds),
+            pretraining=make_pretraining(steps, wall_seconds),
         )
         for task in tasks
         for seed in SEEDS[: TASKS[task].protocol.num_seeds]

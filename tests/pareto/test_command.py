@@ -10,19 +10,19 @@ from mosaicbert.config.glue import TASKS
 from mosaicbert.config.pareto import ParetoRecipe, SeriesConfig
 from mosaicbert.pareto.command import pareto
 from mosaicbert.pareto.plots import draw_pareto
-from tests.pareto.scored import FIVE_TASKS, cost, line, pareto_recipe, scored_checkpoint, write_scores
+from tests.pareto.scored import FIVE_TASKS, make_pretraining, make_score, make_scores, pareto_recipe, write_scores
 
 
 def _lines(recipe: ParetoRecipe) -> list[dict]:
     return [json.loads(text) for text in (recipe.run_folder / "pareto.jsonl").read_text().splitlines()]
 
 
-def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two, console):
-    picture = pareto(two, console)
+def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two_runs, console):
+    picture = pareto(two_runs, console)
     assert picture == Path("runs/figure/pareto.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in picture.parent.iterdir()) == ["pareto.jsonl", "pareto.md", "pareto.png"]
-    first, second, third = _lines(two)
+    first, second, third = _lines(two_runs)
     assert (first["series"], first["run"], first["step"]) == ("Ours", "runs/a", 100)
     assert (first["hours"], first["dollars"], first["tokens"], first["flops"]) == (1.0, 6.0, 100_000, 1e14)
     assert (third["hours"], third["dollars"]) == (10.0, None)
@@ -39,7 +39,7 @@ def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two, console):
 def test_in_a_terminal_of_80_columns_names_and_numbers_are_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = "runs/mosaicbert-of-a-long-name"
-    write_scores(Path(run), scored_checkpoint(123_456, 1e7, 70.0))
+    write_scores(Path(run), make_scores(123_456, 1e7, 70.0))
     series = {"MosaicBERT": SeriesConfig(runs=[run], dollars_per_device_hour=3.0)}
     console = Console(record=True, width=80)
     pareto(pareto_recipe(Path("runs"), series), console)
@@ -55,9 +55,9 @@ def _with_untrained(recipe: ParetoRecipe, run: str) -> ParetoRecipe:
     return replace(recipe, pareto=replace(recipe.pareto, series=series))
 
 
-def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(two, console, monkeypatch):
-    run = write_scores(Path("runs/none"), scored_checkpoint(1, 1.0, 90.0, tasks=FIVE_TASKS[1:]))
-    recipe, drawn = _with_untrained(two, run), {}
+def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(two_runs, console, monkeypatch):
+    run = write_scores(Path("runs/none"), make_scores(1, 1.0, 90.0, tasks=FIVE_TASKS[1:]))
+    recipe, drawn = _with_untrained(two_runs, run), {}
     monkeypatch.setattr(
         "mosaicbert.pareto.command.draw_pareto",
         lambda *points, **arguments: drawn.update(arguments) or draw_pareto(*points, **arguments),
@@ -78,18 +78,18 @@ def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(
     assert "Left out: CoLA (no score of runs/none@1)." in console.export_text()
 
 
-def test_a_run_of_more_than_a_step_is_not_untrained(two, console):
-    run = write_scores(Path("runs/some"), scored_checkpoint(2, 1.0, 90.0, tasks=FIVE_TASKS))
+def test_a_run_of_more_than_a_step_is_not_untrained(two_runs, console):
+    run = write_scores(Path("runs/some"), make_scores(2, 1.0, 90.0, tasks=FIVE_TASKS))
     with pytest.raises(ConfigError, match=r"pareto.series.Theirs.untrained: runs/some@2 is not of a run of one step"):
-        pareto(_with_untrained(two, run), console)
-    run = write_scores(Path("runs/other"), [line("cola", 50.0, step=None, pretraining=None)])
+        pareto(_with_untrained(two_runs, run), console)
+    run = write_scores(Path("runs/other"), [make_score("cola", 50.0, step=None, pretraining=None)])
     with pytest.raises(ConfigError, match=r"untrained: runs/other is not of a run of one step"):
-        pareto(_with_untrained(two, run), console)
+        pareto(_with_untrained(two_runs, run), console)
 
 
-def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_number_of_tasks(two):
+def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_number_of_tasks(two_runs):
     console = Console(record=True, width=100)
-    pareto(two, console)
+    pareto(two_runs, console)
     text = console.export_text()
     tables = text[: text.index("Left out")]
     assert max(map(len, tables.splitlines())) <= 100
@@ -103,7 +103,7 @@ def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_numbe
 
 
 def test_all_eight_tasks_fit_100_columns(tmp_path):
-    run = write_scores(tmp_path / "a", scored_checkpoint(10, 60.0, 80.0))
+    run = write_scores(tmp_path / "a", make_scores(10, 60.0, 80.0))
     console = Console(record=True, width=100)
     pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
     tables = console.export_text().partition("Score:")[0]
@@ -112,10 +112,10 @@ def test_all_eight_tasks_fit_100_columns(tmp_path):
     assert all(task.title in tables for task in TASKS.values())
 
 
-def test_the_markdown_has_all_tables_and_all_that_was_said(two):
+def test_the_markdown_has_all_tables_and_all_that_was_said(two_runs):
     console = Console(record=True, width=100)
-    pareto(two, console)
-    text = (two.run_folder / "pareto.md").read_text()
+    pareto(two_runs, console)
+    text = (two_runs.run_folder / "pareto.md").read_text()
     assert text.startswith("# figure: mean of 5 GLUE tasks\n")
     rows = [row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("|")]
     assert [len(row) for row in rows] == [3] * 5 + [7] * 5 + [6] * 5
@@ -125,22 +125,22 @@ def test_the_markdown_has_all_tables_and_all_that_was_said(two):
         assert remark.strip() in console.export_text(clear=False)
 
 
-def test_the_same_scores_give_the_same_files(two, console):
-    folder = two.run_folder
-    pareto(two, console)
+def test_the_same_scores_give_the_same_files(two_runs, console):
+    folder = two_runs.run_folder
+    pareto(two_runs, console)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    pareto(two, console)
+    pareto(two_runs, console)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_tasks_with_one_seed_are_named(tmp_path, console):
-    run = write_scores(tmp_path / "a", scored_checkpoint(10, 60.0, 80.0))
+    run = write_scores(tmp_path / "a", make_scores(10, 60.0, 80.0))
     pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
     assert "With a single seed, and so without a part in the intervals: QQP, MNLI, QNLI." in console.export_text()
 
 
 def test_without_a_second_seed_anywhere_there_are_no_intervals(tmp_path, console):
-    run = write_scores(tmp_path / "a", [line("cola", 50.0), line("rte", 60.0)])
+    run = write_scores(tmp_path / "a", [make_score("cola", 50.0), make_score("rte", 60.0)])
     recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])})
     pareto(recipe, console)
     assert "No task has several seeds, so there are no intervals." in console.export_text()
@@ -149,7 +149,7 @@ def test_without_a_second_seed_anywhere_there_are_no_intervals(tmp_path, console
 
 
 def test_partial_data_that_the_recipe_names_are_marked_everywhere(tmp_path, console):
-    run = write_scores(tmp_path / "a", [line("cola", 50.0, is_partial=True), line("rte", 60.0)])
+    run = write_scores(tmp_path / "a", [make_score("cola", 50.0, is_partial=True), make_score("rte", 60.0)])
     recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}, tasks=["cola", "rte"])
     pareto(recipe, console)
     assert "partial data" in console.export_text()
@@ -157,20 +157,20 @@ def test_partial_data_that_the_recipe_names_are_marked_everywhere(tmp_path, cons
     assert [task["is_partial"] for task in _lines(recipe)[0]["tasks"].values()] == [True, False]
 
 
-def test_checkpoints_of_unknown_cost_are_named_and_a_figure_without_points_is_refused(two, console):
-    run = write_scores(Path("runs/gone"), [line("cola", 50.0, pretraining=None)])
-    pareto(pareto_recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=[run])}), console)
+def test_checkpoints_of_unknown_cost_are_named_and_a_figure_without_points_is_refused(two_runs, console):
+    run = write_scores(Path("runs/gone"), [make_score("cola", 50.0, pretraining=None)])
+    pareto(pareto_recipe(Path("new"), two_runs.pareto.series | {"c": SeriesConfig(runs=[run])}), console)
     assert "Left out: runs/gone@100 (removed before it was scored" in console.export_text()
     with pytest.raises(ConfigError, match="no point is left"):
         pareto(pareto_recipe(Path("new"), {"c": SeriesConfig(runs=[run])}), console)
 
 
-def test_a_step_that_was_trained_again_and_other_devices_are_said(two, console):
-    write_scores(Path("runs/a"), [line("cola", 90.0, step=900, pretraining=cost(900, 5 * 3600.0))])
-    spent = replace(cost(300, 3600.0), device="B200", num_devices=4)
-    elsewhere = [replace(one, pretraining=spent) for one in scored_checkpoint(300, 3600.0, 60.0, tasks=FIVE_TASKS)]
+def test_a_step_that_was_trained_again_and_other_devices_are_said(two_runs, console):
+    write_scores(Path("runs/a"), [make_score("cola", 90.0, step=900, pretraining=make_pretraining(900, 5 * 3600.0))])
+    spent = replace(make_pretraining(300, 3600.0), device="B200", num_devices=4)
+    elsewhere = [replace(one, pretraining=spent) for one in make_scores(300, 3600.0, 60.0, tasks=FIVE_TASKS)]
     run = write_scores(Path("runs/elsewhere"), elsewhere)
-    series = two.pareto.series | {"Elsewhere": SeriesConfig(runs=[run], dollars_per_device_hour=1.0)}
+    series = two_runs.pareto.series | {"Elsewhere": SeriesConfig(runs=[run], dollars_per_device_hour=1.0)}
     recipe = pareto_recipe(Path("new"), series, tasks=["cola"])
     pareto(recipe, console)
     text = console.export_text()
@@ -180,15 +180,15 @@ def test_a_step_that_was_trained_again_and_other_devices_are_said(two, console):
     assert [(one["device"], one["devices"], one["dollars"]) for one in _lines(recipe)][-1] == ("B200", 4, 4.0)
 
 
-def test_nothing_is_written_when_a_run_is_refused(two, console):
-    recipe = pareto_recipe(Path("new"), two.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
+def test_nothing_is_written_when_a_run_is_refused(two_runs, console):
+    recipe = pareto_recipe(Path("new"), two_runs.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
     with pytest.raises(ConfigError, match="runs/nowhere"):
         pareto(recipe, console)
     assert not Path("new").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_refused_in_one_line(two, console):
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(two_runs, console):
     Path("file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written") as caught:
-        pareto(pareto_recipe(Path("file"), two.pareto.series), console)
+        pareto(pareto_recipe(Path("file"), two_runs.pareto.series), console)
     assert "\n" not in str(caught.value)

@@ -6,17 +6,17 @@ from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import SEEDS, TASKS
 from mosaicbert.config.pareto import SeriesConfig
 from mosaicbert.pareto.compare import compare
-from tests.pareto.scored import FIVE_TASKS, cost, line, pareto_recipe, scored_checkpoint, write_scores
+from tests.pareto.scored import FIVE_TASKS, make_pretraining, make_score, make_scores, pareto_recipe, write_scores
 
 
-def test_a_clearly_better_run_is_called_better_whichever_comes_first(two, console):
-    test = compare(two, "runs/a", "runs/[b]", console)
+def test_a_clearly_better_run_is_called_better_whichever_comes_first(two_runs, console):
+    test = compare(two_runs, "runs/a", "runs/[b]", console)
     assert test.difference == pytest.approx(5.0, abs=0.5)
     assert test.interval[0] > 4.0
     assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in FIVE_TASKS)
     assert test.p_value < 0.001
     assert "A is better than B: by" in console.export_text()
-    compare(two, "runs/[b]", "runs/a", console)
+    compare(two_runs, "runs/[b]", "runs/a", console)
     text = console.export_text()
     assert "B is better than A: by" in text
     assert "not about their recipes under other pretraining seeds" in text
@@ -24,18 +24,18 @@ def test_a_clearly_better_run_is_called_better_whichever_comes_first(two, consol
     assert "whose chance is in no interval and no p: MRPC, STS-B, RTE" in text
 
 
-def test_a_run_is_its_newest_scored_checkpoint_unless_a_step_is_given(two, console):
-    compare(two, "runs/a", "runs/a@100", console)
+def test_a_run_is_its_newest_scored_checkpoint_unless_a_step_is_given(two_runs, console):
+    compare(two_runs, "runs/a", "runs/a@100", console)
     assert console.export_text().startswith("A: runs/a@900\nB: runs/a@100\n")
 
 
 def _seeds(task: str, values, **changes):
-    return [line(task, value, seed=seed, **changes) for value, seed in zip(values, SEEDS, strict=False)]
+    return [make_score(task, value, seed=seed, **changes) for value, seed in zip(values, SEEDS, strict=False)]
 
 
 def test_too_few_seeds_are_said_to_be_too_few(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [80.0, 81.0]), line("cola", 90.0)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [50.0, 51.5]), line("cola", 10.0)])
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [80.0, 81.0]), make_score("cola", 90.0)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [50.0, 51.5]), make_score("cola", 10.0)])
     test = compare(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
     assert (test.p_value, test.interval) == (None, None)
     text = console.export_text()
@@ -60,14 +60,16 @@ def test_a_difference_that_could_be_chance_is_not_called_one(tmp_path, console):
 
 
 def test_a_single_pair_can_be_compared_and_tells_nothing(tmp_path, console):
-    first, second = (write_scores(tmp_path / name, [line("rte", value)]) for name, value in (("a", 50.0), ("b", 60.0)))
+    first, second = (
+        write_scores(tmp_path / name, [make_score("rte", value)]) for name, value in (("a", 50.0), ("b", 60.0))
+    )
     compare(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
     assert "Too few seeds to tell" in console.export_text()
 
 
 def test_only_pairs_of_the_same_seed_count_and_others_are_said(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61, 99]), line("cola", 90.0, seed=1)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [50, 50, 50]), line("cola", 10.0, seed=2)])
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [60, 62, 61, 99]), make_score("cola", 90.0, seed=1)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [50, 50, 50]), make_score("cola", 10.0, seed=2)])
     test = compare(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
     assert (test.num_pairs, test.difference) == (3, pytest.approx(11.0))
     text = console.export_text()
@@ -77,7 +79,7 @@ def test_only_pairs_of_the_same_seed_count_and_others_are_said(tmp_path, console
 
 def test_tasks_with_one_pair_are_shown_and_not_tested(tmp_path, console):
     folders = [
-        write_scores(tmp_path / name, scored_checkpoint(10, 60.0, value)) for name, value in (("a", 80.0), ("b", 81.0))
+        write_scores(tmp_path / name, make_scores(10, 60.0, value)) for name, value in (("a", 80.0), ("b", 81.0))
     ]
     test = compare(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=folders)}), *folders, console)
     assert test.num_pairs == sum(TASKS[task].protocol.num_seeds for task in FIVE_TASKS)
@@ -88,8 +90,8 @@ def test_tasks_with_one_pair_are_shown_and_not_tested(tmp_path, console):
 
 
 def test_an_answer_that_the_untested_tasks_turn_round_says_so(tmp_path, console):
-    first = write_scores(tmp_path / "a", [*_seeds("rte", [61.0, 61.2, 61.1]), line("qqp", 60.0)])
-    second = write_scores(tmp_path / "b", [*_seeds("rte", [60, 60, 60]), line("qqp", 90.0)])
+    first = write_scores(tmp_path / "a", [*_seeds("rte", [61.0, 61.2, 61.1]), make_score("qqp", 60.0)])
+    second = write_scores(tmp_path / "b", [*_seeds("rte", [60, 60, 60]), make_score("qqp", 90.0)])
     compare(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[first])}), first, second, console)
     text = console.export_text()
     assert "A is better than B on the 1 tested of 2 tasks: by 1.10 (p = 0.0027)." in text
@@ -114,7 +116,7 @@ def test_a_model_from_elsewhere_can_be_compared(tmp_path, console):
     ],
     ids=["same", "same-otherwise-spelt", "no-step", "no-run", "no-pair"],
 )
-def test_a_comparison_that_cannot_be_is_refused(two, console, first, second, words):
-    write_scores(Path("runs/other-seeds"), [line("rte", 50.0, seed=1, pretraining=cost(100, 5.0))])
+def test_a_comparison_that_cannot_be_is_refused(two_runs, console, first, second, words):
+    write_scores(Path("runs/other-seeds"), [make_score("rte", 50.0, seed=1, pretraining=make_pretraining(100, 5.0))])
     with pytest.raises(ConfigError, match=words):
-        compare(two, first, second, console)
+        compare(two_runs, first, second, console)

@@ -7,11 +7,11 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 from PIL import Image
 
-from mosaicbert.pareto.paper_points import REFERENCES
-from mosaicbert.pareto.plots import _distinguish, as_png, draw_pareto
+from mosaicbert.pareto.paper_points import PUBLISHED_CURVES
+from mosaicbert.pareto.plots import _short_run_names, as_png, draw_pareto
 from mosaicbert.pareto.points import Point
-from mosaicbert.report.plots import run_colour
-from tests.pareto.scored import cost
+from mosaicbert.report.plots import run_color
+from tests.pareto.scored import make_pretraining
 
 
 def _point(step: int, hours: float, average: float, *, run="runs/a", series="Ours", dollars=1.0, width=1.0) -> Point:
@@ -20,9 +20,9 @@ def _point(step: int, hours: float, average: float, *, run="runs/a", series="Our
         name=f"{run}@{step}",
         folder=run,
         step=step,
-        pretraining=cost(step, 3600 * hours),
+        pretraining=make_pretraining(step, 3600 * hours),
         hours=hours,
-        devices=1,
+        num_devices=1,
         dollars=None if dollars is None else hours * dollars,
         scores={},
         average=average,
@@ -33,11 +33,11 @@ def _point(step: int, hours: float, average: float, *, run="runs/a", series="Our
 _RUN = [_point(100, 0.5, 60.0), _point(1500, 1.0, 72.0), _point(3000, 2.0, 71.0), _point(6000, 4.0, 80.0)]
 
 
-def _draw(points, references=REFERENCES, **changes):
+def _draw(points, references=PUBLISHED_CURVES, **changes):
     arguments = {
         "baselines": {},
         "labels": {point.series: f"{point.series}: 1 device" for point in points},
-        "measure": "mean of 5 GLUE tasks",
+        "average_name": "mean of 5 GLUE tasks",
         "caption": "Below.",
         "is_comparable": True,
     }
@@ -82,7 +82,7 @@ def test_the_papers_points_are_grey_and_their_labels_say_what_they_are():
     assert "BERT-Base: 8 x A100, 8 tasks, paper (digitised)" in legend
     hours, dollars = figure.axes
     for axes, factor in ((hours, 1.0), (dollars, 8 * 2.5)):
-        for reference in REFERENCES:
+        for reference in PUBLISHED_CURVES:
             (line,) = [line for line in axes.lines if tuple(line.get_ydata()) == reference.averages]
             assert line.get_xdata() == pytest.approx([factor * hours for hours in reference.hours])
             red, green, blue = bytes.fromhex(to_hex(line.get_color())[1:])
@@ -94,8 +94,8 @@ def test_what_averages_something_else_stands_apart_with_its_own_scores_hours_and
     hours, dollars, apart = _draw(_RUN, is_comparable=False).axes
     for axes in (hours, dollars):
         assert axes.get_ylim()[0] > 50.0  # ours are not pressed together
-        assert not [line for line in axes.lines if tuple(line.get_ydata()) == REFERENCES[0].averages]
-    assert [tuple(line.get_ydata()) for line in apart.lines] == [reference.averages for reference in REFERENCES]
+        assert not [line for line in axes.lines if tuple(line.get_ydata()) == PUBLISHED_CURVES[0].averages]
+    assert [tuple(line.get_ydata()) for line in apart.lines] == [reference.averages for reference in PUBLISHED_CURVES]
     assert apart.get_xlabel() == "wall-clock hours of 8 A100"
     assert apart.get_ylabel() == "score: mean of 8 GLUE tasks"
     (above,) = apart.child_axes
@@ -122,7 +122,7 @@ def test_what_a_model_scores_from_random_weights_is_a_level_in_its_colour_and_in
     for axes in figure.axes:
         (level,) = [line for line in axes.lines if str(line.get_gid()).startswith("untrained")]
         assert list(level.get_ydata()) == [40.0, 40.0]
-        assert level.get_color() == run_colour(1)
+        assert level.get_color() == run_color(1)
         assert axes.get_ylim()[0] < 40.0
     words = "level: the same model from random weights"
     assert words in _legend(figure) and words not in _legend(_draw(points))
@@ -141,10 +141,8 @@ def test_bars_have_the_ends_of_the_intervals_and_a_point_without_one_has_no_leng
 def test_each_series_has_its_colour_and_its_marker():
     points = [_point(1, 1.0 + index, 60.0, run=f"runs/{index}", series=str(index)) for index in range(3)]
     axes = _draw(points, references=()).axes[0]
-    drawn = {
-        line.get_color(): line.get_marker() for line in axes.lines if line.get_color() in map(run_colour, range(3))
-    }
-    assert list(drawn) == [run_colour(index) for index in range(3)]
+    drawn = {line.get_color(): line.get_marker() for line in axes.lines if line.get_color() in map(run_color, range(3))}
+    assert list(drawn) == [run_color(index) for index in range(3)]
     assert len(set(drawn.values())) == 3
 
 
@@ -158,9 +156,9 @@ def test_runs_are_labelled_by_what_their_names_do_not_share():
     names = {5: "runs/bert-cpu-5min", 10: "runs/bert-cpu-10min", 20: "runs/bert-cpu-20min"}
     points = [_point(100, minutes / 60, 50.0 + minutes, run=run) for minutes, run in names.items()]
     assert sorted(_labels(_draw(points, references=()).axes[0])) == ["10min", "20min", "5min"]
-    assert _distinguish(["runs/a-5-x", "runs/a-10-x"]) == {"runs/a-5-x": "5", "runs/a-10-x": "10"}
-    assert _distinguish(["one/run", "other/run"]) == {"one/run": "one", "other/run": "other"}
-    assert _distinguish(["run", "run-b"]) == {"run": "run", "run-b": "run-b"}
+    assert _short_run_names(["runs/a-5-x", "runs/a-10-x"]) == {"runs/a-5-x": "5", "runs/a-10-x": "10"}
+    assert _short_run_names(["one/run", "other/run"]) == {"one/run": "one", "other/run": "other"}
+    assert _short_run_names(["run", "run-b"]) == {"run": "run", "run-b": "run-b"}
 
 
 @pytest.mark.parametrize("count", [4, 40])
@@ -199,7 +197,7 @@ def test_a_name_is_written_as_it_is_whatever_it_looks_like(name):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("references", [REFERENCES, ()], ids=["paper", "alone"])
+@pytest.mark.parametrize("references", [PUBLISHED_CURVES, ()], ids=["paper", "alone"])
 def test_one_point_is_drawn_with_readable_axes(references):
     axes = _draw([_point(500, 0.04, 52.0, width=None)], references).axes[0]
     low, high = axes.get_xlim()

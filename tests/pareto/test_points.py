@@ -7,29 +7,29 @@ from hypothesis import strategies as st
 from mosaicbert.config import ConfigError
 from mosaicbert.config.pareto import SeriesConfig
 from mosaicbert.pareto.checkpoints import Variant
-from mosaicbert.pareto.points import exclude_unknown_costs, find_frontier, find_uneven_seeds, make_point
+from mosaicbert.pareto.points import describe_unequal_seeds, exclude_unknown_costs, find_frontier, make_point
 from mosaicbert.pareto.selection import select_tasks
-from tests.pareto.scored import cost, line, read_folders
+from tests.pareto.scored import make_pretraining, make_score, read_folders
 
 _PAPER = Variant(protocol="cola-paper", initialized_from="pretraining", is_partial=False)
 
 
 def test_a_score_is_the_mean_of_metrics_and_a_point_the_mean_of_tasks(tmp_path):
     lines = [
-        line("mrpc", 0.0, metrics={"accuracy": 0.8, "f1": 0.9}, seed=1),
-        line("mrpc", 0.0, metrics={"accuracy": 0.9, "f1": 1.0}, seed=2),
-        line("cola", 50.0),
+        make_score("mrpc", 0.0, metrics={"accuracy": 0.8, "f1": 0.9}, seed=1),
+        make_score("mrpc", 0.0, metrics={"accuracy": 0.9, "f1": 1.0}, seed=2),
+        make_score("cola", 50.0),
     ]
     (checkpoint,) = read_folders(tmp_path, lines)
     selection = select_tasks([checkpoint], [], None)
     point = make_point("a", SeriesConfig(runs=["x"]), checkpoint, selection)
     assert point.average == pytest.approx((90.0 + 50.0) / 2)
-    assert selection.measure == "mean of 2 GLUE tasks"
+    assert selection.average_name == "mean of 2 GLUE tasks"
     assert selection.notices == ["Left out: SST-2, STS-B, QQP, MNLI, QNLI, RTE (no score)."]
 
 
 def test_hours_are_of_the_wall_and_dollars_of_all_devices(tmp_path):
-    (checkpoint,) = read_folders(tmp_path, [line("cola", 50.0, pretraining=cost(7, 1800.0))])
+    (checkpoint,) = read_folders(tmp_path, [make_score("cola", 50.0, pretraining=make_pretraining(7, 1800.0))])
     series = SeriesConfig(runs=["x"], devices=8, dollars_per_device_hour=2.5)
     point = make_point("a", series, checkpoint, select_tasks([checkpoint], [], None))
     assert (point.hours, point.dollars) == (0.5, 10.0)
@@ -41,26 +41,31 @@ def test_hours_are_of_the_wall_and_dollars_of_all_devices(tmp_path):
 
 
 def test_points_with_other_seeds_are_named(tmp_path):
-    lines = [line("cola", 50.0), line("rte", 60.0), line("rte", 61.0, seed=2)]
+    lines = [make_score("cola", 50.0), make_score("rte", 60.0), make_score("rte", 61.0, seed=2)]
     checkpoints = read_folders(tmp_path, lines, lines[:2])
     selection = select_tasks(checkpoints, [], None)
     points = [make_point("a", SeriesConfig(runs=["x"]), checkpoint, selection) for checkpoint in checkpoints]
-    assert find_uneven_seeds(points) == ["Not all points have the same seeds of RTE; score what is missing."]
-    assert find_uneven_seeds(points[:1]) == []
+    assert describe_unequal_seeds(points) == ["Not all points have the same seeds of RTE; score what is missing."]
+    assert describe_unequal_seeds(points[:1]) == []
 
 
 @pytest.mark.parametrize(
     "change, words",
-    [({"step": None, "pretraining": None}, "no run of ours"), ({"pretraining": cost(1, 0.0)}, "logarithmic")],
+    [
+        ({"step": None, "pretraining": None}, "no run of ours"),
+        ({"pretraining": make_pretraining(1, 0.0)}, "logarithmic"),
+    ],
     ids=["external", "no-time"],
 )
 def test_a_model_of_unknown_cost_has_no_place_in_the_figure(tmp_path, change, words):
     with pytest.raises(ConfigError, match=words):
-        exclude_unknown_costs("a", read_folders(tmp_path, [line("cola", 50.0, **change)]))
+        exclude_unknown_costs("a", read_folders(tmp_path, [make_score("cola", 50.0, **change)]))
 
 
 def test_a_checkpoint_that_was_removed_before_it_was_scored_is_left_out_and_named(tmp_path):
-    checkpoints = read_folders(tmp_path, [line("cola", 50.0), line("cola", 60.0, step=200, pretraining=None)])
+    checkpoints = read_folders(
+        tmp_path, [make_score("cola", 50.0), make_score("cola", 60.0, step=200, pretraining=None)]
+    )
     known, notices = exclude_unknown_costs("a", checkpoints)
     assert [checkpoint.step for checkpoint in known] == [100]
     assert len(notices) == 1 and "run0@200" in notices[0]
