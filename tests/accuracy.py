@@ -1,27 +1,32 @@
-"""The one rule by which a fast version of an operation is judged."""
+"""Accuracy check for optimized versions of an operation."""
 
 import torch
 from torch import Tensor
 
 
 def assert_as_accurate(name: str, actual: Tensor, reference: Tensor, expected: Tensor) -> None:
-    """Fails if `ours` is further from the truth than twice the error of the plain version in the same dtype.
+    """Assert that the maximum error of a result is at most twice that of the PyTorch reference in the same dtype.
+
+    An error of one rounding unit of the largest expected value is always allowed.
 
     Args:
-        name: what is compared, for the message.
-        ours: the result to judge.
-        eager: the plain PyTorch version's result, of ours' dtype and shape.
-        truth: the definition's result in fp64.
+        name: Name of the compared tensor, for the message.
+        actual: Result to check.
+        reference: Result of the PyTorch reference, with the dtype and shape of actual.
+        expected: Result of the PyTorch reference in fp64.
+
+    Raises:
+        AssertionError: If the error is too large, actual is not finite, or dtypes or shapes do not match.
     """
-    assert expected.dtype == torch.float64, f"{name}: the truth is {expected.dtype}, not fp64"
-    assert actual.dtype == reference.dtype, f"{name}: ours is {actual.dtype}, eager {reference.dtype}"
+    assert expected.dtype == torch.float64, f"{name}: expected must be float64, got {expected.dtype}"
+    assert actual.dtype == reference.dtype, f"{name}: dtype must be {reference.dtype}, got {actual.dtype}"
     assert actual.shape == reference.shape == expected.shape, (
         f"{name}: {actual.shape}, {reference.shape}, {expected.shape}"
     )
-    assert actual.isfinite().all(), f"{name}: ours is not finite"
+    assert actual.isfinite().all(), f"{name}: result must be finite"
     error = float((actual.double() - expected).abs().max())
-    max_reference_error = 2 * float((reference.double() - expected).abs().max())
+    max_error = 2 * float((reference.double() - expected).abs().max())
     rounding_unit = torch.finfo(actual.dtype).eps * float(expected.abs().max())
-    assert error <= max(max_reference_error, rounding_unit), (
-        f"{name}: error {error:.3g}, allowed {max(max_reference_error, rounding_unit):.3g}"
+    assert error <= max(max_error, rounding_unit), (
+        f"{name}: error {error:.3g}, allowed {max(max_error, rounding_unit):.3g}"
     )

@@ -1,1 +1,1 @@
-"""Trained model to Hugging Face folder, and back to the layout of the published checkpoints."""
+"""Export of trained models to Hugging Face folders and to the layout of published MosaicBERT checkpoints."""

@@ -1,4 +1,4 @@
-"""Filling masks with an exported folder, the way its users will."""
+"""Mask predictions of an exported folder through the Hugging Face pipeline."""
 
 from pathlib import Path
 
@@ -8,10 +8,14 @@ _NUM_PREDICTIONS = 4
 
 
 def fill_masks(folder: Path, sentences: list[str]) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Loads `folder` through the fill-mask pipeline.
+    """Predict the masked token of sentences with the fill-mask pipeline of an exported folder.
+
+    Args:
+        folder: Exported Hugging Face folder.
+        sentences: Texts with one [MASK] each.
 
     Returns:
-        Each sentence with the best guesses for its [MASK] and their probabilities.
+        Each sentence with its most probable tokens and their probabilities, highest first.
     """
     fill_mask = pipeline("fill-mask", model=str(folder), device="cpu", top_k=_NUM_PREDICTIONS)
     return [

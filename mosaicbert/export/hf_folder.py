@@ -1,4 +1,4 @@
-"""A trained model to a Hugging Face folder: weights, configuration, tokenizer, card, code; and proof that it loads."""
+"""Export of a trained model to a Hugging Face folder: weights, configuration, tokenizer, model card and code."""
 
 import shutil
 from pathlib import Path
@@ -18,17 +18,17 @@ from mosaicbert.filesystem import atomic_path, partial_path, replace_folder
 def export_folder(
     model: PreTrainedModel, tokenizer: Tokenizer, recipe: Recipe, result: dict[str, Any], folder: Path
 ) -> None:
-    """Writes `folder`, replacing an older export, once a copy of it has passed the parity gate.
+    """Write a model to a Hugging Face folder, and replace an older export after the parity check.
 
     Args:
-        model: on the CPU, in evaluation mode.
-        tokenizer: what it was trained with.
-        recipe: what it was trained by.
-        result: what it reached, see the card.
-        folder: to write.
+        model: Trained model on the CPU, in evaluation mode.
+        tokenizer: Tokenizer of the training data.
+        recipe: Training recipe.
+        result: Metrics of the run for the model card, see `format_model_card`.
+        folder: Folder to write.
 
     Raises:
-        ParityError: the export does not give the model's logits; `folder` is left as it was.
+        ParityError: If the exported folder does not reproduce the logits of the model. The older export is kept.
     """
     partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
@@ -47,7 +47,15 @@ def export_folder(
 
 
 def publish(parent: Path, newest: Path) -> None:
-    """Shows the files of `newest`, a folder in `parent`, in `parent` itself, all at once: by links through one link."""
+    """Link the files of the newest export into the parent folder.
+
+    Each file is a symbolic link through the link `latest`, so all files switch to a new export at once. Links to files
+    that the newest export does not have are removed.
+
+    Args:
+        parent: Folder of the exports, in which the links are created.
+        newest: Folder of the newest export, inside parent.
+    """
     latest = parent / "latest"
     _link(latest, newest.name)
     names = {path.name for path in newest.iterdir()}
@@ -66,7 +74,15 @@ def _link(link: Path, target: str) -> None:
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, max_seq_len: int) -> PreTrainedTokenizerFast:
-    """The tokenizer as Hugging Face's models take it."""
+    """Wrap a tokenizer for use with Hugging Face models.
+
+    Args:
+        tokenizer: WordPiece tokenizer with the special tokens of BERT.
+        max_seq_len: Maximum number of tokens of a sequence.
+
+    Returns:
+        A Hugging Face tokenizer that gives input_ids, token_type_ids and attention_mask.
+    """
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",

@@ -1,4 +1,4 @@
-"""The model card of an exported folder."""
+"""Model card of an exported folder."""
 
 from typing import Any
 
@@ -7,7 +7,17 @@ from mosaicbert.estimate import count_parameters
 
 
 def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) -> str:
-    """README.md of the folder: what the model is, how it was trained, how good it got, how to load it."""
+    """Format the model card: architecture, training data, metrics, usage and recipe.
+
+    Args:
+        recipe: Training recipe.
+        result: Metrics of the run: tokens, samples, steps, training_seconds, tokens_per_second, unigram_entropy in
+            nats, and train_loss, eval_loss in nats and eval_accuracy, each of which may be None.
+        recipe_yaml: Text of the recipe file.
+
+    Returns:
+        Markdown text with YAML front matter.
+    """
     is_mosaicbert = recipe.model.architecture == "mosaicbert"
     tags = ["fill-mask", recipe.model.architecture] + (["custom_code"] if is_mosaicbert else [])
     front_matter = "\n".join(
@@ -16,8 +26,8 @@ def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) 
     model_name = "A MosaicBERT" if is_mosaicbert else "A BERT"
     import_line = "import mosaicbert\n" if is_mosaicbert else ""
     remote_code_note = (
-        "\nWithout the package, `from_pretrained(folder, trust_remote_code=True)` gives the same model on any machine "
-        "with torch and transformers; the folder carries the code.\n"
+        "\nWithout the package, `from_pretrained(folder, trust_remote_code=True)` loads the same model with torch and "
+        "transformers only. The folder contains the code.\n"
         if is_mosaicbert
         else ""
     )
@@ -26,16 +36,16 @@ def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) 
 # {recipe.run_name}
 
 {model_name} encoder with {count_parameters(recipe.model):,} parameters, pretrained from scratch
-by masked language modelling on {_format_sources(recipe)}, up to {recipe.data.max_seq_len} tokens per sample.
+by masked language modeling on {_format_sources(recipe)}, up to {recipe.data.max_seq_len} tokens per sample.
 
 | | |
 |---|---|
-| tokens trained on | {result["tokens"]:,} ({result["samples"]:,} samples, {result["steps"]:,} steps) |
+| training tokens | {result["tokens"]:,} ({result["samples"]:,} samples, {result["steps"]:,} steps) |
 | training time | {result["training_seconds"]:,.0f} s, {result["tokens_per_second"]:,.0f} tokens/s |
 | training loss, {recipe.data.mask_rate:.0%} masked | {_format_metric(result["train_loss"], "{:.4f} nats")} |
-| held-out loss, {recipe.eval.mask_rate:.0%} masked | {_format_metric(result["eval_loss"], "{:.4f} nats")} |
-| held-out accuracy | {_format_metric(result["eval_accuracy"], "{:.2%} of masked tokens")} |
-| unigram entropy of the held-out text | {result["unigram_entropy"]:.4f} nats |
+| validation loss, {recipe.eval.mask_rate:.0%} masked | {_format_metric(result["eval_loss"], "{:.4f} nats")} |
+| validation accuracy | {_format_metric(result["eval_accuracy"], "{:.2%} of masked tokens")} |
+| unigram entropy of the validation text | {result["unigram_entropy"]:.4f} nats |
 
 ## Use
 

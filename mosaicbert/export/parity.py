@@ -1,4 +1,4 @@
-"""The gate of an export: the folder must give the logits of the model in memory, in processes of their own."""
+"""Parity check of an exported folder against the logits of the trained model, in separate processes."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# Loading and running the same fp32 weights may differ by how a product is split, and by nothing else.
+# Maximum absolute difference of logits for equal fp32 weights. It covers different orders of summation.
 TOLERANCE = 1e-4
 
 _PROBE = """
@@ -36,20 +36,20 @@ with torch.no_grad():
 
 
 class ParityError(RuntimeError):
-    """An exported folder does not give the logits of the model it was exported from."""
+    """Error of an exported folder that does not reproduce the logits of its model."""
 
 
 def check_parity(model: PreTrainedModel, folder: Path, modes: tuple[str, ...]) -> None:
-    """Loads `folder` in fresh processes and compares logits with those of `model`, on the CPU in fp32.
+    """Load an exported folder in new processes and compare its logits with those of the model, on the CPU in fp32.
 
     Args:
-        model: what was exported, on the CPU, in evaluation mode.
-        folder: the export.
-        modes: "package" loads after `import mosaicbert`; "remote_code" loads what the folder carries, in an environment
-            that holds only torch, transformers and what these require.
+        model: Exported model on the CPU, in evaluation mode. Its weights are converted to fp32 in place.
+        folder: Exported folder.
+        modes: Ways of loading. "package" imports mosaicbert first. "remote_code" loads the code in the folder, in an
+            environment with only torch, transformers and their requirements.
 
     Raises:
-        ParityError: loading fails, or logits differ by more than TOLERANCE.
+        ParityError: If loading fails, or logits differ by more than TOLERANCE or are NaN.
     """
     inputs = _make_probe_inputs(model.config.vocab_size)
     with torch.no_grad():
@@ -63,10 +63,10 @@ def check_parity(model: PreTrainedModel, folder: Path, modes: tuple[str, ...]) -
             difference = (
                 (load_file(outputs_path)["logits"] - expected)[inputs["attention_mask"].bool()].abs().max().item()
             )
-            if not difference <= TOLERANCE:  # NaN is no parity either
+            if not difference <= TOLERANCE:  # written so that NaN fails
                 raise ParityError(
-                    f"{folder}: logits differ by {difference:.3g} from those of the trained model when loaded "
-                    f"by {mode}; nothing was written."
+                    f"`{folder}` logits must match the trained model within {TOLERANCE:g}, got a difference of "
+                    f"{difference:.3g} when loaded by {mode}. The export was not written."
                 )
 
 
@@ -90,7 +90,7 @@ def _run_probe(folder: Path, inputs: Path, outputs: Path, mode: str, scratch: Pa
     isolation: list[str] = []
     site = scratch / "site"
     if mode == "remote_code":
-        isolation = ["-I", "-S"]  # nothing installed is seen but what `site` links to
+        isolation = ["-I", "-S"]  # only packages linked in `site` can be imported
         _link_requirements(site, ("torch", "transformers"))
     else:
         environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
@@ -108,11 +108,13 @@ def _run_probe(folder: Path, inputs: Path, outputs: Path, mode: str, scratch: Pa
     completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if completed.returncode:
         last_line = completed.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise ParityError(f"{folder}: cannot be loaded by {mode}: {last_line[0]}; nothing was written.")
+        raise ParityError(
+            f"`{folder}` must be loadable by {mode}, got {last_line[0].rstrip('.')}. The export was not written."
+        )
 
 
 def _link_requirements(site: Path, packages: tuple[str, ...]) -> None:
-    """Fills `site` with links to packages and all they require: an environment that holds nothing else."""
+    """Create a folder of links to installed packages and their requirements, and to nothing else."""
     site.mkdir()
     required: set[str] = set()
     pending = list(packages)

@@ -1,4 +1,4 @@
-"""A checkpoint's weights to a model, and a model to the layout of the published checkpoints."""
+"""Models from checkpoint weights, and export to the layout of published MosaicBERT checkpoints."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,17 @@ from mosaicbert.model.published import to_published
 
 
 def load_model(recipe: Recipe, weights: dict[str, Tensor]) -> PreTrainedModel:
-    """The model of a checkpoint, on the CPU, in evaluation mode.
+    """Build the model of a recipe and load the weights of a checkpoint.
+
+    Args:
+        recipe: Training recipe.
+        weights: state_dict of the model, tensors by name.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
 
     Raises:
-        RuntimeError: the weights are not those of the recipe's model.
+        RuntimeError: If names or shapes of the weights do not match the model of the recipe.
     """
     model = build_model(recipe.model)
     model.load_state_dict(weights)
@@ -24,7 +31,15 @@ def load_model(recipe: Recipe, weights: dict[str, Tensor]) -> PreTrainedModel:
 
 
 def save_published(model: PreTrainedModel, folder: Path) -> None:
-    """Writes pytorch_model.bin and config.json in the layout of the published MosaicBERT checkpoints."""
+    """Write pytorch_model.bin and config.json in the layout of published MosaicBERT checkpoints.
+
+    Args:
+        model: MosaicBERT model with a head.
+        folder: Folder to write, created if it does not exist.
+
+    Raises:
+        KeyError: If a weight has no published name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(to_published(model.state_dict()), folder / "pytorch_model.bin")
     config = {name: value for name, value in model.config.to_dict().items() if name != "auto_map"} | {

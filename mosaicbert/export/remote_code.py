@@ -1,16 +1,17 @@
-"""The Python files that an exported folder carries, so that `trust_remote_code=True` needs only torch and transformers.
+"""Python files of an exported folder, for loading with `trust_remote_code=True`.
 
-They are this package's own modules, put side by side: the folder's code is the code that trained.
+Loading such a folder requires only torch and transformers. The files are copies of the modules of this package in one
+flat folder.
 """
 
 import re
 from importlib import resources
 from pathlib import Path
 
-_ENTRY_MODULES = ("model.configuration", "model.modeling")  # what AUTO_MAP names
+_ENTRY_MODULES = ("model.configuration", "model.modeling")  # modules that AUTO_MAP refers to
 _IMPORT = re.compile(r"^from mosaicbert\.([\w.]+) import", flags=re.MULTILINE)
 
-# What Hugging Face's Auto classes look for in config.json: class of theirs -> module and class of ours.
+# Entry `auto_map` of config.json: module and class of this package by Hugging Face Auto class.
 AUTO_MAP = {
     "AutoConfig": "configuration.MosaicBertConfig",
     "AutoModel": "modeling.MosaicBertModel",
@@ -20,15 +21,19 @@ AUTO_MAP = {
 
 
 def write_remote_code(folder: Path) -> None:
-    """Copies the modules that the model needs into `folder`, with their imports made relative."""
+    """Copy the modules of the model into a folder, with relative imports.
+
+    Args:
+        folder: Existing folder to write to.
+    """
     for entry in _ENTRY_MODULES:
         modules = _imported_modules(entry)
         names = [_flat_name(module) for module in modules]
-        assert len(set(names)) == len(names), f"two modules of one name: {names}"
+        assert len(set(names)) == len(names), f"module file names must be unique, got {names}"
         for module, name in zip(modules, names, strict=True):
             source = _IMPORT.sub(lambda match: f"from .{_flat_name(match[1])} import", _source(module))
             if module in _ENTRY_MODULES:
-                # transformers 5.0 copies no other files than those that an entry itself imports.
+                # transformers 5.0 copies only the files that an entry module imports directly.
                 dependencies = [
                     _flat_name(dependency) for dependency in _imported_modules(module) if dependency != module
                 ]
@@ -39,7 +44,7 @@ def write_remote_code(folder: Path) -> None:
 
 
 def _imported_modules(entry: str) -> list[str]:
-    """A module and all that it imports, directly or not."""
+    """Return a module and the modules of this package that it imports, directly or indirectly."""
     modules, pending = list[str](), [entry]
     while pending:
         module = pending.pop()

@@ -1,4 +1,4 @@
-"""MosaicBertConfig: the Hugging Face configuration of an encoder."""
+"""Hugging Face configuration of the encoder."""
 
 import dataclasses
 from typing import Any
@@ -9,14 +9,14 @@ from mosaicbert.config.model import ModelConfig
 
 
 class MosaicBertConfig(PreTrainedConfig):
-    """Shape of a MosaicBERT. Its fields and their defaults are those of `mosaicbert.config.ModelConfig`.
+    """Hugging Face configuration of a MosaicBERT, with the fields and defaults of `mosaicbert.config.ModelConfig`.
 
     Args:
-        **kwargs: fields of ModelConfig (all but `architecture` and `attention_probs_dropout_prob`),
-            `classifier_dropout` (None: hidden_dropout_prob), and what every Hugging Face configuration takes.
+        **kwargs: Fields of ModelConfig other than `architecture` and `attention_probs_dropout_prob`;
+            `classifier_dropout`, a probability, or None for hidden_dropout_prob; and the arguments of PreTrainedConfig.
 
     Raises:
-        ConfigError: a field's value is impossible.
+        ConfigError: If the value of a field is invalid.
     """
 
     model_type = "mosaicbert"
@@ -32,7 +32,15 @@ class MosaicBertConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads a config.json, and that of a published MosaicBERT as well, which calls itself a `bert`."""
+        """Read a config.json, and convert that of a published MosaicBERT, whose model_type is `bert`.
+
+        Args:
+            *args: Positional arguments of PreTrainedConfig.get_config_dict, a path or a Hub name first.
+            **kwargs: Keyword arguments of PreTrainedConfig.get_config_dict.
+
+        Returns:
+            The configuration with model_type `mosaicbert`, and the unused keyword arguments.
+        """
         config_dict, unused_kwargs = super().get_config_dict(*args, **kwargs)
         if config_dict.get("model_type") == "bert" and "alibi_starting_size" in config_dict:
             supported = {*_DEFAULTS, "classifier_dropout", "id2label", "label2id", "problem_type"}

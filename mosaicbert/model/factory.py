@@ -1,4 +1,4 @@
-"""ModelConfig to a model with a masked-language-modelling head."""
+"""Construction of models with a masked-language-modeling head."""
 
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,17 @@ from mosaicbert.ops.dispatch import choose_kernels
 
 
 def build_model(model: ModelConfig) -> PreTrainedModel:
-    """A freshly initialised MosaicBERT, or Hugging Face's BERT of the same shape."""
+    """Build an initialized model with a masked-language-modeling head.
+
+    Args:
+        model: Architecture and sizes of the model.
+
+    Returns:
+        A MosaicBertForMaskedLM, or a Hugging Face BertForMaskedLM of the same sizes if the architecture is "bert".
+
+    Raises:
+        ConfigError: If the value of a field is invalid.
+    """
     fields: dict[str, Any] = asdict(model)
     if fields.pop("architecture") == "bert":
         return BertForMaskedLM(BertConfig(**fields))
@@ -23,16 +33,33 @@ def build_model(model: ModelConfig) -> PreTrainedModel:
 
 
 def describe_attention(model: ModelConfig, device_type: str, dtype: torch.dtype, implementation: str = "auto") -> str:
-    """Which attention a model will take on a device, and why, in one line.
+    """Describe the attention backend of a model on a device, and the reason for it, in one line.
+
+    Args:
+        model: Architecture and sizes of the model.
+        device_type: Device type as in torch.device, for example "cuda".
+        dtype: dtype of queries, keys and values.
+        implementation: Name of a backend, or "auto" for the first backend that works.
+
+    Returns:
+        One line for the console.
 
     Raises:
-        RuntimeError: the implementation asked for does not work here.
+        ValueError: If implementation is not a known name.
+        RuntimeError: If the requested backend is not supported on this machine.
     """
     if model.architecture == "bert":
-        return "attention: Hugging Face's, padded to the longest sequence"
+        return "attention: Hugging Face BERT, padded to the longest sequence"
     return str(choose_attention(implementation, device_type, dtype, model.head_dim))
 
 
 def describe_kernels(device_type: str) -> str:
-    """What computes the memory-bound operations on a device, and why, in one line."""
+    """Describe the kernels of the memory-bound operations on a device, and the reason for them, in one line.
+
+    Args:
+        device_type: Device type as in torch.device, for example "cuda".
+
+    Returns:
+        One line for the console.
+    """
     return str(choose_kernels(device_type))

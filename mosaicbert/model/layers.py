@@ -1,4 +1,4 @@
-"""The parts of the encoder, in the order a token meets them. All of them take unpadded tokens."""
+"""Layers of the encoder, in the order of the forward pass. All inputs are unpadded."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from mosaicbert.ops.layer_norm import dropout_add_layer_norm, layer_norm
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm that stays in the autocast's dtype, see `ops.layer_norm`."""
+    """LayerNorm with an output in the autocast dtype, see `ops.layer_norm.layer_norm`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return layer_norm(input, self.weight, self.bias, self.eps)
 
 
 class ResidualNorm(nn.LayerNorm):
-    """What ends a sublayer: norm(dropout(hidden) + residual), see `ops.layer_norm`."""
+    """Post-norm residual connection: norm(dropout(hidden) + residual), see `ops.layer_norm.dropout_add_layer_norm`."""
 
     def __init__(self, config: MosaicBertConfig, dropout: float) -> None:
         super().__init__(config.hidden_size, eps=config.layer_norm_eps)
@@ -29,7 +29,7 @@ class ResidualNorm(nn.LayerNorm):
 
 
 class Embeddings(nn.Module):
-    """LayerNorm(word + token type), then dropout. No positions: ALiBi has them."""
+    """Embeddings: dropout(norm(word + token type)). Positions are encoded by ALiBi in the attention layers."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with ALiBi: out(attend(qkv(x))). No residual, no norm: the layer owns both."""
+    """Multi-head self-attention with ALiBi: out(attention(qkv(x))), without residual and norm."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """GEGLU feed-forward: down(dropout(gelu(gate(x)) * up(x))). No residual, no norm: the layer owns both."""
+    """GEGLU feed-forward network: down(dropout(gelu(gate(x)) * up(x))), without residual and norm."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
@@ -76,14 +76,14 @@ class GatedMlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """A post-norm block: x = norm(x + dropout(attention(x))); x = norm(x + mlp(x))."""
+    """Post-norm encoder layer: x = norm(x + dropout(attention(x))), then x = norm(x + mlp(x))."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
         self.attention = Attention(config)
         self.attention_norm = ResidualNorm(config, dropout=config.hidden_dropout_prob)
         self.mlp = GatedMlp(config)
-        self.mlp_norm = ResidualNorm(config, dropout=0.0)  # the feed-forward has its own, inside
+        self.mlp_norm = ResidualNorm(config, dropout=0.0)  # the feed-forward network applies its own dropout
 
     def forward(
         self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None = None
@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """What stands between the encoder and the decoder: norm(gelu(dense(x)))."""
+    """Transform of the masked-language-modeling head, before the decoder: norm(gelu(dense(x)))."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class MlmHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(dense(x)) of each document's first token, [CLS]."""
+    """Pooler of the first token, [CLS], of each document: tanh(dense(x))."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()

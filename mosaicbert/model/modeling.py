@@ -1,4 +1,4 @@
-"""The Hugging Face classes: one set for training and for use. Unpadded from the embeddings to the loss."""
+"""Hugging Face model classes for training and inference, unpadded from the embeddings to the loss."""
 
 import re
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from mosaicbert.ops.cross_entropy import linear_cross_entropy
 
 
 class MosaicBertPreTrainedModel(PreTrainedModel):
-    """What the classes below share: loading, initialisation, and the choice of attention."""
+    """Base class of the models: loading of weights, initialization, and selection of the attention backend."""
 
     config: MosaicBertConfig
     config_class = MosaicBertConfig
@@ -28,25 +28,32 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ["Layer"]  # noqa: RUF012
-    accepts_loss_kwargs = False  # the loss is a mean over its batch; Hugging Face's Trainer then averages over batches
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, so Trainer averages over accumulated batches
 
-    # A fine-tuning class begins with a new head, and leaves the head of pretraining behind: regular expressions.
+    # Regular expressions of weights that may be missing (new heads) or unexpected (heads of other classes) on loading.
     _ignored_missing_weights: ClassVar[str] = r"(?!)"
     _ignored_unexpected_weights: ClassVar[str] = r"^(head|decoder|pooler|classifier)\."
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Loads one of our folders, or a published MosaicBERT's: a path or a Hub name, as in Hugging Face's classes.
+        """Load weights from a folder of this package or from a published MosaicBERT checkpoint.
+
+        Args:
+            *args: Positional arguments of PreTrainedModel.from_pretrained, a path or a Hub name first.
+            **kwargs: Keyword arguments of PreTrainedModel.from_pretrained.
+
+        Returns:
+            The model in evaluation mode, or with `output_loading_info` the model and the loading information.
 
         Raises:
-            ValueError: the checkpoint lacks a weight of the encoder, or holds one that is unknown.
+            ValueError: If a required weight is missing, or the checkpoint has an unknown weight.
         """
         return_loading_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("key_mapping", published_key_mapping())
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, loading_info = loaded
-        model._weight_conversions = None  # save_pretrained would undo the renaming
-        model.tie_weights()  # transformers 5.0 leaves weights apart that a checkpoint names twice, as published ones do
+        model._weight_conversions = None  # otherwise save_pretrained reverts the renaming
+        model.tie_weights()  # transformers 5.0 does not tie weights that a checkpoint stores twice
         missing = sorted(
             key for key in loading_info["missing_keys"] if not re.search(cls._ignored_missing_weights, key)
         )
@@ -55,9 +62,9 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         )
         if missing or unexpected:
             raise ValueError(
-                f"{args[0] if args else kwargs}: not a checkpoint of {cls.__name__}: "
-                f"{_format_names('missing', missing)}{_format_names('unexpected', unexpected)}"
-                "load it with the class it was saved from."
+                f"`{args[0] if args else kwargs}` must be a checkpoint of {cls.__name__}, got "
+                f"{' and '.join(_format_names('missing', missing) + _format_names('unexpected', unexpected))}. "
+                "Load it with the class that saved it."
             )
         return (model, loading_info) if return_loading_info else model
 
@@ -65,13 +72,14 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         init_module(module, std=self.config.initializer_range)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *_: Any, **__: Any) -> str:
-        # Ours is another ladder than Hugging Face's. Which rung works is known when the first batch shows its device.
+        # The backends differ from those of Hugging Face. A backend is probed on the first batch, when the device is
+        # known.
         if attn_implementation is None:
             return "auto"
         if attn_implementation not in ATTENTION_IMPLEMENTATIONS:
             raise ValueError(
-                f"attn_implementation={attn_implementation!r} is unknown; "
-                f"choose one of {', '.join(ATTENTION_IMPLEMENTATIONS)}."
+                f"`attn_implementation` must be one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, "
+                f"got {attn_implementation!r}. Use 'auto' for the fastest backend that works."
             )
         return attn_implementation
 
@@ -81,7 +89,7 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
 
 
 class MosaicBertModel(MosaicBertPreTrainedModel):
-    """The encoder without a head."""
+    """MosaicBERT encoder without a head."""
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__(config)
@@ -103,25 +111,35 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         output_indices: Tensor | None = None,
     ) -> list[Tensor]:
-        """Runs the encoder on unpadded tokens.
+        """Run the encoder on unpadded tokens.
 
         Args:
             input_ids: (T,) int64.
-            cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T.
-            max_seqlen: tokens of the longest document.
-            token_type_ids: (T,) int64; None is all zeros.
-            keep: (K,) int64, the only tokens whose last hidden state is wanted; None is all of them. The last layer's
-                projection and feed-forward then run on these alone.
+            cu_seqlens: (B + 1,) int32, start index of each document, followed by T. The first entry is 0.
+            max_seqlen: Number of tokens of the longest document.
+            token_type_ids: (T,) int64, or None for all zeros.
+            output_indices: (K,) int64, indices of the tokens whose last hidden state is computed, or None for all
+                tokens. The output projection and feed-forward network of the last layer then run on these tokens only.
 
         Returns:
-            The embeddings and the output of each layer, (T, C) each; the last is (K, C) if `keep` is given.
+            The embeddings and the output of each layer, (T, C) each. The last one is (K, C) if output_indices is given.
         """
         return self.encode_embedded(self.embeddings(input_ids, token_type_ids), cu_seqlens, max_seqlen, output_indices)
 
     def encode_embedded(
         self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None = None
     ) -> list[Tensor]:
-        """The layers of `encode`, on its embeddings (T, C)."""
+        """Run the layers of the encoder on embeddings.
+
+        Args:
+            embedded: (T, C), output of the embeddings.
+            cu_seqlens: (B + 1,) int32, see `encode`.
+            max_seqlen: Number of tokens of the longest document.
+            output_indices: (K,) int64 or None, see `encode`.
+
+        Returns:
+            The embeddings and the output of each layer, as in `encode`.
+        """
         states = [embedded]
         for number, layer in enumerate(self.layers, start=1):
             layer_output_indices = output_indices if number == len(self.layers) else None
@@ -138,22 +156,25 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Encodes padded or unpadded sequences.
+        """Encode padded or unpadded sequences.
 
         Args:
-            input_ids: (B, S) int64; or (T,), unpadded, together with cu_seqlens.
-            attention_mask: (B, S), non-zero for real tokens; None means that all are.
-            token_type_ids: like input_ids; None is all zeros.
-            cu_seqlens: (B + 1,) int32, for unpadded input: where each document begins, and T at the end.
-            max_seqlen: tokens of the longest document; None takes it from cu_seqlens, which waits for the device.
-            output_hidden_states: also return the embeddings and the output of each layer.
-            return_dict: False returns a tuple.
+            input_ids: (B, S) int64, or (T,) int64 together with cu_seqlens.
+            attention_mask: (B, S), nonzero for real tokens, or None if all tokens are real.
+            token_type_ids: int64 in the shape of input_ids, or None for all zeros.
+            cu_seqlens: (B + 1,) int32, start index of each document, followed by T. Only for unpadded input.
+            max_seqlen: Number of tokens of the longest document, or None to compute it from cu_seqlens, which
+                synchronizes with the device.
+            output_hidden_states: True to return the embeddings and the output of each layer, or None for the value of
+                the configuration.
+            return_dict: False to return a tuple, or None for the value of the configuration.
 
         Returns:
-            last_hidden_state (B, S, C) with zeros at padding; or (T, C) for unpadded input.
+            last_hidden_state: (B, S, C) with zeros at padding, or (T, C) for unpadded input. hidden_states: tuple of
+            num_hidden_layers + 1 tensors of this shape, if requested.
 
         Raises:
-            ValueError: shapes do not fit together, or a row of attention_mask holds no token.
+            ValueError: If shapes do not match, or a row of attention_mask has no real token.
         """
         adapter = _PaddingAdapter(input_ids, attention_mask, cu_seqlens, max_seqlen)
         states = self.encode(
@@ -170,7 +191,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
 
 
 class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
-    """The encoder with the head that predicts masked tokens; the decoder's weight is the word embeddings'."""
+    """MosaicBERT with a masked-language-modeling head, whose decoder weight is tied to the word embeddings."""
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012
     _ignored_unexpected_weights = r"^(pooler|classifier)\."
@@ -189,17 +210,28 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         self.decoder = new_embeddings
 
     def predict(self, batch: MicroBatch) -> Tensor:
-        """Logits (M, V) at the masked tokens of `batch`, and only there: evaluation."""
+        """Compute the logits of the masked tokens of a micro-batch, for evaluation.
+
+        Args:
+            batch: Unpadded micro-batch with M masked tokens.
+
+        Returns:
+            (M, V).
+        """
         states = self.model.encode(
             batch.input_ids, batch.cu_seqlens, batch.max_seqlen, output_indices=batch.masked_indices
         )
         return self.decoder(self.head(states[-1]))
 
     def masked_lm_loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """What a step of pretraining learns from `batch`, without ever holding all of its logits.
+        """Compute the summed loss of a micro-batch for a training step, without storing all logits.
+
+        Args:
+            batch: Unpadded micro-batch with M masked tokens.
 
         Returns:
-            The cross-entropies at the masked tokens, summed, () fp32; how many were predicted right, () int64.
+            The sum of the cross-entropies at the masked tokens, () fp32, and the number of correct predictions, ()
+            int64.
         """
         embedded = self.model.embeddings(batch.input_ids, None)
         return self.embedded_loss(embedded, batch.cu_seqlens, batch.max_seqlen, batch.masked_indices, batch.labels)
@@ -207,7 +239,18 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
     def embedded_loss(
         self, embedded: Tensor, cu_seqlens: Tensor, max_seqlen: int, masked_indices: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`masked_lm_loss` behind the embeddings (T, C): all of it that torch.compile may take."""
+        """Compute `masked_lm_loss` from embeddings. This is the part of the step that torch.compile compiles.
+
+        Args:
+            embedded: (T, C), output of the embeddings.
+            cu_seqlens: (B + 1,) int32, start index of each document, followed by T.
+            max_seqlen: Number of tokens of the longest document.
+            masked_indices: (M,) int64, indices of the masked tokens.
+            labels: (M,) int64, original tokens, -100 for padding.
+
+        Returns:
+            The sum of the cross-entropies, () fp32, and the number of correct predictions, () int64.
+        """
         states = self.model.encode_embedded(embedded, cu_seqlens, max_seqlen, masked_indices)
         return linear_cross_entropy(self.head(states[-1]), self.decoder.weight, self.decoder.bias, labels)
 
@@ -222,25 +265,36 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput | tuple[Any, ...]:
-        """Predicts tokens; the arguments are those of `MosaicBertModel.forward`, and labels.
+        """Predict tokens of padded or unpadded sequences.
 
         Args:
-            labels: like input_ids, -100 where nothing is to be predicted.
+            input_ids: (B, S) int64, or (T,) int64 together with cu_seqlens.
+            attention_mask: (B, S), nonzero for real tokens, or None if all tokens are real.
+            token_type_ids: int64 in the shape of input_ids, or None for all zeros.
+            labels: int64 in the shape of input_ids, -100 for tokens without a prediction, or None.
+            cu_seqlens: (B + 1,) int32, start index of each document, followed by T. Only for unpadded input.
+            max_seqlen: Number of tokens of the longest document, or None to compute it from cu_seqlens, which
+                synchronizes with the device.
+            output_hidden_states: True to return the embeddings and the output of each layer, or None for the value of
+                the configuration.
+            return_dict: False to return a tuple, or None for the value of the configuration.
 
         Returns:
-            logits (B, S, V) with zeros at padding, or (T, V) for unpadded input; in training mode, where labels are
-            given, (M, V) at the labelled tokens only. loss, if labels are given: cross-entropy, mean over them.
+            logits: (B, S, V) with zeros at padding, or (T, V) for unpadded input. In training mode with labels, (M, V)
+            for the M labeled tokens only. loss: mean cross-entropy of the labeled tokens, () fp32, if labels are given.
 
         Raises:
-            ValueError: as in `MosaicBertModel.forward`.
+            ValueError: If shapes do not match, a row of attention_mask has no real token, or hidden states are
+                requested in training mode with labels.
         """
         adapter = _PaddingAdapter(input_ids, attention_mask, cu_seqlens, max_seqlen)
         token_labels = adapter.unpad(labels, "labels")
         output_indices = None
         if token_labels is not None and self.training:
             if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+                # The last layer computes only the labeled tokens in training mode.
                 raise ValueError(
-                    "output_hidden_states needs model.eval(): in training the last layer keeps labelled tokens."
+                    "`output_hidden_states` is not supported with labels in training mode. Call model.eval() first."
                 )
             output_indices = (token_labels != -100).nonzero(as_tuple=True)[0]
             token_labels = token_labels[output_indices]
@@ -261,7 +315,7 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
 
 
 class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
-    """The encoder with a tanh pooler on [CLS] and a linear classifier."""
+    """MosaicBERT with a tanh pooler on [CLS] and a linear classifier."""
 
     _ignored_missing_weights = r"^(pooler|classifier)\."
     _ignored_unexpected_weights = r"^(head|decoder)\."
@@ -287,21 +341,31 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Classifies sequences; the arguments are those of `MosaicBertModel.forward`, and labels.
+        """Classify padded or unpadded sequences.
 
         Args:
-            labels: (B,) int64 classes; (B,) or (B, num_labels) numbers for regression; (B, num_labels) for
-                multi-label. config.problem_type says which; None is guessed as Hugging Face guesses it.
+            input_ids: (B, S) int64, or (T,) int64 together with cu_seqlens.
+            attention_mask: (B, S), nonzero for real tokens, or None if all tokens are real.
+            token_type_ids: int64 in the shape of input_ids, or None for all zeros.
+            labels: (B,) int64 classes, (B,) or (B, num_labels) regression targets, (B, num_labels) multi-hot labels, or
+                None. config.problem_type selects the loss; if it is None, the loss follows from num_labels and the
+                dtype of the labels, as in Hugging Face's BertForSequenceClassification.
+            cu_seqlens: (B + 1,) int32, start index of each document, followed by T. Only for unpadded input.
+            max_seqlen: Number of tokens of the longest document, or None to compute it from cu_seqlens, which
+                synchronizes with the device.
+            output_hidden_states: True to return the embeddings and the output of each layer, or None for the value of
+                the configuration.
+            return_dict: False to return a tuple, or None for the value of the configuration.
 
         Returns:
-            logits (B, num_labels), and loss if labels are given.
+            logits: (B, num_labels). loss: () fp32, if labels are given.
 
         Raises:
-            ValueError: as in `MosaicBertModel.forward`.
+            ValueError: If shapes do not match, or a row of attention_mask has no real token.
         """
         adapter = _PaddingAdapter(input_ids, attention_mask, cu_seqlens, max_seqlen)
         first_indices = adapter.cu_seqlens[:-1].long()
-        # Only [CLS] is read, unless the caller wants to see every token.
+        # The pooler reads only [CLS], so the last layer computes other tokens only for the hidden states.
         return_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
@@ -323,7 +387,7 @@ class MosaicBertForSequenceClassification(MosaicBertPreTrainedModel):
 
 
 class _PaddingAdapter:
-    """Lets padded and unpadded callers in: strips padding on the way in, puts it back on the way out."""
+    """Padding adapter: removes padding from the inputs and restores it in the outputs of padded callers."""
 
     def __init__(
         self, input_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, max_seqlen: int | None
@@ -331,21 +395,27 @@ class _PaddingAdapter:
         self.unpadding: Unpadding | None = None
         self.shape = input_ids.shape
         if cu_seqlens is not None:
-            if input_ids.ndim != 1 or attention_mask is not None:
+            if attention_mask is not None:
+                raise ValueError("`attention_mask` is not supported with `cu_seqlens`. Remove one of them.")
+            if input_ids.ndim != 1:
                 raise ValueError(
-                    f"input_ids has shape {tuple(input_ids.shape)}; with cu_seqlens give (T,) and no attention_mask."
+                    f"`input_ids` must be (T,) if cu_seqlens is given, got {tuple(input_ids.shape)}. "
+                    "Remove cu_seqlens for padded input."
                 )
             self.cu_seqlens = cu_seqlens
             self.max_seqlen = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
             return
         if input_ids.ndim != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; give (B, S), or (T,) and cu_seqlens.")
+            raise ValueError(
+                f"`input_ids` must be (B, S) if cu_seqlens is not given, got {tuple(input_ids.shape)}. "
+                "Pass cu_seqlens for unpadded input."
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
-                "the two must be equal."
+                f"`attention_mask` must have the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}. Tokenize both together."
             )
         self.unpadding = compute_unpadding(attention_mask)
         self.cu_seqlens, self.max_seqlen = self.unpadding.cu_seqlens, self.unpadding.max_seqlen
@@ -353,7 +423,8 @@ class _PaddingAdapter:
     def unpad(self, padded: Any, name: str = "input_ids") -> Any:
         if padded is not None and padded.shape != self.shape:
             raise ValueError(
-                f"{name} has shape {tuple(padded.shape)}, input_ids {tuple(self.shape)}; the two must be equal."
+                f"`{name}` must have the shape of input_ids, {tuple(self.shape)}, got {tuple(padded.shape)}. "
+                "Tokenize both together."
             )
         return padded if padded is None or self.unpadding is None else unpad(padded, self.unpadding)
 
@@ -385,8 +456,8 @@ def _format_output(config: MosaicBertConfig, output: Any, return_dict: bool | No
     return output if return_dict else output.to_tuple()
 
 
-def _format_names(kind: str, names: list[str]) -> str:
+def _format_names(kind: str, names: list[str]) -> list[str]:
     if not names:
-        return ""
+        return []
     suffix = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{len(names)} weights {kind} ({', '.join(names[:3])}{suffix}); "
+    return [f"{len(names)} {kind} weights ({', '.join(names[:3])}{suffix})"]

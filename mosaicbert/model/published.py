@@ -1,11 +1,11 @@
-"""The names that published MosaicBERT checkpoints give their weights, and ours: one table, read in both directions."""
+"""Mapping between the weight names of published MosaicBERT checkpoints and those of this package."""
 
 import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
-# (published, ours), without .weight and .bias; {} stands for the layer's number.
+# (published name, name in this package) without .weight and .bias; {} is the layer index.
 _NAME_PAIRS = (
     ("bert.embeddings.word_embeddings", "model.embeddings.word_embeddings"),
     ("bert.embeddings.token_type_embeddings", "model.embeddings.token_type_embeddings"),
@@ -25,7 +25,11 @@ _NAME_PAIRS = (
 
 
 def published_key_mapping() -> dict[str, str]:
-    """The table as `from_pretrained(key_mapping=...)` takes it: regular expression -> replacement."""
+    """Return the mapping from published names in the format of `from_pretrained(key_mapping=...)`.
+
+    Returns:
+        Replacement by regular expression, for the names that differ.
+    """
     return {
         "^" + re.escape(published).replace(r"\{\}", r"(\d+)") + r"\.": internal.replace("{}", r"\1") + "."
         for published, internal in _NAME_PAIRS
@@ -34,10 +38,16 @@ def published_key_mapping() -> dict[str, str]:
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames our weights to the published layout.
+    """Rename the weights of a model to the published layout.
+
+    Args:
+        state: state_dict of a MosaicBERT model, tensors by name.
+
+    Returns:
+        The same tensors by published name, in the same order.
 
     Raises:
-        KeyError: a weight has no published name.
+        KeyError: If a weight has no published name.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():

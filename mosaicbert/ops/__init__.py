@@ -1,1 +1,4 @@
-"""One file per operation: its definition, its fast versions, and the public function that chooses by device."""
+"""Operations of the encoder.
+
+Each file holds a PyTorch reference, faster implementations, and a public function that selects one by device.
+"""

@@ -1,8 +1,10 @@
-"""Bidirectional self-attention over packed documents, with ALiBi: out = softmax(q k^T / sqrt(D) - slope * |i - j|) v.
+"""Attention backends for packed documents with ALiBi: out = softmax(q k^T / sqrt(D) - slope * |i - j|) v.
 
-ALiBi: Press et al. 2022 (arXiv:2108.12409), here symmetric as in MosaicBERT (arXiv:2312.17482). No token sees another
-document. Four rungs compute it: flash-attn on GPUs that have it, our Triton kernels on other GPUs, PyTorch's SDPA
-everywhere, and the definition.
+Attention is bidirectional and restricted to the tokens of one document. ALiBi is defined by Press et al. 2022
+(arXiv:2108.12409); this module uses the symmetric form of MosaicBERT (arXiv:2312.17482).
+
+Backends in fallback order: flash-attn (GPUs where it is installed), the Triton kernels of this package (GPUs), PyTorch
+SDPA (all devices), and the eager PyTorch reference.
 """
 
 import functools
@@ -18,15 +20,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _TF32_EPS = 2.0**-10
-# PyTorch's CPU flash kernel converts every bf16 block it multiplies; up to this length its batched products are faster.
+# PyTorch's CPU flash kernel converts every bf16 block before multiplying it. For documents up to this length, batched
+# matrix products are faster.
 _MAX_SHORT_BF16_SEQLEN = 192  # tokens; measured by scripts/bench/attention.py
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
-    """The slope of each head: 2^(-8 h / n) for n heads if n is a power of two.
+    """Compute the ALiBi slope of each attention head.
 
-    Otherwise the slopes of the next lower power of two, then every other slope of the next higher one
-    (the ALiBi authors' rule, ofirpress/attention_with_linear_biases).
+    If the number of heads n is a power of two, head h (counted from 1) has the slope 2^(-8 h / n). Otherwise the slopes
+    of the next lower power of two are followed by every second slope of the next higher power of two.
+
+    Args:
+        num_heads: Number of attention heads, at least 1.
+
+    Returns:
+        num_heads slopes, each greater than 0 and less than 1.
+
+    Source: ofirpress/attention_with_linear_biases, the reference code of Press et al. 2022 (arXiv:2108.12409).
     """
     power_of_two = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * (head + 1) / power_of_two) for head in range(power_of_two)]
@@ -37,7 +48,17 @@ def alibi_slopes(num_heads: int) -> tuple[float, ...]:
 def attention_reference(
     qkv: Tensor, cu_seqlens: Tensor, slopes: tuple[float, ...] | None, window: int | None = None
 ) -> Tensor:
-    """The definition, in plain PyTorch, one document after the other. Shapes as in `attention`."""
+    """Compute attention in plain PyTorch, one document at a time.
+
+    Args:
+        qkv: (T, 3, H, D), see `attention`.
+        cu_seqlens: (B + 1,) int32, see `attention`.
+        slopes: H positive numbers, or None for attention without a bias.
+        window: Maximum distance between two tokens that attend to each other, or None for no limit.
+
+    Returns:
+        (T, H, D), same dtype as qkv. The softmax is computed in fp32 or in the wider dtype of qkv.
+    """
     documents = qkv.split([length for length in cu_seqlens.diff().tolist() if length])
     contexts: list[Tensor] = []
     for document in documents:
@@ -58,8 +79,8 @@ def _eager(
 def _sdpa(
     qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
-    # Neighbours of equal length share a call: nothing is padded, nothing is masked out, and a batch costs what its
-    # real tokens cost. split() rather than slices, since the gradient of a slice is as large as the whole tensor.
+    # Consecutive documents of equal length share one call, so no padding and no document mask is needed. split() is
+    # used instead of slices because the gradient of a slice has the size of the whole tensor.
     seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
     equal_length_runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
     chunks = qkv.split([length * count for length, count in equal_length_runs])
@@ -73,7 +94,7 @@ def _sdpa(
 
 def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:  # (B, L, 3, H, D) -> (B * L, H, D)
     if qkv.shape[1] == 1:
-        return qkv[:, 0, 2]  # a token alone attends to itself; a kernel would add rounding, on some processors
+        return qkv[:, 0, 2]  # one token attends only to itself; kernels of some CPUs would add rounding errors
     return _choose_sdpa_function(qkv)(qkv, bias).transpose(1, 2).flatten(0, 1)
 
 
@@ -84,7 +105,7 @@ def _choose_sdpa_function(qkv: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _batched_products(qkv: Tensor, bias: Tensor) -> Tensor:
     query, key, value = qkv.permute(2, 0, 3, 1, 4).contiguous()  # each (B, H, L, D)
-    # A bias of three dimensions is what keeps PyTorch from its CPU flash kernel.
+    # PyTorch does not select its CPU flash kernel for a three-dimensional bias.
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
@@ -96,7 +117,7 @@ def _fused_kernel(qkv: Tensor, bias: Tensor) -> Tensor:
 def _triton(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
-    # A registered operator, which torch.compile takes as it is. Choosing the rung has imported what registers it.
+    # torch.compile does not trace into a registered operator. Choosing the backend has imported its module.
     operator: Any = torch.ops.mosaicbert.attention
     context, _log_sum_exp = operator(qkv, cu_seqlens, max_seqlen, slopes, window)
     return context
@@ -116,7 +137,7 @@ def _flash_attention_2(
     )
 
 
-# The ladder, fastest rung first; `auto` takes the first that works.
+# Fallback order, fastest backend first. `auto` selects the first backend that passes the probe.
 _BACKENDS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...] | None, int | None], Tensor]] = {
     "flash_attention_2": _flash_attention_2,
     "triton": _triton,
@@ -125,14 +146,20 @@ _BACKENDS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...] | None, in
 }
 ATTENTION_IMPLEMENTATIONS = ("auto", *_BACKENDS)
 
-# What a rung needs, by name, because exported folders carry this file and transformers demands every import that it
-# sees in one. They do not carry the kernels: there, this rung works where this package is installed.
+# Modules are imported by name: exported folders contain this file, and transformers requires every module that it finds
+# in an import statement of such a file. Exported folders do not contain the kernels, so the Triton backend of an
+# exported model requires the installed package.
 _REQUIRED_MODULES = {"flash_attention_2": "flash_attn", "triton": "mosaicbert.ops.attention_kernels"}
 
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """The rung that attention takes on a device, and why none above it."""
+    """Attention backend selected for a device.
+
+    Attributes:
+        name: Name of the backend.
+        reason: Reason for the selection, including why earlier backends of the fallback order are unavailable.
+    """
 
     name: str
     reason: str
@@ -143,36 +170,47 @@ class AttentionChoice:
 
 @functools.cache
 def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionChoice:
-    """Tries rungs by a forward and a backward pass on two toy documents, against the definition.
+    """Select an attention backend by probing it on this machine.
+
+    The probe runs a forward and a backward pass on two short documents and compares both results with the fp64 PyTorch
+    reference. The result is cached per combination of arguments.
 
     Args:
-        implementation: "auto", or the rung to take.
-        device_type: as in torch.device.
-        dtype: of queries, keys and values.
-        head_dim: D.
+        implementation: Name of a backend, or "auto" for the first backend of the fallback order that passes the probe.
+        device_type: Device type as in torch.device, for example "cuda".
+        dtype: dtype of queries, keys and values.
+        head_dim: Head size D.
+
+    Returns:
+        The selected backend and the reason.
 
     Raises:
-        ValueError: the implementation is unknown.
-        RuntimeError: the rung asked for does not work here.
+        ValueError: If implementation is not a known name.
+        RuntimeError: If the requested backend, or with "auto" every backend, fails the probe.
     """
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         raise ValueError(
-            f"attn_implementation={implementation!r} is unknown; choose one of {', '.join(ATTENTION_IMPLEMENTATIONS)}."
+            f"`attn_implementation` must be one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, got {implementation!r}. "
+            "Use 'auto' for the fastest backend that works."
         )
     if implementation != "auto":
         if failure := _probe(implementation, device_type, dtype, head_dim):
             raise RuntimeError(
-                f"attn_implementation={implementation!r} does not work here: {failure}; 'auto' takes one that does."
+                f"`attn_implementation={implementation!r}` is not supported on this machine: {failure.rstrip('.')}. "
+                "Use 'auto' for the fastest backend that works."
             )
-        return AttentionChoice(implementation, "as asked")
+        return AttentionChoice(implementation, "as requested")
     failures: list[str] = []
     for name in _BACKENDS:
         is_gpu_only = name == "triton" and device_type == "cpu"
-        failure = "it is for GPUs" if is_gpu_only else _probe(name, device_type, dtype, head_dim)
+        failure = "requires a GPU" if is_gpu_only else _probe(name, device_type, dtype, head_dim)
         if failure is None:
-            return AttentionChoice(name, "; ".join(failures) or "the fastest")
-        failures.append(f"no {name}: {failure}")
-    raise RuntimeError(f"no attention works on {device_type} in {dtype}: {'; '.join(failures)}.")
+            return AttentionChoice(name, "; ".join(failures) or "first in the fallback order")
+        failures.append(f"{name} unavailable: {failure.rstrip('.')}")
+    raise RuntimeError(
+        f"No attention backend is supported on device {device_type!r} with {dtype}: {'; '.join(failures)}. "
+        "Use another device or dtype."
+    )
 
 
 def attention(
@@ -183,23 +221,26 @@ def attention(
     implementation: str = "auto",
     window: int | None = None,
 ) -> Tensor:
-    """Self-attention within each document.
+    """Compute self-attention within each document of a packed batch.
 
     Args:
-        qkv: (T, 3, H, D), queries, keys and values of the documents one behind the other.
-        cu_seqlens: (B + 1,) int32, where each document begins; the first is 0, the last is T. Documents may be empty.
-        max_seqlen: tokens of the longest document, at least; with less, kernels leave what is behind it undefined.
-        slopes: H positive numbers, see `alibi_slopes`; None for attention without a bias.
-        implementation: "auto", or a rung by name.
-        window: a token attends to those at most this far away, to both sides; None is to its whole document.
+        qkv: (T, 3, H, D), queries, keys and values of the concatenated documents, T at least 1.
+        cu_seqlens: (B + 1,) int32, start index of each document, followed by T. The first entry is 0. Documents may be
+            empty.
+        max_seqlen: Number of tokens of the longest document, or more. If it is smaller, the kernels leave the results
+            of later tokens undefined.
+        slopes: H positive numbers, see `alibi_slopes`, or None for attention without a bias.
+        implementation: Name of a backend, or "auto" for the first backend that works, see `choose_attention`.
+        window: Maximum distance in tokens, in both directions, between two tokens that attend to each other; at least
+            1, or None for no limit.
 
     Returns:
-        (T, H, D), same dtype.
+        (T, H, D), same dtype as qkv.
 
     Raises:
-        ValueError: the implementation is unknown; there is no token; slopes are not H positive numbers; the window
-            is less than 1.
-        RuntimeError: the rung asked for does not work here.
+        ValueError: If implementation is not a known name, qkv has another shape or no token, slopes are not H positive
+            numbers, or window is less than 1.
+        RuntimeError: If the requested backend is not supported on this machine.
     """
     _check_arguments(qkv, slopes, window)
     name = _choose_backend_name(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
@@ -213,22 +254,28 @@ def _choose_backend_name(implementation: str, device_type: str, dtype: torch.dty
     return choose_attention(implementation, device_type, dtype, head_dim).name
 
 
-@torch.compiler.disable  # these rungs look at the documents' lengths; what is compiled is around them
+@torch.compiler.disable  # these backends read the document lengths on the host, which torch.compile cannot trace
 def _run_uncompiled(name: str, *arguments: Any) -> Tensor:
     return _BACKENDS[name](*arguments)
 
 
 def _check_arguments(qkv: Tensor, slopes: tuple[float, ...] | None, window: int | None) -> None:
     if qkv.ndim != 4 or qkv.shape[1] != 3 or not qkv.shape[0]:
-        raise ValueError(f"attention needs a (T, 3, H, D) tensor of at least one token, got {tuple(qkv.shape)}.")
+        raise ValueError(
+            f"`attention` qkv must be (T, 3, H, D) with at least one token, got {tuple(qkv.shape)}. "
+            "Remove padding and skip empty batches first."
+        )
     if slopes is not None and (len(slopes) != qkv.shape[2] or min(slopes) <= 0):
-        raise ValueError(f"attention needs {qkv.shape[2]} positive slopes, one for each head, or None; got {slopes}.")
+        raise ValueError(
+            f"`attention` slopes must be {qkv.shape[2]} positive numbers, one per head, got {slopes}. "
+            "Use alibi_slopes(num_heads), or None for attention without a bias."
+        )
     if window is not None and window < 1:
-        raise ValueError(f"window={window} leaves every token alone; give at least 1, or None for the whole document.")
+        raise ValueError(f"`attention` window must be at least 1, got {window}. Use None for the whole document.")
 
 
 def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Says what is wrong with a rung, or None."""
+    """Return the reason why a backend does not work, or None if it works."""
     slopes = alibi_slopes(2)
     with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
         cu_seqlens = torch.tensor([0, 7, 12, 12], dtype=torch.int32, device=device_type)
@@ -247,18 +294,18 @@ def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> st
                 results.append((context.detach().double().cpu(), gradient.double().cpu()))
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
-        except Exception as error:  # a driver, a compiler, a wheel: whatever fails in a probe is its answer
+        except Exception as error:  # drivers, compilers and wheels fail in many ways, each of which is a reason
             return str(error).strip().split("\n")[0] or type(error).__name__
-    # A rung may round; it may not compute something else. fp32 on a GPU may be TF32, which Composer for one allows.
+    # The tolerance covers rounding only. fp32 products on a GPU may use TF32, which Composer enables.
     tolerance = 8 * (_TF32_EPS if dtype == torch.float32 and device_type != "cpu" else torch.finfo(dtype).eps)
     for actual, expected in zip(*results, strict=True):
         if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())):
-            return "its result differs from the definition's"
+            return "its result differs from the PyTorch reference"
     return None
 
 
 @functools.lru_cache(maxsize=8)
-@torch.inference_mode(False)  # a cached tensor may serve inference first and training later
+@torch.inference_mode(False)  # a cached tensor may be used for inference first and for training later
 def _bias(
     slopes: tuple[float, ...] | None, window: int | None, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

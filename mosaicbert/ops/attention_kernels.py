@@ -1,19 +1,20 @@
-"""FlashAttention over packed documents with symmetric ALiBi, in Triton: the `triton` rung of `ops.attention`.
+"""Triton kernels of FlashAttention for packed documents with symmetric ALiBi.
 
-The algorithm is FlashAttention-2 (Dao 2023, arXiv:2307.08691): softmax over tiles of keys as they come, and a backward
-pass that computes the weights again from the saved log-sum-exp. Different from it:
+They implement the `triton` backend of `ops.attention`. The algorithm is FlashAttention-2 (Dao 2023, arXiv:2307.08691):
+an online softmax over tiles of keys, and a backward pass that recomputes the weights from the saved log-sum-exp.
+Differences from FlashAttention-2:
 
-- the bias -slope * |i - j| is computed from positions, and nothing of size L x L is ever in memory;
-- a program finds its document by itself, so the grid is as large as the tokens, whatever their documents' lengths;
-- the backward pass uses no atomics: a sum has one order, so the same input gives the same bits;
-- a document that fits one tile has a backward pass of its own: one program computes all of its gradients, from each
-  weight once and without the forward pass' output.
+- The bias -slope * |i - j| is computed from positions. No tensor of size L x L is stored in global memory. - Each
+program finds its document by binary search, so the grid size depends only on the numbers of tokens and documents. - The
+backward pass uses no atomics. The order of every sum is fixed, so equal inputs give bit-identical results. - A document
+that fits one tile has a separate backward kernel. One program computes all gradients of the document, evaluates each
+weight once, and does not read the output of the forward pass.
 
-Scores are kept before scaling, s = q k^T - (slope / scale) * |i - j|, and exponents are to the base 2, so that scaling
-and subtracting the maximum are one instruction.
+Scores are stored before scaling, s = q k^T - (slope / scale) * |i - j|, and exponentials use base 2. Scaling and
+subtracting the maximum are then one fused multiply-add.
 """
 
-# The language of kernels has no types that pyright knows.
+# Triton kernels cannot be type-checked.
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 
 import functools
@@ -32,16 +33,19 @@ from mosaicbert.ops.autotune import TileConfig, choose_tile_config, launch_first
 
 HEAD_DIMS = (32, 64, 128)
 _MIN_COMPUTE_CAPABILITY = (8, 0)
-_MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens times heads: shorter launches tell nothing of long ones, and are not worth it
+_MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens * heads; timings of smaller launches do not represent large ones
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
 def _find_document(cu_seqlens_ptr, tile, num_documents, ROWS: tl.constexpr):
-    """The document that a tile belongs to, its first token, its length, and the tile's first position in it.
+    """Find the document of a tile by binary search.
 
-    Document d owns the tiles from cu_seqlens[d] // ROWS + d on: at least as many as it needs, and their number follows
-    from the number of tokens and documents alone. A tile too many begins behind its document's end.
+    The tiles of document d start at index cu_seqlens[d] // ROWS + d. This gives every document enough tiles, and the
+    total depends only on the numbers of tokens and documents. A surplus tile starts after the end of its document.
+
+    Returns:
+        Index of the document's first token, length of the document, and position of the tile's first row in it.
     """
     low = 0
     high = num_documents
@@ -57,7 +61,7 @@ def _find_document(cu_seqlens_ptr, tile, num_documents, ROWS: tl.constexpr):
 
 @triton.jit
 def _partner_range(tile_start, length, TILE: tl.constexpr, STEP: tl.constexpr, WINDOW: tl.constexpr):
-    """Where the first and the last step of STEP positions begin that a tile of KEPT positions has partners in."""
+    """Return the starts of the first and last steps of STEP positions that a tile of TILE positions attends to."""
     if WINDOW is None:
         low = 0
         high = length
@@ -69,7 +73,7 @@ def _partner_range(tile_start, length, TILE: tl.constexpr, STEP: tl.constexpr, W
 
 @triton.jit
 def _load(ptr, positions, length, stride, DIM: tl.constexpr, CHECK_END: tl.constexpr = True):
-    """Rows of a document, zeros behind its end: (positions, DIM)."""
+    """Load rows of a document, (positions, DIM), with zeros after its end."""
     dims = tl.arange(0, DIM)
     ptrs = ptr + (positions.to(tl.int64) * stride)[:, None] + dims[None, :]
     if CHECK_END:
@@ -89,7 +93,7 @@ def _store(ptr, positions, length, stride, values, DIM: tl.constexpr):
 
 @triton.jit
 def _slope(slopes_ptr, head, scale):
-    """A head's slope for scores before scaling."""
+    """Load the slope of a head, divided by the scale of the scores."""
     if slopes_ptr is None:
         slope = 0.0
     else:
@@ -99,9 +103,10 @@ def _slope(slopes_ptr, head, scale):
 
 @triton.jit
 def _bias(products, rows, columns, slope, HAS_SLOPES: tl.constexpr, WINDOW: tl.constexpr):
-    """Products with ALiBi, -inf outside the window. Positions are fp32; a row at inf is no key, and gets -inf.
+    """Add the ALiBi bias to scores, and set scores outside the window to -inf.
 
-    Columns count from where the tile begins, and rows too: what a loop adds is added to the few rows of a thread.
+    Positions are fp32. A row at position inf is not a key, and its scores become -inf. Positions of rows and columns
+    are relative to the start of the column tile, so a loop updates only the few rows of a thread.
     """
     distance = tl.abs(rows[:, None] - columns[None, :])
     if HAS_SLOPES:
@@ -132,7 +137,7 @@ def _forward_step(
     HAS_SLOPES: tl.constexpr,
     CHECK_END: tl.constexpr,
 ):
-    """Maximum, total and weighted sum of values so far, with COLUMNS more keys."""
+    """Update the running maximum, sum of weights and weighted sum of values with COLUMNS more keys."""
     columns = tl.arange(0, COLUMNS)
     key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, CHECK_END)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee")
@@ -142,7 +147,7 @@ def _forward_step(
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
     if WINDOW is None:
         shift = new_maximum * exponent_scale
-    else:  # a row that has met no key within its window yet
+    else:  # the maximum is -inf until a row has a key within its window
         shift = tl.where(new_maximum == -float("inf"), 0.0, new_maximum * exponent_scale)
     weights = tl.exp2(scores * exponent_scale - shift[:, None])
     rescale = tl.exp2(maximum * exponent_scale - shift)
@@ -180,7 +185,7 @@ def _attention_forward_kernel(
     maximum = tl.full([ROWS], -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, DIM], tl.float32)
-    # The keys at the document's end come first: only they need to be told from what lies behind it.
+    # The last tile of keys is processed first. It is the only one that needs a mask for the end of the document.
     low, last_column = _partner_range(tile_start, length, ROWS, COLUMNS, WINDOW)
     maximum, total, out = _forward_step(
         query, query_ptr, rows, last_column, length, width, slope, exponent_scale, maximum, total, out,
@@ -197,7 +202,7 @@ def _attention_forward_kernel(
     tl.store(lse_ptr + head * num_tokens.to(tl.int64) + start + rows, lse, mask=rows < length)
 
 
-# Backward, with P the weights and a row's delta = sum(P * dP) = sum(out * grad_out):
+# Gradients, with P the weights and delta = sum(P * dP) = sum(out * grad_out) for each row:
 #     dV = P^T grad_out,  dP = grad_out V^T,  dS = P * (dP - delta),  dQ = scale * dS K,  dK = scale * dS^T Q.
 
 
@@ -217,7 +222,10 @@ def _attention_backward_whole_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """All gradients of a document of at most ROWS tokens: keys stay, queries pass. Scores are (keys, queries)."""
+    """Compute all gradients of a document of at most ROWS tokens, iterating over its queries.
+
+    Scores have the layout (keys, queries).
+    """
     head = tl.program_id(0) % num_heads
     document = tl.program_id(0) // num_heads
     start = tl.load(cu_seqlens_ptr + document).to(tl.int64)
@@ -240,7 +248,7 @@ def _attention_backward_whole_kernel(
         columns = column + column_offsets
         query = _load(query_ptr, columns, length, 3 * width, DIM)
         statistics = head * num_tokens.to(tl.int64) + start + columns
-        lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))  # no weight behind the end
+        lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))  # gives weight 0 after the end
         scores = tl.dot(key, tl.trans(query), input_precision="ieee")
         scores = _bias(
             scores, key_positions - column, column_offsets.to(tl.float32), slope, slopes_ptr is not None, WINDOW
@@ -278,7 +286,7 @@ def _backward_query_step(
     HAS_SLOPES: tl.constexpr,
     CHECK_END: tl.constexpr,
 ):
-    """The gradient of a tile of queries so far, with COLUMNS more keys."""
+    """Update the gradient of a tile of queries with COLUMNS more keys."""
     columns = tl.arange(0, COLUMNS)
     key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, CHECK_END)
     value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, CHECK_END)
@@ -301,18 +309,18 @@ def _attention_backward_query_kernel(
     cu_seqlens_ptr,
     slopes_ptr,
     grad_qkv_ptr,
-    delta_ptr,  # (H, T), written here and read by the next kernel
+    delta_ptr,  # (H, T), written here, read by _attention_backward_key_kernel
     num_tokens,
     num_documents,
     num_heads,
     scale,
     DIM: tl.constexpr,
     WINDOW: tl.constexpr,
-    WHOLE: tl.constexpr,  # documents up to this length are another kernel's
+    WHOLE: tl.constexpr,  # documents of at most this length belong to _attention_backward_whole_kernel
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Gradients of a tile of queries, over all keys."""
+    """Compute the gradients of a tile of queries, iterating over all keys."""
     head = tl.program_id(0) % num_heads
     start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
     if (tile_start >= length) | (length <= WHOLE):
@@ -326,7 +334,7 @@ def _attention_backward_query_kernel(
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     statistics = head * num_tokens.to(tl.int64) + start + rows
     tl.store(delta_ptr + statistics, delta, mask=rows < length)
-    lse = tl.load(lse_ptr + statistics, mask=rows < length, other=float("inf"))  # no weight behind the end
+    lse = tl.load(lse_ptr + statistics, mask=rows < length, other=float("inf"))  # gives weight 0 after the end
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
     grad_query = tl.zeros([ROWS, DIM], tl.float32)
@@ -365,13 +373,16 @@ def _backward_key_step(
     HAS_SLOPES: tl.constexpr,
     CHECK_END: tl.constexpr,
 ):
-    """The gradients of a tile of keys and values so far, with COLUMNS more queries. Scores are (keys, queries)."""
+    """Update the gradients of a tile of keys and values with COLUMNS more queries.
+
+    Scores have the layout (keys, queries).
+    """
     columns = tl.arange(0, COLUMNS)
     query = _load(query_ptr, column + columns, length, 3 * width, DIM, CHECK_END)
     grad = _load(grad_ptr, column + columns, length, width, DIM, CHECK_END)
     if CHECK_END:
         in_bounds = column + columns < length
-        lse = tl.load(lse_ptr + column + columns, mask=in_bounds, other=float("inf"))  # no weight behind the end
+        lse = tl.load(lse_ptr + column + columns, mask=in_bounds, other=float("inf"))  # gives weight 0 after the end
         delta = tl.load(delta_ptr + column + columns, mask=in_bounds, other=0.0)
     else:
         lse = tl.load(lse_ptr + column + columns)
@@ -404,7 +415,7 @@ def _attention_backward_key_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Gradients of a tile of keys and values, over all queries."""
+    """Compute the gradients of a tile of keys and values, iterating over all queries."""
     head = tl.program_id(0) % num_heads
     start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
     if (tile_start >= length) | (length <= WHOLE):
@@ -435,8 +446,9 @@ def _attention_backward_key_kernel(
     _store(grad_key_ptr + width, rows, length, 3 * width, grad_value, DIM)
 
 
-# What `choose_tile_config` chooses from, by kernel: for heads of up to 64 numbers of 16 bits, of 128, and for fp32,
-# whose products no matrix unit computes exactly. docs/benchmarks/kernels.jsonl has the registers and spills of each.
+# Candidates of `choose_tile_config` by kernel: for 16-bit heads of size up to 64, for 16-bit heads of size 128, and for
+# fp32, whose products the matrix units do not compute exactly. docs/benchmarks/kernels.jsonl lists registers and
+# spills.
 _TILE_CONFIGS = {
     "forward": (
         [TileConfig(128, 64, 8, 3), TileConfig(128, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(128, 128, 8, 2)],
@@ -462,7 +474,16 @@ _TILE_CONFIGS = {
 
 
 def tile_configs(kernel: str, dim: int, dtype: torch.dtype) -> list[TileConfig]:
-    """The tilings that a kernel, a key of _TILINGS, is tried with."""
+    """Return the tile configurations that autotuning compares for a kernel.
+
+    Args:
+        kernel: Name of the kernel, one of "forward", "backward_whole", "backward_query" and "backward_key".
+        dim: Head size D.
+        dtype: dtype of queries, keys and values.
+
+    Returns:
+        Tile configurations, preferred one first.
+    """
     small_head_configs, large_head_configs, fp32_configs = _TILE_CONFIGS[kernel]
     return fp32_configs if dtype == torch.float32 else large_head_configs if dim > 64 else small_head_configs
 
@@ -471,27 +492,43 @@ def tile_configs(kernel: str, dim: int, dtype: torch.dtype) -> list[TileConfig]:
 def attention(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Sequence[float] | None, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Arguments as in `ops.attention.attention`.
+    """Compute self-attention within each document with the Triton kernels.
+
+    Args:
+        qkv: (T, 3, H, D), queries, keys and values of the concatenated documents; bf16, fp16 or fp32.
+        cu_seqlens: (B + 1,) int32, start index of each document, followed by T. The first entry is 0.
+        max_seqlen: Number of tokens of the longest document, or more.
+        slopes: H positive numbers, or None for attention without a bias.
+        window: Maximum distance in tokens between two tokens that attend to each other, or None for no limit.
 
     Returns:
-        (T, H, D), same dtype; and the log-sum-exp of each row's scores, (H, T) fp32, to the base 2.
+        The output, (T, H, D) in the dtype of qkv, and the base-2 log-sum-exp of each row of scores, (H, T) fp32.
 
     Raises:
-        ValueError: there is no kernel for the head size or the dtype; there is neither a fit GPU nor the interpreter.
+        ValueError: If there is no kernel for the head size or the dtype, the GPU has a compute capability below 8.0, or
+            qkv is on the CPU and Triton's interpreter is not enabled.
     """
     num_tokens, _, num_heads, dim = qkv.shape
     if dim not in HEAD_DIMS:
-        raise ValueError(f"head_dim={dim} is not among {HEAD_DIMS}, which the kernels are written for.")
+        raise ValueError(
+            f"`head_dim` must be one of {', '.join(map(str, HEAD_DIMS))}, got {dim}. Use another attention backend."
+        )
     if qkv.dtype not in (torch.bfloat16, torch.float16, torch.float32):
-        raise ValueError(f"{qkv.dtype} is not among the kernels' bfloat16, float16 and float32.")
+        raise ValueError(
+            f"`qkv` dtype must be bfloat16, float16 or float32, got {qkv.dtype}. Use another attention backend."
+        )
     if qkv.device.type == "cpu" and not isinstance(_attention_forward_kernel, InterpretedFunction):
-        raise ValueError("it needs a GPU, or Triton's interpreter: TRITON_INTERPRET=1.")
+        raise ValueError(
+            "`qkv` must be on a GPU, got a CPU tensor. Use another attention backend, or TRITON_INTERPRET=1 for tests."
+        )
     if (
         torch.version.hip is None
         and qkv.is_cuda
         and torch.cuda.get_device_capability(qkv.device) < _MIN_COMPUTE_CAPABILITY
     ):
-        raise ValueError("it needs a GPU of compute capability 8.0: Triton uses no matrix units of older ones.")
+        # Triton does not use the matrix units of older GPUs.
+        capability = ".".join(map(str, torch.cuda.get_device_capability(qkv.device)))
+        raise ValueError(f"Compute capability must be at least 8.0, got {capability}. Use another attention backend.")
     qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)
@@ -523,7 +560,21 @@ def attention_backward(
     slopes: Sequence[float] | None,
     window: int | None,
 ) -> Tensor:
-    """The gradient of qkv, from that of `attention`'s output and what its forward pass saved."""
+    """Compute the gradient of qkv.
+
+    Args:
+        grad: (T, H, D), gradient of the output of `attention`.
+        qkv: (T, 3, H, D), input of `attention`.
+        out: (T, H, D), output of `attention`.
+        lse: (H, T) fp32, base-2 log-sum-exp of each row of scores.
+        cu_seqlens: (B + 1,) int32, start index of each document, followed by T.
+        max_seqlen: Number of tokens of the longest document, or more.
+        slopes: H positive numbers, or None for attention without a bias.
+        window: Maximum distance in tokens between two tokens that attend to each other, or None for no limit.
+
+    Returns:
+        (T, 3, H, D), same dtype as qkv.
+    """
     qkv, grad, cu_seqlens = qkv.contiguous(), grad.contiguous(), cu_seqlens.contiguous()
     grad_qkv = torch.empty_like(qkv)
     launcher = _KernelLauncher(qkv, cu_seqlens, max_seqlen, slopes, window)
@@ -573,7 +624,7 @@ attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class _KernelLauncher:
-    """What the launches of one call have in common."""
+    """Launches the kernels of one forward or backward call with shared arguments."""
 
     def __init__(
         self, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Sequence[float] | None, window: int | None
@@ -584,10 +635,10 @@ class _KernelLauncher:
         self.max_seqlen, self.window = max_seqlen, window
         self.slopes = None if slopes is None else _slopes_tensor(qkv.device, tuple(slopes))
         (self.max_whole_seqlen,) = {config.rows for config in tile_configs("backward_whole", self.dim, self.dtype)}
-        self.scalar_arguments = (self.num_heads, 1 / math.sqrt(self.dim))  # the last arguments before the constants
+        self.scalar_arguments = (self.num_heads, 1 / math.sqrt(self.dim))  # num_heads and scale of a kernel
 
     def launch_per_tile(self, kernel: Any, name: str, *tensors: Tensor | None, **constants: int) -> None:
-        """One program for each tile and head."""
+        """Launch one program per tile and head."""
 
         def launch(config: TileConfig) -> None:
             num_tiles = self.num_tokens // config.rows + self.num_documents
@@ -597,7 +648,7 @@ class _KernelLauncher:
         self._launch_autotuned(kernel, tile_configs(name, self.dim, self.dtype), launch)
 
     def launch_per_document(self, kernel: Any, *tensors: Tensor | None) -> None:
-        """One program for each document and head; a tile need not be larger than the longest document."""
+        """Launch one program per document and head, with tiles no larger than the longest document requires."""
         max_rows = max(16, 1 << (self.max_seqlen - 1).bit_length())
         configs = [
             config._replace(rows=min(config.rows, max_rows), columns=min(config.columns, max_rows))
@@ -621,7 +672,7 @@ class _KernelLauncher:
                 COLUMNS=config.columns,
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
-                enable_fp_fusion=True,  # what scales a score and subtracts the maximum is one instruction
+                enable_fp_fusion=True,  # scaling a score and subtracting the maximum become one instruction
                 **constants,
             )
 
@@ -644,7 +695,7 @@ class _KernelLauncher:
         launch(config)
 
 
-@functools.cache  # for ever: a captured CUDA graph remembers where it is
-@torch.inference_mode(False)  # a cached tensor may serve inference first and training later
+@functools.cache  # without a size limit, because a captured CUDA graph stores the address of the tensor
+@torch.inference_mode(False)  # a cached tensor may be used for inference first and for training later
 def _slopes_tensor(device: torch.device, slopes: tuple[float, ...]) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32, device=device)

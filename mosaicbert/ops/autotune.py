@@ -1,7 +1,8 @@
-"""Which tiles a Triton kernel works in: the fastest of a short list, measured once per machine and then remembered.
+"""Autotuning of Triton tile configurations, cached on disk.
 
-Triton's own autotuner measures anew in every process, and the winner of a close race changes. Other tiles add numbers
-up in another order, so a resumed run would not have the bits of the uninterrupted one.
+The fastest configuration of a short list is measured once per GPU model, Triton version and problem. Triton's own
+autotuner measures again in every process and may select another configuration when two are about equally fast.
+Different tile sizes sum in a different order, so a resumed run would not be bit-identical to an uninterrupted one.
 """
 
 import functools
@@ -21,13 +22,13 @@ from triton.testing import do_bench
 
 
 class TileConfig(NamedTuple):
-    """How one launch of a kernel is cut up.
+    """Tile sizes and launch options of one kernel launch.
 
     Attributes:
-        rows: of the tile that a program keeps.
-        columns: of the tile that it walks over.
-        num_warps: per program.
-        num_stages: loads in flight, Triton's software pipelining.
+        rows: Rows of a score tile, the positions that a program keeps in registers.
+        columns: Columns of a score tile, the positions that a program loads per step.
+        num_warps: Warps per program.
+        num_stages: Stages of Triton's software pipelining, the number of loads in flight.
     """
 
     rows: int
@@ -46,16 +47,22 @@ def choose_tile_config(
     candidates: Sequence[TileConfig],
     launch: Callable[[TileConfig], object],
 ) -> TileConfig:
-    """The candidate that is fastest on this GPU, by measurement or from memory.
+    """Return the fastest tile configuration for this GPU, from the cache or by measuring all candidates.
+
+    The first candidate is returned without a measurement in Triton's interpreter, during the capture of a CUDA graph,
+    or if it is the only one.
 
     Args:
-        kernel: a function under `triton.jit`.
-        case: what the choice depends on: sizes, dtype.
-        candidates: the first serves where nothing can be measured, in Triton's interpreter.
-        launch: runs the kernel on the data at hand; may be called many times.
+        kernel: Function decorated with `triton.jit`.
+        launch_key: Properties that the choice depends on, such as sizes and dtype.
+        candidates: Tile configurations to compare, preferred one first.
+        launch: Function that runs the kernel on the current data with a given configuration. It is called many times.
+
+    Returns:
+        One of the candidates.
 
     Raises:
-        RuntimeError: no candidate fits this GPU.
+        RuntimeError: If every candidate exceeds the resources of this GPU.
     """
     if isinstance(kernel, InterpretedFunction) or len(candidates) == 1:
         return candidates[0]
@@ -65,13 +72,22 @@ def choose_tile_config(
     if key not in _selected:
         cached = _read_cached(key, candidates)
         if cached is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            return candidates[0]  # a graph that is being captured cannot be waited for
+            return candidates[0]  # synchronizing is not allowed during graph capture
         _selected[key] = cached or _write_cached(key, _measure_fastest(name, candidates, launch), candidates)
     return _selected[key]
 
 
 def launch_first_fitting(candidates: Sequence[TileConfig], launch: Callable[[TileConfig], object]) -> None:
-    """Launches with the first tiling that fits this GPU, which may be smaller than those the list was made for."""
+    """Launch a kernel with the first tile configuration that fits the resources of this GPU.
+
+    Args:
+        candidates: Tile configurations, preferred one first. An error of the last one is raised.
+        launch: Function that runs the kernel with a given configuration.
+
+    Raises:
+        triton.runtime.errors.OutOfResources: If the last candidate exceeds the shared memory or registers of this GPU.
+        triton.runtime.errors.PTXASError: If the assembler rejects the last candidate.
+    """
     for config in candidates[:-1]:
         try:
             launch(config)
@@ -87,9 +103,12 @@ def _measure_fastest(name: str, candidates: Sequence[TileConfig], launch: Callab
         try:
             times[config] = do_bench(functools.partial(launch, config), warmup=5, rep=20, return_mode="median")
         except _RESOURCE_ERRORS:
-            continue  # a smaller GPU
+            continue  # this GPU has fewer resources than the configuration requires
     if not times:
-        raise RuntimeError(f"{name}: none of {len(candidates)} tilings fits this GPU.")
+        raise RuntimeError(
+            f"`{name}` tile configurations must fit this GPU, got {len(candidates)} that exceed its resources. "
+            "Use `attn_implementation='sdpa'`."
+        )
     return min(times, key=times.__getitem__)
 
 
@@ -101,13 +120,13 @@ def _cache_path(key: tuple[str, ...]) -> Path:
 def _read_cached(key: tuple[str, ...], candidates: Sequence[TileConfig]) -> TileConfig | None:
     try:
         config = TileConfig(**json.loads(_cache_path(key).read_text()))
-    except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: a user without a home
+    except (OSError, RuntimeError, ValueError, TypeError):  # RuntimeError: the user has no home directory
         return None
     return config if config in candidates else None
 
 
 def _write_cached(key: tuple[str, ...], config: TileConfig, candidates: Sequence[TileConfig]) -> TileConfig:
-    """Keeps a choice, unless another process was faster: then it is the other's, so that all of them agree."""
+    """Write a choice to the cache and return it, or return the choice that another process has written first."""
     try:
         path = _cache_path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +139,7 @@ def _write_cached(key: tuple[str, ...], config: TileConfig, candidates: Sequence
                 cached = _read_cached(key, candidates)
                 if cached is not None:
                     return cached
-                os.replace(staged_path, path)  # it names a tiling of another version, or is damaged
+                os.replace(staged_path, path)  # the file is corrupted or names a configuration of another version
     except (OSError, RuntimeError):
-        return config  # nowhere to keep it: this process still goes on with one choice
+        return config  # without a writable cache, the choice holds for this process
     return config

@@ -1,9 +1,11 @@
-"""Cross-entropy of a decoder's logits, loss = sum(lse(hidden W^T + b) - logit of the label), without all the logits.
+"""Cross-entropy fused with the decoder product: loss = sum(logsumexp(hidden W^T + b) - logit of the label).
 
-The logits of M tokens over V entries are the largest tensor of a masked-language-model step. Here a chunk of rows lives
-at a time: its logits become its loss, then in the same memory the gradient softmax(logits) - onehot(label), and then
-its share of the gradients of hidden, weight and bias. So the gradients are computed in the forward pass (the idea of
-Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989); the backward pass multiplies them by the gradient of the loss.
+The logits of M tokens over V vocabulary entries are the largest tensor of a masked-language-model step. This module
+computes one chunk of rows at a time. The logits of a chunk give its loss. They are then overwritten by their gradient,
+softmax(logits) - onehot(label), which gives the contributions to the gradients of hidden, weight and bias.
+
+All gradients are computed in the forward pass, and the backward pass scales them by the gradient of the loss. Source:
+Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989.
 """
 
 import importlib
@@ -17,20 +19,32 @@ from torch import Tensor
 
 from mosaicbert.ops.dispatch import choose_kernels
 
-# Exported folders carry this file: there, another version of it may register its operator beside this one.
+# Exported folders contain this file, and their copies register the operator in the same process. A namespace per module
+# avoids a conflict.
 _NAMESPACE = re.sub(r"\W", "_", __name__)
 
-_IGNORE_INDEX = -100  # the label of a row that does not count
-# Bytes of logits, at most, in memory at a time: rows enough for fast products. Measured on a CPU.
+_IGNORE_INDEX = -100  # label of rows that are excluded from the loss
+# Maximum size of a chunk of logits in bytes, large enough for efficient matrix products. Measured on a CPU.
 _CPU_CHUNK_BYTES = 32 * 2**20
 _GPU_CHUNK_BYTES = 256 * 2**20
-_CPU_BLOCK_ROWS = 4096  # rows of a half-precision product that is added in fp32; what is converted stays in the cache
+_CPU_BLOCK_ROWS = 4096  # rows per half-precision product added to an fp32 sum; the converted block fits the cache
 
 
 def linear_cross_entropy_reference(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The definition, in plain PyTorch. Shapes as in `linear_cross_entropy`."""
+    """Compute the loss and the number of correct predictions in plain PyTorch.
+
+    Args:
+        hidden: (M, C).
+        weight: (V, C).
+        bias: (V,).
+        labels: (M,) int64, -100 for rows excluded from the loss.
+
+    Returns:
+        The sum of the cross-entropies, () fp32 or wider, and the number of labels that are the first argmax of their
+        row, () int64.
+    """
     logits = F.linear(hidden, weight, bias)  # (M, V)
     logits = logits.to(_statistics_dtype(logits.dtype))
     loss = F.cross_entropy(logits, labels, ignore_index=_IGNORE_INDEX, reduction="sum")
@@ -38,29 +52,33 @@ def linear_cross_entropy_reference(
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of hidden @ weight^T + bias, and how many labels have the largest logit.
+    """Compute the summed cross-entropy of the logits hidden @ weight^T + bias, and the number of correct predictions.
 
-    The product is computed in the autocast's dtype if autocast is on, else in hidden's; softmax and loss in fp32.
+    The product is computed in the autocast dtype if autocast is enabled, otherwise in the dtype of hidden. Softmax and
+    loss are computed in fp32, or in fp64 for fp64 inputs.
 
     Args:
         hidden: (M, C).
         weight: (V, C).
         bias: (V,).
-        labels: (M,) int64, -100 where a row does not count.
+        labels: (M,) int64, -100 for rows excluded from the loss.
 
     Returns:
-        The loss, () fp32, differentiable once. The number of labels that are the first argmax of their row, () int64.
+        The sum of the cross-entropies, () fp32 or fp64, which can be differentiated once, and the number of labels that
+        are the first argmax of their row, () int64.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: If the shapes do not match.
+
+    Source: fused linear cross-entropy of Liger-Kernel, Hsu et al. 2024, arXiv:2410.10989.
     """
     num_rows, width = hidden.shape if hidden.ndim == 2 else (-1, -1)
     vocab_size = weight.shape[0] if weight.ndim == 2 else -1
     if (weight.shape, bias.shape, labels.shape) != ((vocab_size, width), (vocab_size,), (num_rows,)):
         raise ValueError(
-            f"linear_cross_entropy needs hidden (M, C), weight (V, C), bias (V,) and labels (M,), got "
-            f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)} and {tuple(labels.shape)}; "
-            f"keep the masked tokens' rows alone, one label each."
+            f"`linear_cross_entropy` inputs must be hidden (M, C), weight (V, C), bias (V,) and labels (M,), got "
+            f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)} and {tuple(labels.shape)}. "
+            f"Select the rows of the masked tokens first."
         )
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -73,7 +91,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
 def _linear_cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, needs_grad: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # wanted: whether hidden, weight and bias need a gradient; what is not wanted comes back without elements.
+    # needs_grad has one entry each for hidden, weight and bias. A gradient that is not needed is returned empty.
     num_rows, vocab_size, softmax_cross_entropy_ = len(hidden), len(weight), _choose_softmax_cross_entropy(hidden)
     chunk = _rows_per_chunk(vocab_size, hidden.dtype, hidden.device.type)
     loss, _, grad_hidden, grad_weight, grad_bias = _empty(hidden, weight, bias, needs_grad)
@@ -142,14 +160,15 @@ _linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_save_gr
 def _softmax_cross_entropy_(
     logits: Tensor, labels: Tensor, losses: Tensor, is_correct: Tensor, ignore_index: int, with_gradient: bool
 ) -> None:
-    """Writes each row's loss and whether its label is the argmax, and over the logits, if asked, their gradient."""
+    """Compute the loss and correctness of each row, and optionally overwrite the logits with their gradient."""
     is_labeled = labels != ignore_index
     labels = labels.where(is_labeled, 0)
-    maximum, argmax = logits.max(1)  # its index is the first one, as argmax's, and it is faster on a CPU
+    maximum, argmax = logits.max(1)  # max also gives the first argmax, and is faster than argmax on a CPU
     torch.eq(argmax, labels, out=is_correct).mul_(is_labeled)
     label_logits = logits.gather(1, labels[:, None])[:, 0]
     probabilities = torch.softmax(logits, 1, dtype=losses.dtype)
-    # lse = maximum - log(p of the maximum), which is at least 1 / V; the label's own may underflow.
+    # logsumexp = maximum - log(p), with p the largest probability. p is at least 1 / V, while that of the label may
+    # underflow.
     log_largest = probabilities.gather(1, argmax[:, None])[:, 0].log()
     row_losses = (maximum.to(losses.dtype) - label_logits) - log_largest
     losses.copy_(row_losses.where(is_labeled, 0.0))
@@ -159,23 +178,24 @@ def _softmax_cross_entropy_(
 
 
 def _choose_softmax_cross_entropy(hidden: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor, int, bool], None]:
-    # Kernels compute in fp32, which is too little for fp64.
+    # The kernels compute in fp32, which is not sufficient for fp64 inputs.
     if hidden.dtype != torch.float64 and choose_kernels(hidden.device.type).name == "triton":
-        # By name, because exported folders carry this file, and a CPU needs no Triton.
+        # Imported by name, because exported folders contain this file and must work without Triton.
         kernels: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
         return kernels.softmax_cross_entropy_
     return _softmax_cross_entropy_
 
 
 def _rows_per_chunk(vocab_size: int, dtype: torch.dtype, device_type: str) -> int:
-    # A power of two, for the products' sake. The row count has no say: it must not change how sums are rounded.
+    # A power of two, for efficient matrix products. It does not depend on the number of rows, so that the rounding of
+    # sums does not either.
     rows = (_CPU_CHUNK_BYTES if device_type == "cpu" else _GPU_CHUNK_BYTES) // (dtype.itemsize * vocab_size)
     return 1 << max(rows.bit_length() - 1, 0)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, is_first: bool) -> None:
     if total.dtype == left.dtype:
-        total.addmm_(left, right, beta=0 if is_first else 1)  # 0: whatever stood in total does not count
+        total.addmm_(left, right, beta=0 if is_first else 1)  # beta = 0 ignores uninitialized memory
         return
     block = _CPU_BLOCK_ROWS if total.device.type == "cpu" else len(total)
     for total_block, rows in zip(total.split(block), left.split(block), strict=True):

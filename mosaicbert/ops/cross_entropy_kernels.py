@@ -1,11 +1,11 @@
-"""A row's cross-entropy and the gradient of its logits, in Triton: the middle of `ops.cross_entropy` on a GPU.
+"""Triton kernel of softmax cross-entropy and its gradient, used by `ops.cross_entropy` on a GPU.
 
-The softmax is the online one (Milakov and Gimelshein 2018, arXiv:1805.02867): one walk over a row's blocks finds the
-maximum and the sum together, a second writes the gradient where the logits were. A row is one program's alone, so no
-order of programs shows in the result.
+The kernel uses the online softmax of Milakov and Gimelshein 2018 (arXiv:1805.02867). A first pass over the blocks of a
+row computes the maximum and the sum, and a second pass overwrites the logits with their gradient. One program computes
+a complete row, so the result does not depend on the order of programs.
 """
 
-# The language of kernels has no types that pyright knows.
+# Triton kernels cannot be type-checked.
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 
 import torch
@@ -19,7 +19,7 @@ _NUM_WARPS = 8
 
 @triton.jit
 def _cross_entropy_row_kernel(
-    logits_ptr,  # (rows, width); becomes their gradient
+    logits_ptr,  # (rows, width), overwritten by the gradient
     labels_ptr,  # (rows,)
     losses_ptr,  # (rows,) fp32
     is_correct_ptr,  # (rows,)
@@ -28,7 +28,7 @@ def _cross_entropy_row_kernel(
     WITH_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)  # int64: row * width can pass 2^31
+    row = tl.program_id(0).to(tl.int64)  # int64, because row * width can exceed 2^31
     row_ptr = logits_ptr + row * width
     columns = tl.arange(0, BLOCK)
     label = tl.load(labels_ptr + row)
@@ -40,13 +40,13 @@ def _cross_entropy_row_kernel(
             for start in range(0, width, BLOCK):
                 tl.store(row_ptr + start + columns, zeros, mask=start + columns < width)
         return
-    # A label outside the vocabulary gives a loss that is not a number, not somebody else's memory.
+    # A label outside the vocabulary gives a NaN loss instead of an access outside the row.
     is_valid_label = (label >= 0) & (label < width)
     label = label.to(tl.int32)
     label_logit = tl.load(row_ptr + label, mask=is_valid_label, other=float("nan")).to(tl.float32)
     maximum = -float("inf")
     totals = tl.zeros([BLOCK], tl.float32)
-    is_wrong = label_logit != label_logit  # by a larger logit, or an equal one before it
+    is_wrong = label_logit != label_logit  # True if another logit is larger, or equal and earlier
     for start in range(0, width, BLOCK):
         block_columns = start + columns
         logits = tl.load(row_ptr + block_columns, mask=block_columns < width, other=-float("inf")).to(tl.float32)
@@ -74,15 +74,16 @@ def _cross_entropy_row_kernel(
 def softmax_cross_entropy_(
     logits: Tensor, labels: Tensor, losses: Tensor, is_correct: Tensor, ignore_index: int, with_gradient: bool
 ) -> None:
-    """Writes each row's loss and whether its label is the first argmax; if asked, the gradient over the logits.
+    """Compute the loss and correctness of each row, and optionally overwrite the logits with their gradient.
 
     Args:
-        logits: (rows, V), contiguous, not fp64.
-        labels: (rows,) int64.
-        losses: (rows,) fp32, written.
-        is_right: (rows,) int32, written.
-        ignored: the label of rows whose loss and gradient are zero.
-        with_gradient: whether the gradient of the sum of the losses takes the logits' place.
+        logits: (M, V) contiguous, fp32, bf16 or fp16. With with_gradient, overwritten by the gradient of the summed
+            loss.
+        labels: (M,) int64. A label outside [0, V) other than ignore_index gives a NaN loss.
+        losses: (M,) fp32, output: cross-entropy of each row.
+        is_correct: (M,) int32, output: 1 if the label is the first argmax of its row, otherwise 0.
+        ignore_index: Label of rows whose loss, correctness and gradient are zero.
+        with_gradient: True to compute the gradient.
     """
     num_rows, width = logits.shape
     with torch.cuda.device_of(logits):  # Triton launches on the current device

@@ -1,6 +1,7 @@
-"""Whether the memory-bound operations run as Triton kernels, each of them one pass over memory instead of several.
+"""Kernel dispatch for the memory-bound operations.
 
-`torch.compile` makes such kernels by itself, from the definitions. These are for a GPU without it.
+A fused Triton kernel reads and writes memory once, where the PyTorch reference does so several times. `torch.compile`
+generates equivalent kernels from the references, so the Triton kernels are used only in eager mode on a GPU.
 """
 
 import functools
@@ -17,73 +18,95 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the kernels compute 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What computes the fused operations on a device, "triton" or "none", and why not the other."""
+    """Selection between fused kernels and the PyTorch reference on a device.
+
+    Attributes:
+        name: "triton" for the fused Triton kernels, "none" for the PyTorch reference.
+        reason: Reason why the kernels are not used; empty if they are.
+    """
 
     name: str
     reason: str
 
     def __str__(self) -> str:
-        return f"fused operations: {self.name}" + (f" ({self.reason})" if self.reason else "")
+        return f"fused kernels: {self.name}" + (f" ({self.reason})" if self.reason else "")
 
 
 @functools.cache
 def choose_kernels(device_type: str) -> KernelChoice:
-    """Tries a kernel, forward and backward on a toy input, against the definition.
+    """Select the kernels of the memory-bound operations for a device.
+
+    On a CUDA GPU, the GEGLU kernel runs forward and backward on a small input and is compared with the fp64 PyTorch
+    reference. The LayerNorm and cross-entropy kernels must compile and run. The result is cached per device type.
 
     Args:
-        device_type: as in torch.device.
+        device_type: Device type as in torch.device, for example "cuda".
+
+    Returns:
+        The selection and the reason.
     """
     if device_type == "cpu":
-        return KernelChoice("none", "the processor runs the definitions")
+        return KernelChoice("none", "the CPU uses the PyTorch reference")
     if device_type != "cuda" or not torch.cuda.is_available():
-        return KernelChoice("none", "for GPUs")
+        return KernelChoice("none", "requires a CUDA GPU")
     failure = _probe(device_type)
     return KernelChoice("triton", "") if failure is None else KernelChoice("none", failure)
 
 
 def uses_kernels(tensor: Tensor) -> bool:
-    """Whether an operation on this tensor takes its kernel. Never while torch.compile traces: it fuses by itself."""
+    """Return True if an operation on a tensor uses its Triton kernel.
+
+    The result is False while torch.compile traces, because the compiler fuses the PyTorch reference itself.
+
+    Args:
+        tensor: Input of the operation. The kernels compute in fp32, so fp64 inputs use the PyTorch reference.
+    """
     if torch.compiler.is_compiling() or tensor.dtype not in _DTYPES:
         return False
     return choose_kernels(tensor.device.type).name == "triton"
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """What one call's dropout follows from: () int64, from the generator that dropout itself draws from.
+    """Draw the dropout seed of one kernel call from PyTorch's default generator.
 
-    It stays on its device: nobody waits for it, and a CUDA graph draws it anew each time.
+    Args:
+        device: Device of the seed and of the generator.
+
+    Returns:
+        () int64. It stays on the device, so the host does not synchronize, and a CUDA graph draws a new seed per
+        replay.
     """
     return torch.randint(2**63 - 1, (), device=device)
 
 
 def _probe(device_type: str) -> str | None:
-    """Says what is wrong with the kernels, or None."""
+    """Return the reason why the kernels do not work, or None if they work."""
     with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
         generator = torch.Generator().manual_seed(0)
         probe_input = torch.randn(3, 2 * 20, generator=generator).to(torch.bfloat16).double()
         try:
-            # By name, because exported folders carry this file and transformers demands every import that it sees.
+            # Imported by name: transformers requires every module in an import statement of an exported file.
             geglu_kernels: Any = importlib.import_module("mosaicbert.ops.geglu_kernels")
             gate_up = probe_input.to(device_type, torch.bfloat16).requires_grad_()
             actual = _output_and_gradient(geglu_kernels.geglu(gate_up, 0.0, None), gate_up)
             _run_remaining_kernels(gate_up.detach().clone())
         except ModuleNotFoundError as error:
             return f"{error.name} is not installed"
-        except Exception as error:  # whatever a driver, a C compiler or Triton may raise: the definitions remain
+        except Exception as error:  # drivers, C compilers and Triton raise many types; the reference remains usable
             return str(error).strip().split("\n")[0] or type(error).__name__
         gate, up = probe_input.requires_grad_().chunk(2, dim=-1)
         expected = _output_and_gradient(F.gelu(gate) * up, probe_input)
-    tolerance = 4 * torch.finfo(torch.bfloat16).eps  # a kernel may round; it may not compute something else
+    tolerance = 4 * torch.finfo(torch.bfloat16).eps  # covers rounding only
     for kernel_result, reference_result in zip(actual, expected, strict=True):
         if not torch.allclose(
             kernel_result, reference_result, rtol=tolerance, atol=tolerance * float(reference_result.abs().max())
         ):
-            return "a kernel's result differs from the definition's"
+            return "the result of a kernel differs from the PyTorch reference"
     return None
 
 
 def _run_remaining_kernels(probe_input: Tensor) -> None:
-    """The kernels that `_probe` does not judge, with dropout: they must at least compile and run."""
+    """Compile and run the kernels whose results `_probe` does not compare, with dropout."""
     layer_norm_kernels: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
     cross_entropy_kernels: Any = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
     hidden, width = probe_input.clone().requires_grad_(), probe_input.shape[1]

@@ -1,4 +1,7 @@
-"""GEGLU: out = gelu(gate) * up, the activation of a gated MLP (Shazeer 2020, arXiv:2002.05202), with the exact GELU."""
+"""GEGLU, the activation of a gated MLP: out = gelu(gate) * up, with the exact (erf) GELU.
+
+Source: Shazeer 2020, arXiv:2002.05202.
+"""
 
 import importlib
 from typing import Any
@@ -10,29 +13,38 @@ from mosaicbert.ops.dispatch import draw_seed, uses_kernels
 
 
 def geglu_reference(gate_up: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """The definition, in plain PyTorch. Arguments as in `geglu`."""
+    """Compute GEGLU and dropout in plain PyTorch.
+
+    Args:
+        gate_up: (T, 2F), gate features followed by up features.
+        dropout_p: Dropout probability in [0, 1).
+
+    Returns:
+        (T, F), same dtype as gate_up.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
     activated = F.gelu(gate) * up
     return F.dropout(activated, dropout_p) if dropout_p else activated
 
 
 def geglu(gate_up: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """Gates one half of the features with the other, then drops some.
+    """Compute dropout(gelu(gate) * up).
 
     Args:
-        gate_up: (T, 2F), the gate's features first.
-        dropout_p: how many elements become zero, on average; the others grow by 1 / (1 - dropout_p).
+        gate_up: (T, 2F), gate features followed by up features.
+        dropout_p: Dropout probability in [0, 1). Kept elements are scaled by 1 / (1 - dropout_p).
 
     Returns:
-        (T, F), same dtype.
+        (T, F), same dtype as gate_up.
 
     Raises:
-        ValueError: gate_up is not two-dimensional or its width is odd.
+        ValueError: If gate_up is not two-dimensional or its second size is odd.
     """
     if gate_up.ndim != 2 or gate_up.shape[1] % 2:
-        raise ValueError(f"geglu needs a (T, 2F) tensor, got {tuple(gate_up.shape)}; flatten batch and sequence first.")
+        shape = tuple(gate_up.shape)
+        raise ValueError(f"`geglu` input must be (T, 2F), got {shape}. Flatten batch and sequence first.")
     if not uses_kernels(gate_up):
         return geglu_reference(gate_up, dropout_p)
-    # By name, because exported folders carry this file and transformers demands every import that it sees in one.
+    # Imported by name: transformers requires every module in an import statement of an exported file.
     kernels: Any = importlib.import_module("mosaicbert.ops.geglu_kernels")
     return kernels.geglu(gate_up, dropout_p, draw_seed(gate_up.device) if dropout_p else None)

@@ -1,9 +1,9 @@
-"""GEGLU and the dropout behind it, forward and backward in one Triton kernel each.
+"""Triton kernels of GEGLU followed by dropout, one for the forward and one for the backward pass.
 
-The backward pass reads the input again and computes the activation again: nothing but the input is saved.
+Only the input is saved for the backward pass, which recomputes the activation and the dropout mask.
 """
 
-# The language of kernels has no types that pyright knows.
+# Triton kernels cannot be type-checked.
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mosaicbert.ops.dropout_kernels import dropout_arguments, dropout_keep_mask
 
-_MAX_BLOCK = 1024  # columns of a program: 16 bytes of bf16 to each of its threads
+_MAX_BLOCK = 1024  # columns per program; each of its threads loads 16 bytes of bf16
 _NUM_WARPS = 4
 _SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 _INVERSE_SQRT_TAU = tl.constexpr(1 / math.sqrt(2 * math.pi))
@@ -31,7 +31,7 @@ def _keep_mask(seed_ptr, row, block, threshold, BLOCK: tl.constexpr):
 def _geglu_forward_kernel(
     gate_up_ptr,  # (T, 2F)
     out_ptr,  # (T, F)
-    seed_ptr,  # () or None: no dropout
+    seed_ptr,  # (), or None for no dropout
     threshold,
     scale,
     width,
@@ -53,7 +53,7 @@ def _geglu_forward_kernel(
 
 @triton.jit(do_not_specialize=["threshold", "scale"])
 def _geglu_backward_kernel(
-    grad_ptr,  # (T, F), of the output
+    grad_ptr,  # (T, F), gradient of the output
     gate_up_ptr,
     grad_gate_up_ptr,  # (T, 2F)
     seed_ptr,
@@ -89,15 +89,15 @@ def _grid_and_block(gate_up: Tensor) -> tuple[tuple[int], int]:
 
 @torch.library.custom_op("mosaicbert::geglu", mutates_args=())
 def geglu(gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
-    """dropout(gelu(gate) * up).
+    """Compute dropout(gelu(gate) * up) with a Triton kernel.
 
     Args:
-        gate_up: (T, 2F), the gate's features first; fp32, bf16 or fp16.
-        dropout_p: in [0, 1).
-        seed: () int64 on gate_up's device, what the noise follows from; None drops nothing.
+        gate_up: (T, 2F) fp32, bf16 or fp16, gate features followed by up features.
+        dropout_p: Dropout probability in [0, 1).
+        seed: () int64 dropout seed on the device of gate_up, or None for no dropout.
 
     Returns:
-        (T, F), same dtype.
+        (T, F), same dtype as gate_up.
     """
     gate_up = gate_up.contiguous()
     num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
@@ -112,7 +112,17 @@ def geglu(gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("mosaicbert::geglu_backward", mutates_args=())
 def geglu_backward(grad: Tensor, gate_up: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
-    """The gradient of gate_up, (T, 2F), from the output's, (T, F); what was dropped is computed again."""
+    """Compute the gradient of gate_up with a Triton kernel that recomputes the dropout mask.
+
+    Args:
+        grad: (T, F), gradient of the output.
+        gate_up: (T, 2F), input of the forward pass.
+        dropout_p: Dropout probability of the forward pass, in [0, 1).
+        seed: () int64 dropout seed of the forward pass, or None for no dropout.
+
+    Returns:
+        (T, 2F), same dtype as gate_up.
+    """
     grad, gate_up = grad.contiguous(), gate_up.contiguous()
     grad_gate_up = torch.empty_like(gate_up)
     grid, block = _grid_and_block(gate_up)

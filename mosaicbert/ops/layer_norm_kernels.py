@@ -1,11 +1,12 @@
-"""Dropout, the sum with a residual and LayerNorm, forward and backward in one Triton kernel each.
+"""Triton kernels of LayerNorm(dropout(hidden) + residual), one for the forward and one for the backward pass.
 
-The forward pass saves the row that weight and bias are applied to, in the output's dtype. The backward pass then needs
-no mean, and a row that lies far from zero is as exact as any other. The gradients of weight and bias are summed by a
-fixed number of programs, each over its own rows, and then over the programs: the order of a sum is always the same.
+The forward pass saves the normalized rows, before weight and bias are applied, in the output dtype. The backward pass
+therefore does not need the mean, and rows with a large mean lose no accuracy. The gradients of weight and bias are
+summed by a fixed number of programs, each over its own rows, and then over the programs, so the order of summation is
+fixed.
 """
 
-# The language of kernels has no types that pyright knows.
+# Triton kernels cannot be type-checked.
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 
 from typing import Any
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from mosaicbert.ops.dropout_kernels import dropout_arguments, dropout_keep_mask
 
-MAX_WIDTH = 8192  # columns: a program keeps whole rows in registers
-_FORWARD_TILE_ELEMENTS, _BACKWARD_TILE_ELEMENTS = 1024, 2048  # of a tile, unless one row is more
-_PROGRAMS_PER_MULTIPROCESSOR = 4  # at up to 1024 columns its registers hold all of them at once
+MAX_WIDTH = 8192  # columns; a program keeps complete rows in registers
+_FORWARD_TILE_ELEMENTS, _BACKWARD_TILE_ELEMENTS = 1024, 2048  # elements per tile; a tile has at least one row
+_PROGRAMS_PER_MULTIPROCESSOR = 4  # run concurrently at up to 1024 columns
 _NUM_INTERPRETER_PROGRAMS = 4
 
 
@@ -35,9 +36,9 @@ def _layer_norm_forward_kernel(
     weight_ptr,  # (C,)
     bias_ptr,  # (C,)
     out_ptr,  # (T, C)
-    normed_ptr,  # (T, C) or None: no backward pass will follow
+    normed_ptr,  # (T, C), or None without a backward pass
     rstd_ptr,  # (T,) or None
-    seed_ptr,  # () or None: no dropout
+    seed_ptr,  # (), or None for no dropout
     threshold,
     scale,
     num_rows,
@@ -70,13 +71,13 @@ def _layer_norm_forward_kernel(
 
 @triton.jit(do_not_specialize=["threshold", "scale", "num_rows"])
 def _layer_norm_backward_kernel(
-    grad_ptr,  # (T, C), of the output
+    grad_ptr,  # (T, C), gradient of the output
     normed_ptr,
     rstd_ptr,
     weight_ptr,
     grad_residual_ptr,  # (T, C)
-    grad_hidden_ptr,  # (T, C), None without dropout: it is the residual's
-    partial_sums_ptr,  # (2, programs, C) fp32: of the gradients of weight and bias
+    grad_hidden_ptr,  # (T, C), or None without dropout, where it equals the gradient of the residual
+    partial_sums_ptr,  # (2, programs, C) fp32, gradients of weight and bias per program
     seed_ptr,
     threshold,
     scale,
@@ -139,30 +140,32 @@ def dropout_add_layer_norm(
     seed: Tensor | None,
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LayerNorm(dropout(hidden) + residual).
+    """Compute LayerNorm(dropout(hidden) + residual) with a Triton kernel.
 
     Args:
-        hidden: (T, C); fp32, bf16 or fp16.
-        residual: (T, C), hidden's dtype.
+        hidden: (T, C) fp32, bf16 or fp16, with C at most MAX_WIDTH.
+        residual: (T, C), same dtype as hidden.
         weight: (C,).
         bias: (C,).
-        eps: added to the variance.
-        dropout_p: in [0, 1).
-        seed: () int64 on hidden's device, what the noise follows from; None drops nothing.
-        differentiable: also keep what the backward pass needs.
+        eps: Constant added to the variance.
+        dropout_p: Dropout probability in [0, 1).
+        seed: () int64 dropout seed on the device of hidden, or None for no dropout.
+        differentiable: True to return the tensors that the backward pass needs.
 
     Returns:
-        (T, C), hidden's dtype; and for the backward pass, else empty: the same before weight and bias, and
-        1 / sqrt(variance + eps) of each row, (T,) fp32.
+        The output, (T, C) in the dtype of hidden; the normalized rows before weight and bias, (T, C) in the dtype of
+        hidden; and 1 / sqrt(variance + eps) of each row, (T,) fp32. The last two are empty if differentiable is False.
 
     Raises:
-        ValueError: hidden is wider than MAX_WIDTH.
+        ValueError: If C is greater than MAX_WIDTH.
     """
     hidden, residual = hidden.contiguous(), residual.contiguous()
     num_rows, width = hidden.shape
-    assert residual.shape == hidden.shape and residual.dtype == hidden.dtype, "residual is unlike hidden"
+    assert (residual.shape, residual.dtype) == (hidden.shape, hidden.dtype), "`residual` must match `hidden`"
     if width > MAX_WIDTH:
-        raise ValueError(f"hidden_size={width} is above {MAX_WIDTH}: a row would not fit a program's registers.")
+        raise ValueError(
+            f"`hidden_size` must be at most {MAX_WIDTH} for the LayerNorm kernel, got {width}. Use torch.compile."
+        )
     out, normed, rstd = _empty_outputs(hidden, differentiable)
     tile = _tile(width, _FORWARD_TILE_ELEMENTS)
     with torch.cuda.device_of(hidden):
@@ -195,7 +198,20 @@ def _empty_outputs(hidden: Tensor, differentiable: bool) -> tuple[Tensor, Tensor
 def dropout_add_layer_norm_backward(
     grad: Tensor, normed: Tensor, rstd: Tensor, weight: Tensor, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of residual, hidden, weight and bias. Hidden's is empty without a seed: it is residual's."""
+    """Compute the gradients of `dropout_add_layer_norm` with a Triton kernel.
+
+    Args:
+        grad: (T, C), gradient of the output.
+        normed: (T, C), normalized rows saved by the forward pass.
+        rstd: (T,) fp32, 1 / sqrt(variance + eps) saved by the forward pass.
+        weight: (C,).
+        dropout_p: Dropout probability of the forward pass, in [0, 1).
+        seed: () int64 dropout seed of the forward pass, or None for no dropout.
+
+    Returns:
+        Gradients of residual (T, C), hidden (T, C), weight (C,) and bias (C,). Without a seed, the gradient of hidden
+        equals that of residual and is returned empty, (0, C). The gradient of bias has the dtype of weight.
+    """
     grad = grad.contiguous()
     num_rows, width = normed.shape
     tile = _tile(width, _BACKWARD_TILE_ELEMENTS)
@@ -252,8 +268,8 @@ def _(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, _, weight, bias, _, ctx.dropout_p, seed, differentiable = inputs
-    assert differentiable, "a gradient is wanted of a call that was not told so"
-    ctx.set_materialize_grads(False)  # of what was saved there is none, and zeros would be written for it
+    assert differentiable, "a backward pass requires differentiable=True"
+    ctx.set_materialize_grads(False)  # avoids zero gradients of the saved outputs
     ctx.bias_dtype = bias.dtype
     ctx.save_for_backward(output[1], output[2], weight, seed)
 

@@ -1,9 +1,9 @@
-"""Attention, forward and backward.
+"""Benchmark of attention, forward and backward.
 
-On a GPU, in bf16: ours against flash-attn 2 where that is installed, PyTorch's SDPA and variable-length attention,
-which have no bias, and FlexAttention with ALiBi and a mask of documents. Each gets its inputs in the layout that it
-likes best, and nobody is timed who computes something else than ours does. On a CPU: which of our code paths is faster
-at which length, and what uneven documents cost.
+On a GPU in bf16, the Triton kernels of this package are compared with flash-attn 2 (if installed), PyTorch SDPA and
+variable-length attention (both without bias), and FlexAttention with ALiBi and a document mask. Each version gets its
+inputs in its preferred layout, and is timed only if its results match. On a CPU, the benchmark compares the two SDPA
+code paths at several lengths, and measures the cost of uneven documents.
 
 Run: python scripts/bench/attention.py [--store STORE]
 """
@@ -34,17 +34,17 @@ MAX_UNEVEN_LENGTH = 512
 
 NUM_GPU_TOKENS = 65_536
 GPU_LENGTHS = (128, 512, 1024, 2048, 8192)
-BACKWARD_FLOPS = 2.5  # times those of the forward pass: five products instead of two
-CHECKED_DOCUMENTS = 2  # against the definition, which holds all scores
+BACKWARD_FLOPS = 2.5  # multiple of the forward FLOPs: five products instead of two
+NUM_CHECKED_DOCUMENTS = 2  # compared with the PyTorch reference, which stores all scores
 MAX_RELATIVE_DIFFERENCE = (
-    0.02  # of a tensor's norm: some roundings of bf16; without its bias, attention differs by more than 0.1
+    0.02  # relative to the norm of a tensor; covers bf16 rounding, while a missing bias gives more than 0.1
 )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--store", type=Path, help="a token store, for real lengths on a GPU; without it they are made up"
+        "--store", type=Path, help="token store with real document lengths for a GPU; default: synthetic lengths"
     )
     store: Path | None = parser.parse_args().store
     if torch.cuda.is_available():
@@ -58,14 +58,14 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """Documents to attend within.
+    """Input of one measurement.
 
     Attributes:
-        lengths: where they come from.
-        seqlens: of each.
-        qkv: (T, 3, H, D).
-        grad: of the output, (T, H, D).
-        cu_seqlens: (B + 1,) int32.
+        lengths: Description of the document lengths.
+        seqlens: Length of each document in tokens.
+        qkv: (T, 3, H, D), queries, keys and values.
+        grad: (T, H, D), gradient of the output.
+        cu_seqlens: (B + 1,) int32, start index of each document, followed by T.
     """
 
     lengths: str
@@ -76,26 +76,26 @@ class Case:
 
     @property
     def even_length(self) -> int:
-        """Of all documents.
+        """Length of all documents in tokens.
 
         Raises:
-            ValueError: they are of several lengths.
+            ValueError: If the documents have different lengths.
         """
         if len(set(self.seqlens)) > 1:
-            raise ValueError("takes documents of one length only")
+            raise ValueError("Documents of different lengths are not supported by this version.")
         return self.seqlens[0]
 
 
 @dataclass(frozen=True)
 class Version:
-    """One implementation, on the inputs of a case.
+    """Implementation of attention with the inputs of a case.
 
     Attributes:
-        leaves: qkv, or query, key and value, as the implementation likes them.
-        attend: leaves -> output.
-        pack: (output or one of three leaves) -> (T, H, D); qkv -> (T, 3, H, D).
-        unpack: (T, H, D) -> the output's layout.
-        has_bias: ALiBi.
+        leaves: qkv, or query, key and value, in the preferred layout of the implementation.
+        attend: Function of the leaves that returns the output.
+        pack: Function that converts the output or one of three leaves to (T, H, D), or qkv to (T, 3, H, D).
+        unpack: Function that converts (T, H, D) to the layout of the output.
+        has_bias: True for attention with ALiBi.
     """
 
     leaves: list[Tensor]
@@ -112,7 +112,7 @@ def gpu_cases(
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
 ) -> Iterator[Case]:
-    """Documents of 128 tokens, which are the main case, of a real text, and of other lengths."""
+    """Yield cases with documents of 128 tokens (the main case), of uneven lengths, and of other fixed lengths."""
     uneven = (
         cut(web_like_seqlens(num_tokens, MAX_UNEVEN_LENGTH), num_tokens)
         if store is None
@@ -157,7 +157,7 @@ def sdpa_flash(case: Case) -> Version:
 
     length = case.even_length
 
-    def attend(*leaves: Tensor) -> Tensor:  # each (B, L, H, D), in memory as flash kernels want it
+    def attend(*leaves: Tensor) -> Tensor:  # each (B, L, H, D), the memory layout of flash kernels
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(*(tensor.transpose(1, 2) for tensor in leaves)).transpose(1, 2)
 
@@ -182,7 +182,7 @@ def varlen(case: Case) -> Version:
 def flex(case: Case) -> Version:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    # One function and one set of tensors for all cases, so that it is compiled once for all of them.
+    # One function and one set of tensors for all cases avoid recompilation.
     attend, in_document, document_of = _flex(len(case.qkv), case.qkv.device)
     document_of.copy_(torch.repeat_interleave(case.cu_seqlens.diff()))
     num_tokens = len(case.qkv)
@@ -216,7 +216,7 @@ def _flex(num_tokens: int, device: torch.device) -> tuple[Callable[..., Tensor],
     return attend, in_document, document_of
 
 
-TRITON_VERSION = "ours (triton), ALiBi"
+TRITON_VERSION = "mosaicbert triton, ALiBi"
 BUILDERS: dict[str, Callable[[Case], Version]] = {
     TRITON_VERSION: triton_version,
     "flash-attn 2, ALiBi": lambda case: flash_attn(case, SLOPES),
@@ -228,12 +228,12 @@ BUILDERS: dict[str, Callable[[Case], Version]] = {
 
 
 def compare_on_gpu(cases: Iterator[Case], builders: dict[str, Callable[[Case], Version]] = BUILDERS) -> int:
-    """Records every version on every case; 1 if ours did not work."""
+    """Record every version on every case, and return 1 if the Triton version failed."""
     failures = 0
     for case in cases:
         versions: dict[str, Version] = {}
         errors: dict[str, str] = {}
-        # What the others are held against: ours, which is held against the definition.
+        # Results of the Triton version, checked against the PyTorch reference, are expected of the other versions.
         references: dict[bool, list[Tensor]] = {}
         for by, build in builders.items():
             try:
@@ -242,7 +242,7 @@ def compare_on_gpu(cases: Iterator[Case], builders: dict[str, Callable[[Case], V
                     references[version.has_bias] = checked_reference(case, SLOPES if version.has_bias else None)
                 check_results(results(version, case), references[version.has_bias])
                 versions[by] = version
-            except Exception as error:  # whatever keeps a version from running is its result
+            except Exception as error:  # any failure of a version is its result
                 errors[by] = describe(error)
         failures += TRITON_VERSION in errors
         references.clear()
@@ -299,7 +299,7 @@ def training_call(version: Version, case: Case) -> Callable[[], object]:
 
 
 def results(version: Version, case: Case) -> list[Tensor]:
-    """Output (T, H, D), and the gradient of qkv (T, 3, H, D)."""
+    """Compute the output, (T, H, D), and the gradient of qkv, (T, 3, H, D)."""
     out = version.attend(*version.leaves)
     grads = torch.autograd.grad(out, version.leaves, version.unpack(case.grad).contiguous())
     packed = [version.pack(grad) for grad in grads]
@@ -307,11 +307,11 @@ def results(version: Version, case: Case) -> list[Tensor]:
 
 
 def checked_reference(case: Case, slopes: tuple[float, ...] | None) -> list[Tensor]:
-    """Ours, whose first documents are the definition's."""
+    """Compute the results of the Triton version, and check the first documents against the PyTorch reference."""
     actual = results(triton_version(case, slopes), case)
-    num_tokens = sum(case.seqlens[:CHECKED_DOCUMENTS])
+    num_tokens = sum(case.seqlens[:NUM_CHECKED_DOCUMENTS])
     qkv = case.qkv[:num_tokens].float().requires_grad_()
-    out = ops.attention_reference(qkv, case.cu_seqlens[: CHECKED_DOCUMENTS + 1], slopes)
+    out = ops.attention_reference(qkv, case.cu_seqlens[: NUM_CHECKED_DOCUMENTS + 1], slopes)
     (grad,) = torch.autograd.grad(out, qkv, case.grad[:num_tokens].float())
     check_results([tensor[:num_tokens] for tensor in actual], [out.detach(), grad])
     return actual
@@ -321,7 +321,9 @@ def check_results(actual: list[Tensor], expected: list[Tensor]) -> None:
     for name, result, reference in zip(("output", "gradient"), actual, expected, strict=True):
         difference = float((result.float() - reference.float()).norm() / reference.float().norm())
         if not difference <= MAX_RELATIVE_DIFFERENCE:
-            raise ValueError(f"its {name} differs by {difference:.3f} of the norm")
+            raise ValueError(
+                f"Relative difference of the {name} must be at most {MAX_RELATIVE_DIFFERENCE}, got {difference:.3f}."
+            )
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -329,7 +331,7 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 def compare_paths(length: int, dtype: torch.dtype) -> None:
-    """Times the path that the sdpa rung takes, the one that it does not, and the definition."""
+    """Time the selected code path of the sdpa backend, the other one, and the eager backend."""
     seqlens = [length] * (NUM_EVEN_TOKENS // length)
     qkv = random_qkv(sum(seqlens), dtype)
     documents, bias = qkv.unflatten(0, (-1, length)), ops._bias(SLOPES, None, length, dtype, qkv.device)
@@ -345,7 +347,7 @@ def compare_paths(length: int, dtype: torch.dtype) -> None:
 
 
 def compare_uneven_with_even(dtype: torch.dtype) -> None:
-    """Times uneven documents, even ones of as many tokens and as many products, and the uneven ones padded."""
+    """Time uneven documents, even documents with equal numbers of tokens and products, and padded uneven documents."""
     uneven = web_like_seqlens(NUM_UNEVEN_TOKENS, MAX_UNEVEN_LENGTH)
     even_length = round(sum(length**2 for length in uneven) / sum(uneven))
     num_even, rest = divmod(sum(uneven), even_length)

@@ -1,4 +1,4 @@
-"""torch.compile of the layers on the CPU: forward and backward pass, eager against compiled, and what compiling takes.
+"""Benchmark of torch.compile on the CPU: eager and compiled forward and backward pass, and compilation time.
 
 Run: python scripts/bench/compilation.py
 """
@@ -14,7 +14,7 @@ from mosaicbert.config import ModelConfig
 from mosaicbert.model.factory import build_model
 from mosaicbert.train.compile import compile_model
 
-# The quickstart's size, and two layers of Base.
+# Size of the quickstart recipe, and two layers of Base.
 SIZES = {
     "quickstart": (
         {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 512},

@@ -1,8 +1,8 @@
-"""Cross-entropy fused with the decoder product, forward and backward: ours against the definition.
+"""Benchmark of the cross-entropy fused with the decoder product, forward and backward.
 
-On a GPU under bf16 autocast with fp32 parameters at Base's and Large's size, against torch.compile of the definition,
-eager, and liger-kernel where that is installed, with the peak of memory that each takes. On a CPU in fp32, at the
-quickstart's size and at Base's, against eager.
+On a GPU, under bf16 autocast with fp32 parameters and at the sizes of Base and Large, it is compared with the compiled
+reference, the eager reference and, if installed, Liger-Kernel, with the peak memory of each. On a CPU, in fp32 and at
+the sizes of the quickstart recipe and of Base, it is compared with the eager reference.
 
 Run: python scripts/bench/cross_entropy.py
 """
@@ -24,8 +24,8 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 GPU_RECIPES, CPU_RECIPES = ("mosaicbert-base-c4", "mosaicbert-large-c4"), ("quickstart", "mosaicbert-base-c4")
 NUM_GPU_ROWS = 19_660  # 30% of 65,536 tokens
 NUM_CPU_ROWS = {"quickstart": 1000, "mosaicbert-base-c4": 1200}
-DTYPE = torch.bfloat16  # of the autocast on a GPU
-WHAT = "decoder product, loss and number right, forward and backward"
+DTYPE = torch.bfloat16  # autocast dtype on a GPU
+WHAT = "decoder product, loss and number of correct predictions, forward and backward"
 
 Operation = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -44,10 +44,10 @@ def compare_on_gpu(recipe: str) -> None:
     operations: dict[str, Operation] = {
         "torch.compile": torch.compile(linear_cross_entropy_reference, dynamic=False),
         "eager": linear_cross_entropy_reference,
-        "ours": linear_cross_entropy,
+        "mosaicbert": linear_cross_entropy,
     }
     if importlib.util.find_spec("liger_kernel"):
-        operations["liger-kernel"] = liger_cross_entropy
+        operations["Liger-Kernel"] = liger_cross_entropy
     shape = sizes(recipe, NUM_GPU_ROWS)
     versions = {by: training_step(operation, shape, "cuda") for by, operation in operations.items()}
     extra_fields = {by: {"peak_mib": peak_mib(call)} for by, call in versions.items()}
@@ -58,7 +58,7 @@ def compare_on_cpu(recipe: str) -> None:
     shape = sizes(recipe, NUM_CPU_ROWS[recipe])
     versions = {
         "eager": training_step(linear_cross_entropy_reference, shape, "cpu"),
-        "ours": training_step(linear_cross_entropy, shape, "cpu"),
+        "mosaicbert": training_step(linear_cross_entropy, shape, "cpu"),
     }
     record("cross_entropy", WHAT, versions, shape=shape, dtype=torch.float32, seconds=20.0)
 
@@ -86,7 +86,7 @@ def training_step(operation: Operation, shape: dict[str, int], device: str) -> C
 
 def liger_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     liger: Any = importlib.import_module("liger_kernel.transformers.functional")
-    # Sums of the weight's gradient in fp32, as ours; it has a token accuracy too, the number right by another name.
+    # The gradient of the weight is summed in fp32, as in this package. token_accuracy is the number of correct labels.
     result = liger.liger_fused_linear_cross_entropy(
         hidden, weight, labels, bias, reduction="sum", accum_dtype=torch.float32, return_token_accuracy=True
     )
@@ -94,7 +94,7 @@ def liger_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Te
 
 
 def peak_mib(call: Callable[[], object]) -> int:
-    """What a call takes on top of its inputs, its gradients included."""
+    """Measure the peak memory of a call in MiB, including gradients and excluding inputs."""
     call()  # the first call compiles
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

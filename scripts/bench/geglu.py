@@ -1,6 +1,9 @@
-"""GEGLU and its dropout, forward and backward on a GPU: torch.compile of the definition, eager, and the kernels.
+"""Benchmark of GEGLU with dropout, forward and backward on a GPU.
 
-liger-kernel's GEGLU is not among them, because its GELU is the tanh approximation. Run: python scripts/bench/geglu.py
+The versions are the compiled reference, the eager reference and the Triton kernels. Liger-Kernel is not included,
+because its GEGLU uses the tanh approximation of GELU.
+
+Run: python scripts/bench/geglu.py
 """
 
 import sys
@@ -26,7 +29,10 @@ ELEMENTS_MOVED = 8  # per output: forward reads 2 and writes 1; backward reads 3
 def main() -> int:
     kernel_choice = choose_kernels("cuda")
     if kernel_choice.name != "triton":
-        print(f"geglu: needs a GPU that runs the kernels; {kernel_choice}", file=sys.stderr)
+        print(
+            f"scripts/bench/geglu.py must run on a GPU with kernels, got `{kernel_choice}`. Use a CUDA GPU.",
+            file=sys.stderr,
+        )
         return 2
     for size in SIZES:
         width = load_recipe(RECIPES / f"mosaicbert-{size}-c4.yaml").model.intermediate_size
@@ -42,7 +48,7 @@ def compare(num_tokens: int, width: int, dropout_p: float) -> None:
     versions = {
         "torch.compile": training_step(torch.compile(geglu_reference, dynamic=False), gate_up, dropout_p),
         "eager": training_step(geglu_reference, gate_up, dropout_p),
-        "ours (triton)": training_step(geglu, gate_up, dropout_p),
+        "mosaicbert triton": training_step(geglu, gate_up, dropout_p),
     }
     record(
         "geglu",

@@ -1,7 +1,7 @@
-"""Times versions of one operation against each other, and keeps what was measured.
+"""Benchmark harness: interleaved timing of several versions of one operation.
 
-Each version becomes one line of docs/benchmarks/<name>.jsonl. `ratio` is its median time over that of the first version
-that ran. A version that cannot run becomes a line too, with what it said under `error`, and the others go on.
+Each version adds one line to docs/benchmarks/<name>.jsonl. `ratio` is its median time divided by that of the first
+version that ran. A version that fails adds a line with its error message, and the other versions continue.
 """
 
 import contextlib
@@ -25,14 +25,19 @@ import torch
 _ROOT = Path(__file__).parents[2]
 _MIN_REPEATS = 5
 _MAX_REPEATS = 100
-_FLUSH_BYTES = 512 * 2**20  # bytes; more than the L2 cache of any GPU
+_FLUSH_BYTES = 512 * 2**20  # more than the L2 cache of any GPU
 _NUM_FLUSHES = 4
 _MAX_ERROR_LENGTH = 300  # characters
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call: the median, and the distance between the quartiles."""
+    """Timing of one call in microseconds.
+
+    Attributes:
+        median: Median in microseconds.
+        iqr: Interquartile range in microseconds.
+    """
 
     median: float
     iqr: float
@@ -50,18 +55,18 @@ def record(
     units: Mapping[str, float] | None = None,
     extra_fields: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Times versions as `measure` does, and keeps a line of each.
+    """Time versions with `measure`, and print and record one line per version.
 
     Args:
-        name: of the operation and so of the file.
-        what: is measured.
-        versions: name -> one call of it; the first is what the others are compared with.
-        shape: sizes of the input.
-        dtype: of the input.
-        device: where the versions run, as in torch.device.
-        seconds: to spend, more or less.
-        units: how many of what a speed counts, tokens or bytes, one call of each version gets done.
-        facts: more to keep of each version.
+        name: Name of the operation, and of the file in docs/benchmarks.
+        what: Description of the measurement.
+        versions: Function of one call by name of the version. The first version is the baseline.
+        shape: Sizes of the input by name.
+        dtype: dtype of the input.
+        device: Device of the versions, "cpu" or "cuda".
+        seconds: Approximate total time in seconds.
+        units: Number of tokens or bytes that one call of each version processes, or None for no rate.
+        extra_fields: Additional fields of the record by version, or None.
     """
     timings, errors = measure(versions, device, seconds)
     first = timings[next(iter(timings))].median if timings else 0.0
@@ -81,17 +86,22 @@ def record(
 def measure(
     versions: Mapping[str, Callable[[], object]], device: str = "cpu", seconds: float = 2.0
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Times every version in turn, over and over, so that whatever else the machine does meets all of them.
+    """Time all versions in turn in repeated rounds, so that other load on the machine affects them equally.
+
+    Args:
+        versions: Function of one call by name of the version.
+        device: Device of the versions, "cpu" or "cuda".
+        seconds: Approximate total time in seconds. At least 5 and at most 100 rounds are run.
 
     Returns:
-        The timing of each version that ran, and what the others said.
+        Timing of each version that ran, and error message of each version that failed.
     """
     errors: dict[str, str] = {}
     for by, call in versions.items():
         try:
-            call()  # the first call allocates, and chooses kernels
+            call()  # the first call allocates memory and selects kernels
             _wait(device)
-        except Exception as error:  # whatever keeps a version from running is its result
+        except Exception as error:  # any failure of a version is its result
             errors[by] = describe(error)
     times: dict[str, list[float]] = {by: [] for by in versions if by not in errors}
     end = time.perf_counter() + seconds
@@ -108,7 +118,7 @@ def measure(
 
 
 def describe(error: BaseException) -> str:
-    """An error in one short line."""
+    """Format an error as one line of at most 300 characters."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}"[:_MAX_ERROR_LENGTH].rstrip(": ")
 
@@ -118,7 +128,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def print_record(line: Mapping[str, Any]) -> None:
-    """Prints a line of a record for people."""
+    """Print a record in readable form."""
     sizes = " ".join(f"{key}={value}" for key, value in line["shape"].items())
     print(f"{line['what']}: {line['by']}: {sizes} {line['dtype']}: {_result(line)}", flush=True)
 
@@ -133,16 +143,16 @@ def _result(line: Mapping[str, Any]) -> str:
     return ", ".join([f"{line['median_us'] / 1000:.2f} ms", *formatted])
 
 
-class TimeLimitExceeded(BaseException):  # no Exception, since compilers catch those, and go on without what failed
-    """A version took longer than it may."""
+class TimeLimitExceeded(BaseException):  # not an Exception, because compilers catch those and continue
+    """Error of a version that exceeds its time limit."""
 
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in the main thread after so many seconds, wherever that is in Python."""
+    """Raise TimeLimitExceeded in the main thread if the body takes more than a number of seconds."""
 
     def stop(*_: object) -> None:
-        raise TimeLimitExceeded(f"not done after {seconds:.0f} s")
+        raise TimeLimitExceeded(f"time limit of {seconds:.0f} s exceeded")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
@@ -154,7 +164,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def write_lines(name: str, lines: Iterable[Mapping[str, Any]], device: str = "cpu") -> None:
-    """Adds lines to docs/benchmarks/<name>.jsonl, each with the machine, the versions and the commit."""
+    """Append records to docs/benchmarks/<name>.jsonl, with hardware, library versions, commit and date.
+
+    The variable BENCHMARKS_FOLDER selects another folder.
+    """
     folder = Path(os.environ.get("BENCHMARKS_FOLDER", _ROOT / "docs" / "benchmarks"))
     with (folder / f"{name}.jsonl").open("a") as file:
         for line in lines:
@@ -171,7 +184,9 @@ def _microseconds(call: Callable[[], object], device: str) -> float:
 
 def _gpu_microseconds(call: Callable[[], object]) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    for _ in range(_NUM_FLUSHES):  # empties the L2 cache, and keeps the GPU busy while kernels are launched behind it
+    for _ in range(
+        _NUM_FLUSHES
+    ):  # flushes the L2 cache, and keeps the GPU busy while the kernels of the call are launched
         _flush_buffer().zero_()
     start.record()
     call()
@@ -211,7 +226,10 @@ def _cpu_name() -> str:
 
 
 def commit() -> str:
-    """Of the code that runs, -dirty if files differ; SOURCE_COMMIT says it for a copy without git's folder."""
+    """Return the git commit of the code, with -dirty if files differ from it.
+
+    Without a git repository, the variable SOURCE_COMMIT is used.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -219,8 +237,8 @@ def commit() -> str:
     if not (_ROOT / ".git").exists():
         return os.environ.get("SOURCE_COMMIT", "unknown")
     try:
-        # What was measured before does not make this measurement's code another.
+        # New records of earlier measurements are not changes of the code.
         changed = git("status", "--porcelain", "--", ".", ":!docs/benchmarks")
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):  # no git, or another user's folder, which it refuses
+    except (OSError, subprocess.CalledProcessError):  # git is not installed, or rejects a folder of another user
         return os.environ.get("SOURCE_COMMIT", "unknown")

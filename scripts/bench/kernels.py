@@ -1,8 +1,9 @@
-"""Compiles every Triton kernel ahead of time, and keeps what it takes of a multiprocessor. Needs no GPU.
+"""Ahead-of-time compilation of all Triton kernels, with a record of the GPU resources they use. Does not require a GPU.
 
-Each tiling becomes one line of docs/benchmarks/kernels.jsonl: registers per thread, bytes of stack per thread (spilled
-registers, nearly always), bytes of shared memory per program, matrix instructions in the PTX; and for kernels that walk
-over tiles, how many instructions a thread issues per score in that loop, which bounds their speed at long documents.
+Each tile configuration adds one line to docs/benchmarks/kernels.jsonl with registers per thread, bytes of stack per
+thread (mostly spilled registers), bytes of shared memory per program and the number of matrix instructions in the PTX.
+For kernels with a loop over tiles, it also has the instructions of the loop per score, which limit the speed for long
+documents.
 
 Run: python scripts/bench/kernels.py
 """
@@ -28,13 +29,22 @@ from mosaicbert.ops.autotune import TileConfig
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}  # A100; H100 and H200
 DTYPES = {"bfloat16": "*bf16", "float32": "*fp32"}
-_MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA")  # of sm_80 and sm_90
+_MATRIX_INSTRUCTIONS = ("HMMA", "HGMMA")  # sm_80 and sm_90
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to compile a kernel: the types of its arguments, in any order, and its constants."""
+    """Compilation of a kernel.
+
+    Attributes:
+        kernel: Function decorated with `triton.jit`.
+        dtype: dtype of tensors that signature does not list, a key of DTYPES.
+        signature: Triton type by argument name, for arguments with another type than the default.
+        constants: Value by name of each constexpr argument.
+        num_warps: Warps per program.
+        num_stages: Stages of software pipelining.
+    """
 
     kernel: Any
     dtype: str
@@ -47,7 +57,9 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--smoke", action="store_true", help="the first tiling of each kernel, for Hopper; record nothing"
+        "--smoke",
+        action="store_true",
+        help="compile the first tile configuration of each kernel for sm_90, without recording",
     )
     smoke = parser.parse_args().smoke
     cases = (attention_cases(first_only=smoke), geglu_cases(), layer_norm_cases(), cross_entropy_cases())
@@ -118,12 +130,12 @@ def cross_entropy_cases() -> Iterator[Case]:
 
 
 def measure_resources(case: Case, capability: int) -> dict[str, float]:
-    """Compiles, and reads what the machine code needs."""
+    """Compile a kernel and read its resource usage from the machine code."""
     signature: dict[str, str] = {}
     for name in case.kernel.arg_names:
         default_type = DTYPES[case.dtype] if name.endswith("_ptr") else "fp32" if name in ("scale", "eps") else "i32"
         signature[name] = "constexpr" if name in case.constants else case.signature.get(name, default_type)
-    # As at run time, where pointers are aligned to 16 bytes and widths are multiples of 16.
+    # As at run time, pointers are aligned to 16 bytes and widths are multiples of 16.
     kinds = enumerate(signature.items())
     aligned = {(n,): [["tt.divisibility", 16]] for n, (name, kind) in kinds if kind.startswith("*") or name == "width"}
     source = ASTSource(case.kernel, signature=signature, constexprs=dict(case.constants), attrs=aligned)
@@ -149,7 +161,7 @@ def measure_resources(case: Case, capability: int) -> dict[str, float]:
 
 
 def _loop_with_products(code: str) -> int:
-    """Instructions in the shortest loop that holds a matrix product; 0 if there is none."""
+    """Count the instructions of the shortest loop with a matrix product, or return 0 if there is none."""
     pattern = r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)(.*?);"
     instructions = [(int(address, 16), opcode, operands) for address, opcode, operands in re.findall(pattern, code)]
     lengths: list[int] = []

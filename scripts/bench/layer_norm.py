@@ -1,7 +1,8 @@
-"""LayerNorm(dropout(hidden) + residual), forward and backward on a GPU: the kernels against torch.compile of the
-definition, eager, and eager dropout and sum before liger-kernel's LayerNorm, where that is installed.
+"""Benchmark of LayerNorm(dropout(hidden) + residual), forward and backward on a GPU.
 
-Weight and bias are fp32, as in training under autocast; liger-kernel gets them so too.
+The versions are the compiled reference, the eager reference, the Triton kernels, and, if installed, the LayerNorm of
+Liger-Kernel after eager dropout and addition. Weight and bias are fp32 in all versions, as in training under autocast.
+
 Run: python scripts/bench/layer_norm.py
 """
 
@@ -34,7 +35,10 @@ Operation = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 def main() -> int:
     kernel_choice = choose_kernels("cuda")
     if kernel_choice.name != "triton":
-        print(f"layer_norm: needs a GPU that runs the kernels; {kernel_choice}", file=sys.stderr)
+        print(
+            f"scripts/bench/layer_norm.py must run on a GPU with kernels, got `{kernel_choice}`. Use a CUDA GPU.",
+            file=sys.stderr,
+        )
         return 2
     for size in SIZES:
         width = load_recipe(RECIPES / f"mosaicbert-{size}-c4.yaml").model.hidden_size
@@ -49,17 +53,17 @@ def compare(num_tokens: int, width: int, dropout_p: float) -> None:
     operations: dict[str, Operation] = {
         "torch.compile": torch.compile(dropout_add_layer_norm_reference, dynamic=False),
         "eager": dropout_add_layer_norm_reference,
-        "ours (triton)": dropout_add_layer_norm,
+        "mosaicbert triton": dropout_add_layer_norm,
     }
     if importlib.util.find_spec("liger_kernel"):
-        operations["liger-kernel, after eager dropout and sum"] = liger_layer_norm
+        operations["Liger-Kernel, after eager dropout and addition"] = liger_layer_norm
     versions = {by: training_step(operation, num_tokens, width, dropout_p) for by, operation in operations.items()}
-    # Forward reads hidden and residual and writes its output; backward reads the output's gradient and one more
-    # tensor of that size, and writes the residual's gradient, and hidden's if that is another.
+    # The forward pass reads hidden and residual and writes the output. The backward pass reads the gradient of the
+    # output and one more tensor of that size, and writes the gradient of residual and, with dropout, that of hidden.
     elements_moved = num_tokens * width * (6 + bool(dropout_p))
     record(
         "layer_norm",
-        f"dropout {dropout_p}, sum and LayerNorm, forward and backward",
+        f"dropout {dropout_p}, addition and LayerNorm, forward and backward",
         versions,
         shape={"tokens": num_tokens, "width": width},
         dtype=DTYPE,

@@ -32,14 +32,14 @@ def trained(finished):
     return load_model(recipe, read_checkpoint(list_checkpoints(run.checkpoints)[-1]).model)
 
 
-def test_a_folder_holds_what_hugging_face_users_expect(finished):
+def test_an_exported_folder_contains_the_standard_files(finished):
     _, run, _ = finished
     names = {path.name for path in run.hugging_face.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names
     assert not list(run.path.rglob("*.partial")) + list(run.path.rglob("*.replaced"))
 
 
-def test_every_checkpoint_has_a_folder_and_the_newest_is_shown(finished):
+def test_every_checkpoint_is_exported_and_the_newest_is_linked(finished):
     _, run, _ = finished
     steps = [step_of(path) for path in list_checkpoints(run.checkpoints)]
     assert steps == [3, 6]
@@ -52,7 +52,7 @@ def _trained_tokens_line(folder):
     return next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| tokens trained"))
 
 
-def test_the_folders_of_two_checkpoints_hold_their_weights(finished):
+def test_each_exported_folder_contains_the_weights_of_its_checkpoint(finished):
     recipe, run, _ = finished
     for path in list_checkpoints(run.checkpoints):
         model = load_model(recipe, read_checkpoint(path).model)
@@ -61,7 +61,7 @@ def test_the_folders_of_two_checkpoints_hold_their_weights(finished):
             assert torch.equal(weight, exported[name]), name
 
 
-def test_the_card_gives_the_recipe_and_the_losses(finished):
+def test_the_model_card_contains_the_recipe_and_the_losses(finished):
     recipe, run, _ = finished
     card = (run.hugging_face / "README.md").read_text()
     result = json.loads(run.result.read_text())
@@ -70,18 +70,18 @@ def test_the_card_gives_the_recipe_and_the_losses(finished):
     assert f"duration: {recipe.train.duration}" in card
 
 
-def test_a_folder_holds_the_recipe_that_it_was_trained_by(finished):
+def test_an_exported_folder_contains_the_training_recipe(finished):
     recipe, run, _ = finished
     assert load_recipe(run.hugging_face / "recipe.yaml") == recipe
 
 
 @pytest.mark.parametrize("mode", ["package", "remote_code"])
-def test_a_folder_gives_the_trained_models_logits_in_a_process_of_its_own(finished, trained, mode):
+def test_an_exported_folder_reproduces_the_logits_in_a_new_process(finished, trained, mode):
     _, run, _ = finished
     check_parity(trained, run.hugging_face, (mode,))
 
 
-def test_remote_code_is_loaded_where_neither_this_package_nor_its_trainer_can_be_imported(finished, tmp_path):
+def test_remote_code_loads_without_this_package_and_composer(finished, tmp_path):
     _, run, _ = finished
     _link_requirements(tmp_path / "site", ("torch", "transformers"))
     code = (
@@ -104,7 +104,8 @@ def test_remote_code_is_loaded_where_neither_this_package_nor_its_trainer_can_be
 
 
 @pytest.mark.parametrize("corruption", ["changed", "nan"])
-def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path, corruption):
+@pytest.mark.usefixtures("forked")
+def test_a_folder_with_different_weights_fails_the_parity_check(finished, trained, tmp_path, corruption):
     _, run, _ = finished
     copy = tmp_path / "hf"
     shutil.copytree(run.hugging_face / "latest", copy)
@@ -112,11 +113,12 @@ def test_a_folder_with_other_weights_fails_the_gate(finished, trained, tmp_path,
     bias = weights["decoder.bias"]
     weights["decoder.bias"] = bias + 1e-3 if corruption == "changed" else torch.full_like(bias, float("nan"))
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ParityError, match="logits differ"):
+    with pytest.raises(ParityError, match="logits must match the trained model"):
         check_parity(trained, copy, ("package",))
 
 
-def test_an_export_that_fails_the_gate_leaves_the_older_one_in_place(finished, trained, tmp_path):
+@pytest.mark.usefixtures("forked")
+def test_a_failed_parity_check_keeps_the_older_export(finished, trained, tmp_path):
     recipe, run, _ = finished
     folder = tmp_path / "hf"
     folder.mkdir()
@@ -129,7 +131,7 @@ def test_an_export_that_fails_the_gate_leaves_the_older_one_in_place(finished, t
     assert [path.name for path in folder.iterdir()] == ["older"]
 
 
-def test_the_tokenizer_of_a_folder_is_the_stores(finished):
+def test_the_exported_tokenizer_equals_that_of_the_token_store(finished):
     recipe, run, _ = finished
     exported_tokenizer = AutoTokenizer.from_pretrained(run.hugging_face)
     expected_tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
@@ -138,7 +140,7 @@ def test_the_tokenizer_of_a_folder_is_the_stores(finished):
     assert exported_tokenizer.model_max_length == recipe.data.max_seq_len
 
 
-def test_the_fill_mask_pipeline_answers(finished):
+def test_the_fill_mask_pipeline_returns_sorted_probabilities(finished):
     recipe, run, _ = finished
     ((sentence, predictions),) = fill_masks(run.hugging_face, recipe.eval.fill_mask)
     assert sentence == recipe.eval.fill_mask[0]
@@ -149,13 +151,14 @@ def test_the_fill_mask_pipeline_answers(finished):
 
 @pytest.fixture
 def unfinished_run(finished, tmp_path):
-    """A copy of the run without its result; each of its two checkpoints is exported."""
+    """Copy of the run without its result, with an export of each of its two checkpoints."""
     recipe, run, _ = finished
     shutil.copytree(run.path, tmp_path / "tiny", symlinks=True)
     (tmp_path / "tiny" / "result.json").unlink()
     return tiny_recipe(tmp_path, recipe.data.sources["text"].path), RunFolder(tmp_path / "tiny")
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(unfinished_run):
     recipe, run = unfinished_run
     shutil.rmtree(run.hugging_face)
@@ -165,7 +168,7 @@ def test_the_newest_checkpoint_of_an_unfinished_run_can_be_exported(unfinished_r
     assert "3 steps" in (exported.hugging_face / "README.md").read_text()
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_exported(unfinished_run, capsys):
+def test_a_corrupted_checkpoint_is_reported_and_the_previous_one_is_exported(unfinished_run, capsys):
     recipe, run = unfinished_run
     weights = checkpoint_path(run.checkpoints, 6) / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -178,7 +181,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named_and_the_one_before_export
     assert not run.export_of(6).exists()
 
 
-def test_a_run_without_a_whole_checkpoint_cannot_be_exported(unfinished_run):
+def test_exporting_a_run_without_a_valid_checkpoint_is_an_error(unfinished_run):
     recipe, run = unfinished_run
     shutil.rmtree(run.hugging_face)
     for path in list_checkpoints(run.checkpoints):
@@ -188,13 +191,14 @@ def test_a_run_without_a_whole_checkpoint_cannot_be_exported(unfinished_run):
     assert "\n" not in str(raised.value)
 
 
-def test_a_run_that_has_not_begun_cannot_be_exported_and_nothing_is_written(tmp_path, source):
+def test_exporting_a_run_that_has_not_started_is_an_error_that_writes_nothing(tmp_path, source):
     with pytest.raises(ConfigError, match="no checkpoint to export; train one"):
         export_latest(tiny_recipe(tmp_path / "runs", source))
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_older_checkpoint_is_exported_without_hiding_the_newest(unfinished_run):
+@pytest.mark.usefixtures("forked")
+def test_exporting_an_older_checkpoint_keeps_the_links_to_the_newest(unfinished_run):
     _, run = unfinished_run
     shutil.rmtree(run.export_of(3))
     before = (run.hugging_face / "model.safetensors").read_bytes()
@@ -203,7 +207,7 @@ def test_an_older_checkpoint_is_exported_without_hiding_the_newest(unfinished_ru
     assert (run.export_of(3) / "model.safetensors").read_bytes() != before
 
 
-def test_a_checkpoint_is_exported_once(finished):
+def test_an_exported_checkpoint_is_not_exported_again(finished):
     _, run, _ = finished
     before = run.export_of(6).stat()
     export_step(run.path, 6)
@@ -217,7 +221,7 @@ def _folder(path, **files):
     return path
 
 
-def test_publishing_shows_the_files_of_a_folder_and_then_those_of_the_next(tmp_path):
+def test_publish_links_the_files_of_the_newest_export(tmp_path):
     first = _folder(tmp_path / "step-1", weights="1", card="one", gone="old")
     second = _folder(tmp_path / "step-2", weights="2", card="two", fresh="new")
     for newest, expected_files in (
@@ -231,26 +235,26 @@ def test_publishing_shows_the_files_of_a_folder_and_then_those_of_the_next(tmp_p
     assert {path.name for path in first.iterdir()} == {"weights", "card", "gone"}
 
 
-def test_what_is_published_stays_so_where_the_folder_above_is_moved(tmp_path):
+def test_published_links_are_valid_after_moving_the_parent_folder(tmp_path):
     publish(tmp_path / "hf", _folder(tmp_path / "hf" / "step-1", card="one"))
-    (tmp_path / "hf").rename(tmp_path / "elsewhere")
-    assert (tmp_path / "elsewhere" / "card").read_text() == "one"
+    (tmp_path / "hf").rename(tmp_path / "moved")
+    assert (tmp_path / "moved" / "card").read_text() == "one"
 
 
-def test_files_that_nobody_published_stay_where_they_are(tmp_path):
-    (tmp_path / "notes").write_text("mine")
+def test_publish_keeps_files_that_are_not_links(tmp_path):
+    (tmp_path / "notes").write_text("user notes")
     publish(tmp_path, _folder(tmp_path / "step-1", card="one"))
-    assert (tmp_path / "notes").read_text() == "mine"
+    assert (tmp_path / "notes").read_text() == "user notes"
 
 
-def test_weights_of_another_shape_are_refused(finished, trained):
+def test_weights_with_mismatched_shapes_are_an_error(finished, trained):
     recipe, _, _ = finished
     narrower = replace(recipe, model=replace(recipe.model, hidden_size=16))
     with pytest.raises(RuntimeError, match="size mismatch"):
         load_model(narrower, trained.state_dict())
 
 
-def test_weights_survive_the_published_layout_and_back(trained, tmp_path):
+def test_the_published_layout_reproduces_all_weights(trained, tmp_path):
     save_published(trained, tmp_path / "published")
     names = torch.load(tmp_path / "published" / "pytorch_model.bin", weights_only=True)
     assert "bert.encoder.layer.1.mlp.gated_layers.weight" in names
@@ -261,7 +265,7 @@ def test_weights_survive_the_published_layout_and_back(trained, tmp_path):
         assert torch.equal(weight, reloaded_weight), name
 
 
-def test_a_summary_before_the_first_evaluation_has_none(finished):
+def test_a_summary_before_the_first_evaluation_has_no_evaluation_metrics(finished):
     recipe, run, _ = finished
     state = read_state(checkpoint_path(run.checkpoints, 3))
     state["position"]["steps"] = 1
@@ -269,7 +273,7 @@ def test_a_summary_before_the_first_evaluation_has_none(finished):
     assert (summary.steps, summary.eval_loss, summary.eval_accuracy) == (1, None, None)
 
 
-def test_a_summary_of_a_checkpoint_says_what_was_measured_up_to_it(finished):
+def test_a_summary_of_a_checkpoint_contains_the_metrics_of_its_step(finished):
     recipe, run, _ = finished
     metrics = read_metrics(run.metrics)
     state = read_state(checkpoint_path(run.checkpoints, 3))
@@ -280,7 +284,8 @@ def test_a_summary_of_a_checkpoint_says_what_was_measured_up_to_it(finished):
     assert (summary.train_loss, summary.eval_loss) == (training["loss"], evaluation["eval_loss"])
 
 
-def test_the_baseline_exports_as_hugging_faces_own_bert(finished, tmp_path):
+@pytest.mark.usefixtures("forked")
+def test_a_bert_baseline_is_exported_as_hugging_face_bert(finished, tmp_path):
     recipe, run, _ = finished
     shape = replace(recipe.model, architecture="bert", attention_probs_dropout_prob=0.1)
     baseline = replace(recipe, model=shape)

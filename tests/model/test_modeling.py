@@ -28,7 +28,7 @@ SHAPE = {
     "num_attention_heads": 3,
     "intermediate_size": 64,
     "hidden_dropout_prob": 0.0,
-    "initializer_range": 0.2,  # weights as large as after training, so that attention is not nearly uniform
+    "initializer_range": 0.2,  # as large as trained weights, so that attention is not nearly uniform
 }
 
 
@@ -38,7 +38,7 @@ def make_model(model_class, device, **fields):
 
 
 def make_inputs(device, padding=0):
-    """Right-padded documents with labels at some tokens; padding holds ids that must not matter."""
+    """Create right-padded documents with some labeled tokens and arbitrary values at padding."""
     generator = torch.Generator().manual_seed(13)
     num_tokens = sum(SEQLENS)
     length = max(SEQLENS) + padding
@@ -75,7 +75,7 @@ def make_batch(inputs):
 
 
 def with_padding(batch):
-    """The same documents, with documents of pads, empty ones and masked positions that are none behind them."""
+    """Append padding to a micro-batch: documents of padding tokens, empty documents and ignored labels."""
     num_padding, num_tokens, num_padded_labels = [11, 11, 4], batch.num_tokens, 5
     ends = torch.tensor([*num_padding, 0, 0, 0]).cumsum(0).to(batch.cu_seqlens) + num_tokens
     return replace(
@@ -88,7 +88,7 @@ def with_padding(batch):
 
 
 def split_documents(batch):
-    """Each document as a batch of its own."""
+    """Yield each document as a separate micro-batch."""
     for first, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
         in_document = (batch.masked_indices >= first) & (batch.masked_indices < end)
         yield MicroBatch(
@@ -108,13 +108,13 @@ def summed_loss(model, batch):
 
 
 def logits_and_gradients(model, batch):
-    """Logits at the real masked tokens, and every gradient of the summed loss."""
+    """Compute the logits at the real masked tokens and all gradients of the summed loss."""
     actual = gradients(model, summed_loss(model, batch))
     return {"logits": model.predict(batch)[: batch.num_masked].detach()} | actual
 
 
 def max_relative_error(actual, expected):
-    """The largest error of any tensor, relative to the tensor's largest value."""
+    """Return the largest error of all tensors, each relative to the largest value of the tensor."""
     errors = {
         name: (actual[name].double() - values).abs().max() / values.abs().max() for name, values in expected.items()
     }
@@ -137,20 +137,20 @@ def inputs(device):
     return make_inputs(device)
 
 
-def test_padding_never_changes_a_real_tokens_output(masked_lm, inputs, device):
+def test_padding_does_not_change_the_output_of_real_tokens(masked_lm, inputs, device):
     padded_inputs = make_inputs(device, padding=20)
     logits = masked_lm(**inputs).logits[inputs["attention_mask"].bool()]
     assert torch.equal(masked_lm(**padded_inputs).logits[padded_inputs["attention_mask"].bool()], logits)
 
 
-def test_padding_never_changes_a_gradient(masked_lm, inputs, device):
+def test_padding_does_not_change_gradients(masked_lm, inputs, device):
     expected_gradients = gradients(masked_lm, masked_lm(**inputs).loss)
     padded_gradients = gradients(masked_lm, masked_lm(**make_inputs(device, padding=20)).loss)
     for name, gradient in expected_gradients.items():
         assert torch.equal(padded_gradients[name], gradient), name
 
 
-def test_padding_on_the_left_gives_what_padding_on_the_right_gives(masked_lm, inputs):
+def test_left_and_right_padding_give_equal_outputs(masked_lm, inputs):
     num_padding = (inputs["attention_mask"] == 0).sum(1).tolist()
     left = {
         name: torch.stack([row.roll(shift) for row, shift in zip(tensor, num_padding, strict=True)])
@@ -164,15 +164,15 @@ def test_output_at_padding_is_zero(masked_lm, inputs):
     assert not masked_lm(**inputs).logits[~inputs["attention_mask"].bool()].any()
 
 
-@pytest.mark.parametrize("max_seqlen", [None, max(SEQLENS)], ids=["found", "given"])
-def test_padded_and_unpadded_input_agree(masked_lm, inputs, max_seqlen):
+@pytest.mark.parametrize("max_seqlen", [None, max(SEQLENS)], ids=["computed", "given"])
+def test_padded_and_unpadded_input_give_equal_outputs(masked_lm, inputs, max_seqlen):
     padded = masked_lm(**inputs)
     unpadded = masked_lm(**unpad_inputs(inputs), max_seqlen=max_seqlen)
     assert torch.equal(unpadded.logits, padded.logits[inputs["attention_mask"].bool()])
     assert torch.equal(unpadded.loss, padded.loss)
 
 
-def test_no_document_sees_another(masked_lm, inputs):
+def test_documents_do_not_attend_to_each_other(masked_lm, inputs):
     before = masked_lm(**inputs).logits
     inputs["input_ids"][1] = inputs["input_ids"][1].flip(0)
     after = masked_lm(**inputs).logits
@@ -180,12 +180,12 @@ def test_no_document_sees_another(masked_lm, inputs):
     assert not torch.equal(after[1], before[1])
 
 
-def test_without_a_mask_every_token_is_real(masked_lm, inputs):
+def test_all_tokens_are_real_without_an_attention_mask(masked_lm, inputs):
     ids = inputs["input_ids"]
     assert torch.equal(masked_lm(ids).logits, masked_lm(ids, torch.ones_like(ids)).logits)
 
 
-def test_without_token_types_all_are_zero(masked_lm, inputs):
+def test_token_types_default_to_zero(masked_lm, inputs):
     ids = inputs["input_ids"]
     zeros = masked_lm(ids, token_type_ids=torch.zeros_like(ids)).logits
     torch.testing.assert_close(masked_lm(ids).logits, zeros)
@@ -199,7 +199,7 @@ def test_masked_lm_loss_is_the_mean_cross_entropy_of_the_labeled_tokens(masked_l
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_training_on_labeled_tokens_only_gives_the_loss_and_gradients_of_all_tokens(masked_lm, inputs):
+def test_computing_only_labeled_tokens_does_not_change_loss_and_gradients(masked_lm, inputs):
     in_eval = masked_lm(**inputs)
     expected = gradients(masked_lm, in_eval.loss)
     in_training = masked_lm.train()(**inputs)
@@ -214,13 +214,13 @@ def test_training_returns_logits_at_labeled_tokens_only(masked_lm, inputs):
     torch.testing.assert_close(masked_lm.train()(**inputs).logits, all_logits[labeled])
 
 
-def test_predict_gives_the_full_models_logits_at_the_masked_tokens(masked_lm, inputs):
+def test_predict_gives_the_logits_of_the_masked_tokens(masked_lm, inputs):
     batch = make_batch(inputs)
     all_logits = masked_lm(batch.input_ids, cu_seqlens=batch.cu_seqlens).logits
     torch.testing.assert_close(masked_lm.predict(batch), all_logits[batch.masked_indices])
 
 
-def test_the_loss_of_pretraining_is_the_cross_entropy_of_the_predictions(masked_lm, inputs):
+def test_the_pretraining_loss_is_the_cross_entropy_of_the_predictions(masked_lm, inputs):
     batch = with_padding(make_batch(inputs))
     logits = masked_lm.predict(batch)
     loss, num_right = masked_lm.masked_lm_loss(batch)
@@ -228,14 +228,14 @@ def test_the_loss_of_pretraining_is_the_cross_entropy_of_the_predictions(masked_
     assert num_right == (logits.argmax(dim=1) == batch.labels).sum()
 
 
-def test_a_padded_batch_gives_the_loss_of_its_unpadded_self(masked_lm, inputs):
+def test_a_padded_batch_gives_the_loss_of_the_unpadded_batch(masked_lm, inputs):
     batch = make_batch(inputs)
     loss = F.cross_entropy(masked_lm.predict(batch), batch.labels)
     torch.testing.assert_close(masked_lm(**batch.padded(pad_token_id=0)).loss, loss)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_packed_document_has_the_logits_it_has_alone(backend, masked_lm, inputs):
+def test_the_logits_of_a_packed_document_equal_those_of_the_document_alone(backend, masked_lm, inputs):
     masked_lm.set_attn_implementation(backend)
     masked_lm.double()
     batch = make_batch(inputs)
@@ -244,7 +244,7 @@ def test_a_packed_document_has_the_logits_it_has_alone(backend, masked_lm, input
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_packed_documents_have_the_gradients_that_they_add_up_to_alone(backend, masked_lm, inputs):
+def test_gradients_of_packed_documents_are_the_sum_over_documents(backend, masked_lm, inputs):
     masked_lm.set_attn_implementation(backend)
     masked_lm.double()
     batch = make_batch(inputs)
@@ -255,7 +255,7 @@ def test_packed_documents_have_the_gradients_that_they_add_up_to_alone(backend, 
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_filler_changes_neither_logits_nor_gradients(backend, masked_lm, inputs):
+def test_padding_of_a_micro_batch_does_not_change_logits_and_gradients(backend, masked_lm, inputs):
     masked_lm.set_attn_implementation(backend)
     masked_lm.double()
     batch = make_batch(inputs)
@@ -265,7 +265,7 @@ def test_filler_changes_neither_logits_nor_gradients(backend, masked_lm, inputs)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_fp32_with_filler_is_as_accurate_as_without(backend, masked_lm, inputs):
+def test_fp32_with_padding_is_as_accurate_as_without(backend, masked_lm, inputs):
     masked_lm.set_attn_implementation(backend)
     batch = make_batch(inputs)
     plain, with_extra_padding = (logits_and_gradients(masked_lm, each) for each in (batch, with_padding(batch)))
@@ -281,11 +281,11 @@ def test_with_triton_logits_and_gradients_are_as_accurate_as_with_eager(device, 
         model.set_attn_implementation(backend)
         results[backend] = logits_and_gradients(model, batch)
     expected = logits_and_gradients(copy.deepcopy(model).double(), batch)
-    # Three layers share their errors out among the tensors by chance, so the worst one of each rung is judged.
+    # The distribution of errors over the tensors is random, so the largest errors are compared.
     assert max_relative_error(results["triton"], expected) <= 2 * max_relative_error(results["eager"], expected)
 
 
-def test_with_triton_everything_behind_the_embeddings_is_one_graph(device, inputs):
+def test_with_triton_the_step_after_the_embeddings_is_one_graph(device, inputs):
     model, batch = make_model(MosaicBertForMaskedLM, device, hidden_size=64, num_attention_heads=2), make_batch(inputs)
     model.set_attn_implementation("triton")
     plain = gradients(model, summed_loss(model, batch))
@@ -293,7 +293,7 @@ def test_with_triton_everything_behind_the_embeddings_is_one_graph(device, input
     fp64_model.set_attn_implementation("eager")
     expected = gradients(fp64_model, summed_loss(fp64_model, batch))
     model.embedded_loss = torch.compile(model.embedded_loss, fullgraph=True, dynamic=False, backend="aot_eager")
-    # On a GPU the compiled step takes the definitions where the plain one takes kernels.
+    # On a GPU, the compiled step uses the PyTorch references and the eager step the kernels.
     assert max_relative_error(gradients(model, summed_loss(model, batch)), expected) <= 2 * max_relative_error(
         plain, expected
     )
@@ -301,7 +301,7 @@ def test_with_triton_everything_behind_the_embeddings_is_one_graph(device, input
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_a_step_on_a_gpu_has_the_same_bits_again(compiled, device, inputs):
+def test_a_repeated_step_on_a_gpu_is_bit_identical(compiled, device, inputs):
     model = make_model(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2, hidden_dropout_prob=0.1)
     model.set_attn_implementation("triton")
     batch = make_batch(inputs)
@@ -321,7 +321,7 @@ def test_a_step_on_a_gpu_has_the_same_bits_again(compiled, device, inputs):
 
 
 @pytest.mark.gpu
-def test_cuda_graphs_give_the_gradients_that_they_give_uncaptured(device, inputs):
+def test_cuda_graphs_give_the_gradients_of_eager_execution(device, inputs):
     plain = make_model(MosaicBertForMaskedLM, device, hidden_size=128, num_attention_heads=2)
     plain.set_attn_implementation("triton")
     captured = copy.deepcopy(plain)
@@ -331,7 +331,7 @@ def test_cuda_graphs_give_the_gradients_that_they_give_uncaptured(device, inputs
     for model in (plain, captured):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    for _ in range(4):  # warms up, captures, replays
+    for _ in range(4):  # warm-up, capture and replay
         for batch in batches:
             losses = [model.masked_lm_loss(batch)[0] for model in (plain, captured)]
             torch.testing.assert_close(losses[1].detach(), losses[0].detach(), rtol=1e-4, atol=1e-4)
@@ -343,7 +343,7 @@ def test_cuda_graphs_give_the_gradients_that_they_give_uncaptured(device, inputs
     )
 
 
-def test_filler_alone_teaches_nothing(masked_lm, inputs):
+def test_a_batch_of_padding_gives_zero_loss_and_gradients(masked_lm, inputs):
     batch = replace(make_batch(inputs), masked_indices=torch.tensor([], dtype=torch.int64).to(inputs["labels"]))
     batch = with_padding(replace(batch, labels=batch.masked_indices, num_masked=0))
     loss = summed_loss(masked_lm, batch)
@@ -354,23 +354,25 @@ def test_filler_alone_teaches_nothing(masked_lm, inputs):
 
 @pytest.fixture(scope="module")
 def prepared_recipe(source, tmp_path_factory):
-    """A recipe whose store is prepared, with steps of 16 samples in several micro-batches."""
+    """Recipe with a prepared token store and steps of 16 samples in several micro-batches."""
     recipe = tiny_recipe(tmp_path_factory.mktemp("prepared"), source)
     prepare(recipe)
     return recipe
 
 
 def global_loss_and_gradients(model, recipe, world_size, micro_batch_tokens):
-    """Of the first step, as all ranks together compute it: the sum of their micro-batches' shares."""
+    """Compute loss and gradients of the first step as the sum over the micro-batches of all ranks."""
     divided_recipe = replace(recipe, train=replace(recipe.train, micro_batch_tokens=micro_batch_tokens))
     steps = [next(iter(train_loader_of(divided_recipe, rank, world_size))) for rank in range(world_size)]
-    weighted_losses = [summed_loss(model, batch) / step.global_masked for step in steps for batch in step.micro_batches]
+    weighted_losses = [
+        summed_loss(model, batch) / step.global_num_masked for step in steps for batch in step.micro_batches
+    ]
     return {"loss": sum(weighted_losses).detach()} | gradients(model, sum(weighted_losses))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("world_size, micro_batch_tokens", [(1, 32), (1, 100), (2, 256), (3, 64), (8, 256), (16, 4096)])
-def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
+def test_loss_and_gradients_do_not_depend_on_the_division_of_a_global_batch(
     world_size, micro_batch_tokens, backend, prepared_recipe
 ):
     model = make_model(MosaicBertForMaskedLM, "cpu", vocab_size=512).double()
@@ -381,14 +383,14 @@ def test_a_global_batch_has_one_loss_and_one_gradient_however_it_is_divided(
         torch.testing.assert_close(divided[name], values, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_dropout_changes_outputs_in_training_only(device, inputs):
+def test_dropout_changes_outputs_only_in_training_mode(device, inputs):
     model = make_model(MosaicBertForMaskedLM, device, hidden_dropout_prob=0.5)
     assert torch.equal(model(**inputs).loss, model(**inputs).loss)
     model.train()
     assert not torch.equal(model(**inputs).loss, model(**inputs).loss)
 
 
-def test_a_model_first_used_for_inference_later_trains(masked_lm, inputs):
+def test_a_model_can_be_trained_after_inference(masked_lm, inputs):
     with torch.inference_mode():
         loss = masked_lm(**inputs).loss
     assert all(gradient.any() for gradient in gradients(masked_lm, masked_lm(**inputs).loss).values())
@@ -396,7 +398,7 @@ def test_a_model_first_used_for_inference_later_trains(masked_lm, inputs):
 
 
 @pytest.mark.parametrize("model_class", [MosaicBertModel, MosaicBertForMaskedLM, MosaicBertForSequenceClassification])
-def test_hidden_states_are_the_embeddings_and_each_layers_output(model_class, device, inputs):
+def test_hidden_states_are_the_embeddings_and_the_output_of_each_layer(model_class, device, inputs):
     del inputs["labels"]
     model = make_model(model_class, device)
     states = model(**inputs, output_hidden_states=True).hidden_states
@@ -405,23 +407,23 @@ def test_hidden_states_are_the_embeddings_and_each_layers_output(model_class, de
     assert torch.equal(states[-1], encoder(**inputs).last_hidden_state)
 
 
-def test_hidden_states_are_not_returned_unasked(masked_lm, inputs):
+def test_hidden_states_are_not_returned_by_default(masked_lm, inputs):
     assert masked_lm(**inputs).hidden_states is None
 
 
-def test_the_configuration_may_ask_for_hidden_states(device, inputs):
+def test_the_configuration_can_request_hidden_states(device, inputs):
     model = make_model(MosaicBertForMaskedLM, device, output_hidden_states=True)
     assert len(model(**inputs).hidden_states) == 4
 
 
 @pytest.mark.parametrize("requested_by", ["argument", "configuration"])
-def test_hidden_states_in_training_with_labels_are_refused(requested_by, device, inputs):
+def test_hidden_states_in_training_mode_with_labels_are_an_error(requested_by, device, inputs):
     model = make_model(MosaicBertForMaskedLM, device, output_hidden_states=requested_by == "configuration").train()
-    with pytest.raises(ValueError, match=r"output_hidden_states needs model\.eval\(\)"):
+    with pytest.raises(ValueError, match=r"`output_hidden_states` is not supported with labels in training mode"):
         model(**inputs, output_hidden_states=True if requested_by == "argument" else None)
 
 
-def test_hidden_states_do_not_change_a_classifiers_logits(device, inputs):
+def test_returning_hidden_states_does_not_change_the_logits_of_a_classifier(device, inputs):
     del inputs["labels"]
     model = make_model(MosaicBertForSequenceClassification, device)
     torch.testing.assert_close(model(**inputs, output_hidden_states=True).logits, model(**inputs).logits)
@@ -434,14 +436,14 @@ def test_return_dict_false_returns_loss_then_logits(masked_lm, inputs):
     assert torch.equal(logits, output.logits)
 
 
-def test_classifier_reads_the_first_token_of_each_document(device, inputs):
+def test_the_classifier_uses_the_first_token_of_each_document(device, inputs):
     del inputs["labels"]
     model = make_model(MosaicBertForSequenceClassification, device, num_labels=3)
     first = model.model(**inputs).last_hidden_state[:, 0]
     torch.testing.assert_close(model(**inputs).logits, model.classifier(torch.tanh(model.pooler.dense(first))))
 
 
-def test_classifier_gives_padded_and_unpadded_input_the_same_logits(device, inputs):
+def test_the_classifier_gives_equal_logits_for_padded_and_unpadded_input(device, inputs):
     model = make_model(MosaicBertForSequenceClassification, device, num_labels=3)
     del inputs["labels"]
     assert torch.equal(model(**unpad_inputs(inputs)).logits, model(**inputs).logits)
@@ -479,97 +481,99 @@ PAIRS = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     ids=["classes", "int32", "column", "regression", "regression-column", "whole-numbers", "two-numbers", "multi",
          "multi-of-integers"],
 )  # fmt: skip
-def test_classification_loss_is_the_plain_formula(num_labels, problem_type, labels, formula, device, inputs):
+def test_the_classification_loss_equals_the_formula(num_labels, problem_type, labels, formula, device, inputs):
     model = make_model(MosaicBertForSequenceClassification, device, num_labels=num_labels, problem_type=problem_type)
     labels = labels.to(device)
     output = model(**(inputs | {"labels": labels}))
     torch.testing.assert_close(output.loss, formula(output.logits, labels))
 
 
-def test_a_gradient_accumulating_trainer_divides_the_loss_itself(masked_lm):
-    # Hugging Face's Trainer leaves the division to models that take **kwargs, unless they say otherwise.
+def test_the_model_does_not_accept_loss_arguments_of_the_trainer(masked_lm):
+    # Hugging Face's Trainer divides an accumulated loss only if the model does not accept loss arguments.
     assert masked_lm.accepts_loss_kwargs is False
 
 
-def test_an_empty_row_is_refused(masked_lm, inputs):
+def test_a_row_without_tokens_is_an_error(masked_lm, inputs):
     inputs["attention_mask"][2] = 0
-    with pytest.raises(ValueError, match="row 2 of attention_mask holds no token"):
+    with pytest.raises(ValueError, match="must have a token in every row, got none in row 2"):
         masked_lm(**inputs)
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "token_type_ids", "labels"])
-def test_a_tensor_of_another_shape_than_the_ids_is_refused_by_name(masked_lm, inputs, name):
+def test_an_input_with_another_shape_than_input_ids_is_an_error(masked_lm, inputs, name):
     inputs[name] = F.pad(inputs[name], (0, 1), value=1)
-    with pytest.raises(ValueError, match=rf"{name} has shape \(4, 12\), input_ids \(4, 11\)"):
+    with pytest.raises(ValueError, match=rf"`{name}` must have the shape of input_ids, \(4, 11\), got \(4, 12\)"):
         masked_lm(**inputs)
 
 
 @pytest.mark.parametrize("name", ["token_type_ids", "labels"])
-def test_an_unpadded_tensor_of_another_length_than_the_ids_is_refused_by_name(masked_lm, inputs, name):
+def test_an_unpadded_input_with_another_length_than_input_ids_is_an_error(masked_lm, inputs, name):
     unpadded = unpad_inputs(inputs)
     unpadded[name] = F.pad(unpadded[name], (0, 1))
-    with pytest.raises(ValueError, match=rf"{name} has shape \(26,\), input_ids \(25,\)"):
+    with pytest.raises(ValueError, match=rf"`{name}` must have the shape of input_ids, \(25,\), got \(26,\)"):
         masked_lm(**unpadded)
 
 
-def test_flat_ids_without_bounds_are_refused(masked_lm, inputs):
-    with pytest.raises(ValueError, match=r"input_ids has shape \(11,\); give \(B, S\), or \(T,\) and cu_seqlens"):
+def test_unpadded_input_without_cu_seqlens_is_an_error(masked_lm, inputs):
+    with pytest.raises(ValueError, match=r"`input_ids` must be \(B, S\) if cu_seqlens is not given, got \(11,\)"):
         masked_lm(inputs["input_ids"][0])
 
 
-def test_bounds_for_padded_ids_are_refused(masked_lm, inputs):
-    with pytest.raises(ValueError, match=r"input_ids has shape \(4, 11\); with cu_seqlens give \(T,\)"):
+def test_padded_input_with_cu_seqlens_is_an_error(masked_lm, inputs):
+    with pytest.raises(ValueError, match=r"`input_ids` must be \(T,\) if cu_seqlens is given, got \(4, 11\)"):
         masked_lm(inputs["input_ids"], cu_seqlens=unpad_inputs(inputs)["cu_seqlens"])
 
 
-def test_bounds_and_a_mask_together_are_refused(masked_lm, inputs):
+def test_cu_seqlens_with_an_attention_mask_is_an_error(masked_lm, inputs):
     unpadded = unpad_inputs(inputs)
-    with pytest.raises(ValueError, match="no attention_mask"):
+    with pytest.raises(ValueError, match="`attention_mask` is not supported with `cu_seqlens`"):
         masked_lm(**unpadded, attention_mask=torch.ones_like(unpadded["input_ids"]))
 
 
-def test_a_configuration_of_an_impossible_shape_is_refused():
+def test_an_invalid_configuration_is_an_error():
     with pytest.raises(ConfigError, match=r"model\.num_attention_heads=7"):
         MosaicBertConfig(hidden_size=768, num_attention_heads=7)
 
 
-def test_attention_implementation_is_auto_unless_asked(device):
+def test_the_default_attention_implementation_is_auto(device):
     assert make_model(MosaicBertModel, device).config._attn_implementation == "auto"
 
 
-def test_set_attn_implementation_reaches_every_layer(masked_lm, inputs):
+def test_set_attn_implementation_changes_every_layer(masked_lm, inputs):
     before = masked_lm(**inputs).logits
     masked_lm.set_attn_implementation("eager")
     assert {layer.attention.config._attn_implementation for layer in masked_lm.model.layers} == {"eager"}
     torch.testing.assert_close(masked_lm(**inputs).logits, before)
 
 
-def test_an_attention_that_does_not_work_here_is_refused_at_the_first_batch(inputs):
+def test_an_unsupported_attention_backend_is_an_error_on_the_first_batch(inputs):
     model = make_model(MosaicBertForMaskedLM, "cpu")
     model.set_attn_implementation("flash_attention_2")
-    with pytest.raises(RuntimeError, match="attn_implementation='flash_attention_2' does not work here: "):
+    with pytest.raises(
+        RuntimeError, match="`attn_implementation='flash_attention_2'` is not supported on this machine"
+    ):
         model(**{name: tensor.cpu() for name, tensor in inputs.items()})
 
 
-def test_an_unknown_attention_is_refused_with_the_known_ones(masked_lm):
-    with pytest.raises(ValueError, match="'flex_attention' is unknown; choose one of auto, "):
+def test_an_unknown_attention_backend_is_an_error_that_lists_the_known_ones(masked_lm):
+    with pytest.raises(ValueError, match=r"`attn_implementation` must be one of auto, .*, got 'flex_attention'"):
         masked_lm.set_attn_implementation("flex_attention")
 
 
-def test_under_autocast_the_residual_stream_is_bf16(masked_lm, inputs, device):
+def test_the_residual_stream_under_autocast_is_bf16(masked_lm, inputs, device):
     with torch.autocast(device, torch.bfloat16):
         output = masked_lm(**inputs, output_hidden_states=True)
     assert {state.dtype for state in output.hidden_states} == {torch.bfloat16}
 
 
-def test_under_autocast_the_loss_and_the_gradients_are_fp32(masked_lm, inputs, device):
+def test_the_loss_and_gradients_under_autocast_are_fp32(masked_lm, inputs, device):
     with torch.autocast(device, torch.bfloat16):
         loss = masked_lm.train()(**inputs).loss
     assert loss.dtype == torch.float32
     assert {gradient.dtype for gradient in gradients(masked_lm, loss).values()} == {torch.float32}
 
 
-def test_a_model_cast_to_bf16_answers_in_bf16(masked_lm, inputs):
+def test_a_bf16_model_returns_bf16_logits(masked_lm, inputs):
     assert masked_lm.bfloat16()(**inputs).logits.dtype == torch.bfloat16
 
 
@@ -584,13 +588,13 @@ def test_a_model_cast_to_bf16_answers_in_bf16(masked_lm, inputs):
     ],
     ids=["base", "large"],
 )
-def test_number_of_parameters_is_the_originals(fields, num_parameters):
+def test_the_number_of_parameters_equals_the_original(fields, num_parameters):
     with torch.device("meta"):
         model = MosaicBertForMaskedLM(MosaicBertConfig(**fields))
     assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
 
 
-def test_weights_begin_normal_biases_zero_and_norms_as_the_identity(device):
+def test_weights_are_initialized_normal_biases_zero_and_norms_one(device):
     model = make_model(MosaicBertForMaskedLM, device, initializer_range=0.02, hidden_size=96)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
@@ -601,11 +605,11 @@ def test_weights_begin_normal_biases_zero_and_norms_as_the_identity(device):
             assert float(parameter.std()) == pytest.approx(0.02, rel=0.05), name
 
 
-def test_the_decoder_shares_the_word_embeddings(masked_lm):
+def test_the_decoder_is_tied_to_the_word_embeddings(masked_lm):
     assert masked_lm.decoder.weight is masked_lm.model.embeddings.word_embeddings.weight
 
 
-def test_resized_embeddings_keep_old_logits_and_stay_tied(masked_lm, inputs):
+def test_resizing_the_embeddings_keeps_logits_and_weight_tying(masked_lm, inputs):
     before = masked_lm(**inputs).logits
     masked_lm.resize_token_embeddings(192)
     after = masked_lm(**inputs).logits
@@ -614,7 +618,7 @@ def test_resized_embeddings_keep_old_logits_and_stay_tied(masked_lm, inputs):
     assert masked_lm.decoder.weight is masked_lm.model.embeddings.word_embeddings.weight
 
 
-def test_a_saved_model_is_loaded_back_tensor_for_tensor(masked_lm, tmp_path):
+def test_saving_and_loading_reproduces_all_tensors(masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     loaded = MosaicBertForMaskedLM.from_pretrained(tmp_path)
     saved = masked_lm.state_dict()
@@ -623,13 +627,13 @@ def test_a_saved_model_is_loaded_back_tensor_for_tensor(masked_lm, tmp_path):
         assert torch.equal(tensor, saved[name].cpu()), name
 
 
-def test_a_loaded_model_is_tied(masked_lm, tmp_path):
+def test_a_loaded_model_has_tied_weights(masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     loaded = MosaicBertForMaskedLM.from_pretrained(tmp_path)
     assert loaded.decoder.weight is loaded.model.embeddings.word_embeddings.weight
 
 
-def test_a_saved_folder_holds_the_tied_weight_once(masked_lm, tmp_path):
+def test_a_saved_folder_contains_the_tied_weight_once(masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     names = load_file(tmp_path / "model.safetensors").keys()
     assert {"decoder.weight", "model.embeddings.word_embeddings.weight"} & names == {
@@ -637,7 +641,7 @@ def test_a_saved_folder_holds_the_tied_weight_once(masked_lm, tmp_path):
     }
 
 
-def test_a_loaded_model_saves_the_same_folder_again(masked_lm, tmp_path):
+def test_saving_a_loaded_model_gives_equal_weights(masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path / "once")
     MosaicBertForMaskedLM.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
     once, twice = (load_file(tmp_path / name / "model.safetensors") for name in ("once", "twice"))
@@ -645,13 +649,13 @@ def test_a_loaded_model_saves_the_same_folder_again(masked_lm, tmp_path):
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_a_saved_configuration_is_loaded_back(masked_lm, tmp_path):
+def test_saving_and_loading_reproduces_the_configuration(masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     loaded = MosaicBertConfig.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in SHAPE} == SHAPE
 
 
-def test_a_classifier_takes_the_encoder_of_a_masked_lm_and_begins_a_new_head(masked_lm, tmp_path):
+def test_a_classifier_loads_the_encoder_of_a_masked_lm_with_a_new_head(masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     classifier = MosaicBertForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     assert classifier.classifier.weight.shape == (5, 48)
@@ -660,32 +664,30 @@ def test_a_classifier_takes_the_encoder_of_a_masked_lm_and_begins_a_new_head(mas
 
 
 @pytest.mark.parametrize("model_class", [MosaicBertForMaskedLM, MosaicBertForSequenceClassification, MosaicBertModel])
-def test_a_missing_weight_of_the_encoder_is_an_error_that_names_it(model_class, masked_lm, tmp_path):
+def test_a_missing_encoder_weight_is_an_error_that_names_it(model_class, masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.layers.1.mlp.down.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights missing \(.*layers\.1\.mlp\.down\.weight\)"):
+    with pytest.raises(ValueError, match=r"1 missing weights \(.*layers\.1\.mlp\.down\.weight\)"):
         model_class.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("model_class", [MosaicBertForMaskedLM, MosaicBertForSequenceClassification, MosaicBertModel])
-def test_an_unexpected_weight_of_the_encoder_is_an_error_that_names_it(model_class, masked_lm, tmp_path):
+def test_an_unexpected_encoder_weight_is_an_error_that_names_it(model_class, masked_lm, tmp_path):
     masked_lm.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["model.layers.7.mlp.down.weight"] = torch.zeros(48, 64)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights unexpected \(.*layers\.7\.mlp\.down\.weight\)"):
+    with pytest.raises(ValueError, match=r"1 unexpected weights \(.*layers\.7\.mlp\.down\.weight\)"):
         model_class.from_pretrained(tmp_path)
 
 
-def test_a_classifiers_folder_is_no_masked_lm(device, tmp_path):
+def test_loading_a_classifier_folder_as_a_masked_lm_is_an_error(device, tmp_path):
     make_model(MosaicBertForSequenceClassification, device).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"weights missing \(decoder\.bias, .*load it with the class it was saved from"
-    ):
+    with pytest.raises(ValueError, match=r"missing weights \(decoder\.bias, .*Load it with the class that saved it"):
         MosaicBertForMaskedLM.from_pretrained(tmp_path)
 
 
-def test_a_copied_model_gives_the_same_logits(masked_lm, inputs):
+def test_a_copied_model_gives_equal_logits(masked_lm, inputs):
     assert torch.equal(copy.deepcopy(masked_lm)(**inputs).logits, masked_lm(**inputs).logits)

@@ -1,4 +1,4 @@
-"""The original implementation's outputs and losses for its own weights, within 1e-4 in fp32."""
+"""Parity with the outputs and losses of the original implementation for its weights, within 1e-4 in fp32."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def expected(original_mosaicbert, device):
 
 @pytest.fixture(params=["padded", "unpadded"])
 def inputs(request, expected):
-    """Arguments of forward, and a function that brings a (B, S, ...) tensor into the form of its outputs."""
+    """Arguments of forward, and a function that selects the real tokens of its output, (T, ...)."""
     is_token = expected["attention_mask"].bool()
     names = ("input_ids", "token_type_ids", "labels")
     if request.param == "padded":
@@ -37,7 +37,7 @@ def backend(request):
     return request.param
 
 
-def test_encoder_gives_the_originals_hidden_states(original_mosaicbert, expected, inputs, backend, device):
+def test_the_encoder_reproduces_the_original_hidden_states(original_mosaicbert, expected, inputs, backend, device):
     arguments, select_tokens = inputs
     model = MosaicBertModel.from_pretrained(original_mosaicbert / "masked_lm", attn_implementation=backend).to(device)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_encoder_gives_the_originals_hidden_states(original_mosaicbert, expected
     )
 
 
-def test_masked_lm_gives_the_originals_logits_and_loss(original_mosaicbert, expected, inputs, backend, device):
+def test_the_masked_lm_reproduces_the_original_logits_and_loss(original_mosaicbert, expected, inputs, backend, device):
     arguments, select_tokens = inputs
     folder = original_mosaicbert / "masked_lm"
     model = MosaicBertForMaskedLM.from_pretrained(folder, attn_implementation=backend).to(device)
@@ -58,7 +58,7 @@ def test_masked_lm_gives_the_originals_logits_and_loss(original_mosaicbert, expe
     torch.testing.assert_close(output.loss, expected["mlm_loss"], **TOLERANCE)
 
 
-def test_classifier_gives_the_originals_logits_and_loss(original_mosaicbert, expected, inputs, backend, device):
+def test_the_classifier_reproduces_the_original_logits_and_loss(original_mosaicbert, expected, inputs, backend, device):
     arguments, _ = inputs
     folder = original_mosaicbert / "sequence_classification"
     model = MosaicBertForSequenceClassification.from_pretrained(folder, attn_implementation=backend).to(device)

@@ -10,31 +10,31 @@ from mosaicbert.model.padding import compute_unpadding, repad, unpad
 
 @st.composite
 def attention_masks(draw):
-    """Any pattern in which every row holds a token: padding may stand right, left, or between."""
+    """Generate masks with at least one token per row and padding at any position."""
     length = draw(st.integers(1, 12))
     row = st.lists(st.booleans(), min_size=length, max_size=length).filter(any)
     return torch.tensor(draw(st.lists(row, min_size=1, max_size=6)))
 
 
 def distinct_states(mask):
-    return torch.arange(1.0, mask.numel() * 2 + 1).reshape(*mask.shape, 2)  # (B, S, 2), none of them zero
+    return torch.arange(1.0, mask.numel() * 2 + 1).reshape(*mask.shape, 2)  # (B, S, 2), all nonzero
 
 
 @given(mask=attention_masks())
-def test_pad_undoes_unpad_and_leaves_zeros_at_padding(mask):
+def test_repad_inverts_unpad_with_zeros_at_padding(mask):
     states, unpadding = distinct_states(mask), compute_unpadding(mask)
     assert torch.equal(repad(unpad(states, unpadding), unpadding), states * mask[..., None])
 
 
 @given(mask=attention_masks())
-def test_unpad_undoes_pad(mask):
+def test_unpad_inverts_repad(mask):
     unpadding = compute_unpadding(mask)
     tokens = torch.randn(int(mask.sum()), 3, generator=torch.Generator().manual_seed(1))
     assert torch.equal(unpad(repad(tokens, unpadding), unpadding), tokens)
 
 
 @given(mask=attention_masks())
-def test_each_sequence_keeps_its_tokens_in_order(mask):
+def test_unpad_keeps_the_tokens_of_each_sequence_in_order(mask):
     states, unpadding = distinct_states(mask), compute_unpadding(mask)
     tokens, bounds = unpad(states, unpadding), unpadding.cu_seqlens.tolist()
     assert len(bounds) == mask.shape[0] + 1
@@ -43,19 +43,19 @@ def test_each_sequence_keeps_its_tokens_in_order(mask):
 
 
 @given(mask=attention_masks())
-def test_the_longest_sequence_is_counted_in_real_tokens(mask):
+def test_max_seqlen_counts_real_tokens(mask):
     unpadding = compute_unpadding(mask)
     assert unpadding.max_seqlen == int(mask.sum(dim=1).max())
     assert unpadding.cu_seqlens.dtype == torch.int32
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=["bool", "int", "float"])
-def test_a_mask_of_any_type_marks_real_tokens_by_non_zero(dtype, device):
+def test_nonzero_mask_values_of_any_dtype_mark_real_tokens(dtype, device):
     mask = torch.tensor([[2, 1, 0], [0, 3, 0]], device=device, dtype=dtype)
     assert compute_unpadding(mask).indices.tolist() == [0, 1, 4]
 
 
-def test_gradients_flow_back_to_real_tokens_only(device):
+def test_only_real_tokens_receive_gradients(device):
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]], device=device)
     states = torch.ones(2, 3, 2, device=device, requires_grad=True)
     unpadding = compute_unpadding(mask)
@@ -63,12 +63,12 @@ def test_gradients_flow_back_to_real_tokens_only(device):
     assert torch.equal(states.grad, mask[..., None].expand(2, 3, 2).float())
 
 
-def test_a_row_without_tokens_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match="row 1 of attention_mask holds no token; leave empty sequences out"):
+def test_a_row_without_tokens_is_an_error_that_names_the_row():
+    with pytest.raises(ValueError, match=r"must have a token in every row, got none in row 1\. Remove empty sequences"):
         compute_unpadding(torch.tensor([[1, 0], [0, 0]]))
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 1, 4)], ids=["flat", "extended"])
-def test_a_mask_that_is_not_two_dimensional_is_an_error_that_gives_its_shape(shape):
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(.*\); it must be \(B, S\)"):
+def test_a_mask_that_is_not_two_dimensional_is_an_error(shape):
+    with pytest.raises(ValueError, match=r"`attention_mask` must be \(B, S\), got \(.*\)"):
         compute_unpadding(torch.ones(shape))

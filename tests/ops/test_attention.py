@@ -23,11 +23,11 @@ SEQLENS = {
     "one-token": [1],
     "only-single-tokens": [1, 1, 1, 1, 1],
     "primes": [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37],
-    "one-long-among-many-short": [3] * 9 + [401] + [3] * 9 + [2] * 5,
+    "one-long-and-many-short": [3] * 9 + [401] + [3] * 9 + [2] * 5,
     "runs-of-equal-lengths": [16] * 6 + [32] * 3 + [16] * 2 + [1] * 4,
-    "both-sides-of-the-short-switch": [_MAX_SHORT_BF16_SEQLEN - 1, _MAX_SHORT_BF16_SEQLEN, _MAX_SHORT_BF16_SEQLEN + 1],
+    "around-the-short-limit": [_MAX_SHORT_BF16_SEQLEN - 1, _MAX_SHORT_BF16_SEQLEN, _MAX_SHORT_BF16_SEQLEN + 1],
     "above-a-power-of-two": [129, 64, 128],
-    "empty-documents-behind": [16, 16, 5, 0, 0, 0],
+    "empty-documents-at-the-end": [16, 16, 5, 0, 0, 0],
     "empty-documents-between": [0, 7, 0, 0, 7, 40, 0],
 }
 
@@ -42,7 +42,7 @@ def random_qkv(num_tokens, num_heads, device, dtype=torch.float64, head_dim=HEAD
 
 
 def formula(qkv, cu_seqlens, slopes, window=None):
-    """The attention of all tokens to all, in fp64, with -inf between documents: no document is cut out."""
+    """Compute attention over all tokens at once, with a bias of -inf between documents."""
     query, key, value = qkv.permute(1, 2, 0, 3)  # each (H, T, D)
     position = torch.arange(qkv.shape[0], device=qkv.device)
     document = torch.bucketize(position, cu_seqlens[1:-1].long(), right=True)
@@ -80,7 +80,7 @@ def assert_as_accurate_as_eager(
 
 
 @pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
-def test_definition_equals_the_formula(seqlens, device):
+def test_the_reference_equals_the_formula(seqlens, device):
     cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(3)
     qkv, grad_context = random_qkv(sum(seqlens), 3, device), random_qkv(sum(seqlens), 3, device)[:, 0]
     expected = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes), qkv, grad_context)
@@ -103,7 +103,7 @@ def test_sdpa_is_as_accurate_as_eager_for_any_number_of_heads(num_heads, dtype, 
 @pytest.mark.parametrize("has_bias", [True, False], ids=["alibi", "no-bias"])
 @pytest.mark.parametrize("window", [1, 33, 500])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_window_is_cut_out_of_the_bias(backend, window, has_bias, device):
+def test_a_window_equals_the_formula_with_masked_bias(backend, window, has_bias, device):
     cu_seqlens, slopes = cumulative([5, 70, 1], device), alibi_slopes(3) if has_bias else None
     qkv, grad_context = random_qkv(76, 3, device), random_qkv(76, 3, device)[:, 0]
     expected = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), qkv, grad_context)
@@ -111,14 +111,14 @@ def test_a_window_is_cut_out_of_the_bias(backend, window, has_bias, device):
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-# Tiles have 32 rows in fp32, 64 and 128 in bf16; documents of up to a tile have another backward pass than longer ones.
+# Tiles have 32 rows in fp32, 64 or 128 in bf16. Documents of at most one tile use a different backward kernel.
 TRITON_SEQLENS = {
     "one-token": [1],
     "primes": [2, 3, 5, 7, 11, 13, 17, 19],
     "around-a-tile-of-32": [31, 32, 33],
     "around-a-tile-of-64": [63, 64, 65],
     "around-a-tile-of-128": [127, 128, 129],
-    "one-long-among-many-short": [3] * 4 + [140] + [3] * 4 + [2] * 3,
+    "one-long-and-many-short": [3] * 4 + [140] + [3] * 4 + [2] * 3,
     "empty-documents": [0, 7, 0, 0, 40, 0, 0],
 }
 
@@ -131,21 +131,21 @@ def test_triton_is_as_accurate_as_eager(seqlens, dtype, device):
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("head_dim", [32, 128])
-def test_triton_is_as_accurate_as_eager_for_other_sizes_and_numbers_of_heads(head_dim, dtype, device):
+def test_triton_is_as_accurate_as_eager_for_other_head_sizes(head_dim, dtype, device):
     assert_as_accurate_as_eager("triton", [5, 40, 20], 3, dtype, device, head_dim=head_dim)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("has_bias", [True, False], ids=["alibi", "no-bias"])
 @pytest.mark.parametrize("window", [None, 1, 31, 32, 100])
-def test_triton_is_as_accurate_as_eager_in_a_window(window, has_bias, dtype, device):
+def test_triton_is_as_accurate_as_eager_with_a_window(window, has_bias, dtype, device):
     seqlens = [5, 140, 33] if dtype == BF16 else [5, 70, 33]
     assert_as_accurate_as_eager("triton", seqlens, 1, dtype, device, has_bias=has_bias, window=window)
 
 
 @pytest.mark.parametrize("window", [None, 33])
 @pytest.mark.parametrize("config_index", [1, 2, 3])
-def test_triton_is_as_accurate_as_eager_with_any_tiling(config_index, window, device, monkeypatch):
+def test_triton_is_as_accurate_as_eager_with_any_tile_config(config_index, window, device, monkeypatch):
     kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
     monkeypatch.setattr(kernels, "_MIN_ROWS_TO_AUTOTUNE", 0)
     monkeypatch.setattr(
@@ -157,13 +157,13 @@ def test_triton_is_as_accurate_as_eager_with_any_tiling(config_index, window, de
 @pytest.mark.gpu
 @pytest.mark.parametrize("seqlens", [[128] * 64, [512] * 8, [8192, 100, 1000]], ids=["128", "512", "8192"])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16], ids=["bf16", "fp16"])
-def test_triton_is_as_accurate_as_eager_at_the_sizes_of_a_recipe(seqlens, dtype, device):
-    # The formula in fp64 holds all tokens' scores: a few heads of them fit a GPU that other tests use, too.
+def test_triton_is_as_accurate_as_eager_at_recipe_sizes(seqlens, dtype, device):
+    # The fp64 formula stores the scores of all tokens. Two heads fit a GPU that other tests also use.
     assert_as_accurate_as_eager("triton", seqlens, 2, dtype, device)
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-def test_triton_gives_the_same_bits_again(dtype, device):
+def test_triton_is_bit_identical_in_repeated_calls(dtype, device):
     seqlens, slopes = [40, 150, 3], alibi_slopes(1)
     qkv, cu_seqlens = random_qkv(sum(seqlens), 1, device, dtype), cumulative(seqlens, device)
 
@@ -176,8 +176,8 @@ def test_triton_gives_the_same_bits_again(dtype, device):
         assert all(torch.equal(*pair) for pair in zip(first, results(), strict=True))
 
 
-def test_triton_leaves_no_element_unwritten(device):
-    # Memory is filled with NaN as it is taken.
+def test_triton_writes_every_element(device):
+    # New memory is filled with NaN.
     seqlens, slopes = [0, 40, 150, 1, 0], alibi_slopes(2)
     qkv, cu_seqlens = random_qkv(sum(seqlens), 2, device, BF16), cumulative(seqlens, device)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -189,7 +189,7 @@ def test_triton_leaves_no_element_unwritten(device):
     assert all(result.isfinite().all() for result in results)
 
 
-def test_triton_takes_queries_keys_and_values_that_are_not_contiguous(device):
+def test_triton_accepts_non_contiguous_input(device):
     slopes, cu_seqlens = alibi_slopes(2), cumulative([20, 9], device)
     qkv = random_qkv(29, 2, device, BF16)
     strided = qkv.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
@@ -205,7 +205,7 @@ def test_triton_takes_queries_keys_and_values_that_are_not_contiguous(device):
 def test_triton_is_captured_by_torch_compile_without_a_graph_break(device):
     slopes, cu_seqlens = alibi_slopes(2), cumulative([20, 9], device)
     qkv, weight = random_qkv(29, 2, device, FP32), torch.randn(3, device=device)
-    attention(qkv, cu_seqlens, 20, slopes, "triton")  # a step is probed before it is compiled
+    attention(qkv, cu_seqlens, 20, slopes, "triton")  # the backend is probed before compilation
 
     def block(qkv):
         return attention(qkv * weight[:, None, None], cu_seqlens, 20, slopes, "triton").square()
@@ -217,7 +217,7 @@ def test_triton_is_captured_by_torch_compile_without_a_graph_break(device):
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("has_bias", [True, False], ids=["alibi", "no-bias"])
-def test_the_operators_keep_the_rules_of_torch_library(has_bias, window, device):
+def test_the_operators_pass_opcheck(has_bias, window, device):
     slopes, cu_seqlens = alibi_slopes(2) if has_bias else None, cumulative([9, 0, 5], device)
     qkv = random_qkv(14, 2, device, FP32)
     attention(qkv, cu_seqlens, 9, slopes, "triton")
@@ -232,7 +232,7 @@ def test_flash_attention_2_is_as_accurate_as_eager(seqlens, num_heads, device):
     assert_as_accurate_as_eager("flash_attention_2", seqlens, num_heads, BF16, device)
 
 
-# The values of the original implementation's get_alibi_slopes, written out.
+# Values of get_alibi_slopes in the original implementation.
 SQRT_HALF = 0.70710678
 SLOPES = {
     8: [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256],
@@ -243,12 +243,12 @@ SLOPES = {
 
 
 @pytest.mark.parametrize("num_heads", SLOPES)
-def test_slopes_are_the_originals(num_heads):
+def test_slopes_equal_those_of_the_original_implementation(num_heads):
     assert alibi_slopes(num_heads) == pytest.approx(SLOPES[num_heads], abs=1e-8)
 
 
 @pytest.mark.parametrize("num_heads", range(1, 33))
-def test_every_head_has_its_own_slope_between_0_and_1(num_heads):
+def test_slopes_are_distinct_and_between_0_and_1(num_heads):
     slopes = alibi_slopes(num_heads)
     assert len(set(slopes)) == num_heads
     assert all(0 < slope < 1 for slope in slopes)
@@ -256,7 +256,7 @@ def test_every_head_has_its_own_slope_between_0_and_1(num_heads):
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", ["triton", "sdpa", "eager"])
-def test_a_changed_document_leaves_every_other_documents_output_and_gradient_bit_identical(backend, dtype, device):
+def test_changing_a_document_does_not_change_a_bit_of_other_documents(backend, dtype, device):
     seqlens, changed_rows = [30, 30, 30, 140, 7], slice(30, 60)
     cu_seqlens, slopes = cumulative(seqlens, device), alibi_slopes(1)
     before = random_qkv(sum(seqlens), 1, device, dtype)
@@ -274,7 +274,7 @@ def test_a_changed_document_leaves_every_other_documents_output_and_gradient_bit
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_document_alone_attends_as_it_does_in_company(backend, device):
+def test_a_packed_document_equals_the_same_document_alone(backend, device):
     slopes, qkv = alibi_slopes(3), random_qkv(150, 3, device)
     together = attention(qkv, cumulative([100, 50], device), 100, slopes, backend)
     alone = attention(qkv[100:], cumulative([50], device), 50, slopes, backend)
@@ -283,7 +283,7 @@ def test_a_document_alone_attends_as_it_does_in_company(backend, device):
 
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", ["triton", "sdpa", "eager"])
-def test_empty_documents_change_no_bit_of_outputs_and_gradients(backend, dtype, device):
+def test_empty_documents_do_not_change_a_bit_of_outputs_and_gradients(backend, dtype, device):
     seqlens, slopes = [9, 9, 140, 1], alibi_slopes(1)
     qkv, grad_context = (random_qkv(sum(seqlens), 1, device, dtype) for _ in range(2))
 
@@ -296,7 +296,7 @@ def test_empty_documents_change_no_bit_of_outputs_and_gradients(backend, dtype, 
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_max_seqlen_beyond_the_longest_document_changes_no_bit(backend, device):
+def test_a_larger_max_seqlen_does_not_change_a_bit(backend, device):
     slopes, qkv, cu_seqlens = alibi_slopes(3), random_qkv(50, 3, device, FP32), cumulative([30, 20, 0], device)
     assert torch.equal(
         attention(qkv, cu_seqlens, 30, slopes, backend), attention(qkv, cu_seqlens, 512, slopes, backend)
@@ -304,22 +304,22 @@ def test_a_max_seqlen_beyond_the_longest_document_changes_no_bit(backend, device
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_mirrored_documents_have_mirrored_outputs(backend, device):
+def test_reversed_documents_have_reversed_outputs(backend, device):
     slopes, qkv, cu_seqlens = alibi_slopes(5), random_qkv(40, 5, device), cumulative([40], device)
     mirrored = attention(qkv.flip(0), cu_seqlens, 40, slopes, backend).flip(0)
     torch.testing.assert_close(mirrored, attention(qkv, cu_seqlens, 40, slopes, backend), rtol=1e-12, atol=1e-12)
 
 
-def test_attention_does_not_write_into_its_input(device):
+def test_attention_does_not_modify_its_input(device):
     qkv = random_qkv(40, 3, device)
     before = qkv.clone()
     attention(qkv, cumulative([40], device), 40, alibi_slopes(3))
     assert torch.equal(qkv, before)
 
 
-def test_attention_first_called_for_inference_later_trains(device):
-    # Probes and biases are cached across calls; a tensor made in inference mode could not be saved for a gradient.
-    slopes = tuple(0.3 + slope / 2 for slope in alibi_slopes(3))  # no other test has cached these
+def test_attention_can_be_trained_after_inference(device):
+    # Probes and biases are cached across calls. A tensor created in inference mode cannot be saved for a backward pass.
+    slopes = tuple(0.3 + slope / 2 for slope in alibi_slopes(3))  # not cached by another test
     cu_seqlens = cumulative([20, 9], device)
     choose_attention.cache_clear()
     with torch.inference_mode():
@@ -332,7 +332,7 @@ def test_attention_first_called_for_inference_later_trains(device):
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "eager"])
-def test_a_rung_is_probed_in_inference_mode_as_outside_it(backend, device):
+def test_the_choice_of_a_backend_is_the_same_in_inference_mode(backend, device):
     choose_attention.cache_clear()
     with torch.inference_mode():
         inside = choose_attention(backend, device, FP32, HEAD_DIM)
@@ -340,62 +340,64 @@ def test_a_rung_is_probed_in_inference_mode_as_outside_it(backend, device):
     assert inside == choose_attention(backend, device, FP32, HEAD_DIM)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed here")
-def test_asking_for_a_rung_that_is_not_installed_is_an_error_that_says_so():
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_requesting_a_backend_that_is_not_installed_is_an_error():
     with pytest.raises(RuntimeError) as raised:
         attention(random_qkv(4, 2, "cpu", FP32), cumulative([4], "cpu"), 4, alibi_slopes(2), "flash_attention_2")
     assert str(raised.value) == (
-        "attn_implementation='flash_attention_2' does not work here: flash_attn is not installed; "
-        "'auto' takes one that does."
+        "`attn_implementation='flash_attention_2'` is not supported on this machine: flash_attn is not installed. "
+        "Use 'auto' for the fastest backend that works."
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed here")
-def test_auto_says_which_rung_it_takes_and_why_none_above():
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_auto_describes_the_selected_backend_and_the_unavailable_ones():
     choice = choose_attention("auto", "cpu", FP32, HEAD_DIM)
     assert str(choice) == (
-        "attention: sdpa (no flash_attention_2: flash_attn is not installed; no triton: it is for GPUs)"
+        "attention: sdpa (flash_attention_2 unavailable: flash_attn is not installed; "
+        "triton unavailable: requires a GPU)"
     )
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_a_rung_asked_for_is_taken_as_asked(backend, device):
-    assert str(choose_attention(backend, device, FP32, HEAD_DIM)) == f"attention: {backend} (as asked)"
+def test_a_requested_backend_is_selected(backend, device):
+    assert str(choose_attention(backend, device, FP32, HEAD_DIM)) == f"attention: {backend} (as requested)"
 
 
-def test_an_unknown_rung_is_an_error_that_lists_the_known_ones(device):
-    with pytest.raises(ValueError, match=r"'flash' is unknown; choose one of auto, flash_attention_2, triton, sdpa"):
+def test_an_unknown_backend_is_an_error_that_lists_the_known_ones(device):
+    with pytest.raises(ValueError, match=r"must be one of auto, flash_attention_2, triton, sdpa, eager, got 'flash'"):
         attention(random_qkv(4, 2, device), cumulative([4], device), 4, alibi_slopes(2), "flash")
 
 
 @pytest.mark.parametrize("head_dim", [16, 80])
-def test_a_head_size_without_kernels_is_an_error_that_names_those_with(head_dim, device):
-    with pytest.raises(RuntimeError, match=rf"'triton' does not work here: head_dim={head_dim} is not among \(32, 64"):
+def test_an_unsupported_head_size_is_an_error_that_lists_the_supported_ones(head_dim, device):
+    with pytest.raises(RuntimeError, match=rf"`head_dim` must be one of 32, 64, 128, got {head_dim}"):
         choose_attention("triton", device, BF16, head_dim)
 
 
-def test_auto_goes_on_where_a_head_size_has_no_kernels(device):
+def test_auto_skips_triton_for_an_unsupported_head_size(device):
     assert choose_attention("auto", device, BF16, 80).name != "triton"
 
 
-def test_triton_without_a_gpu_is_an_error_that_says_so():
+def test_requesting_triton_without_a_gpu_is_an_error():
     command = "from mosaicbert.ops.attention import *; choose_attention('triton', 'cpu', torch.bfloat16, 64)"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     completed = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
-    assert "attn_implementation='triton' does not work here: it needs a GPU" in completed.stderr
+    assert "`attn_implementation='triton'` is not supported on this machine" in completed.stderr
+    assert "`qkv` must be on a GPU, got a CPU tensor" in completed.stderr
 
 
-def test_no_token_is_an_error(device):
-    with pytest.raises(ValueError, match=r"at least one token, got \(0, 3, 2, 64\)"):
+def test_an_empty_batch_is_an_error(device):
+    with pytest.raises(ValueError, match=r"with at least one token, got \(0, 3, 2, 64\)"):
         attention(random_qkv(0, 2, device), cumulative([0], device), 1, alibi_slopes(2))
 
 
 @pytest.mark.parametrize("slopes", [(0.5,), (0.5, 0.0), (0.5, -1.0)], ids=["too-few", "zero", "negative"])
-def test_slopes_that_are_not_a_positive_number_for_each_head_are_an_error(slopes, device):
-    with pytest.raises(ValueError, match="attention needs 2 positive slopes"):
+def test_slopes_other_than_one_positive_number_per_head_are_an_error(slopes, device):
+    with pytest.raises(ValueError, match="slopes must be 2 positive numbers"):
         attention(random_qkv(4, 2, device), cumulative([4], device), 4, slopes)
 
 
-def test_a_window_that_leaves_a_token_alone_is_an_error(device):
-    with pytest.raises(ValueError, match="window=0 leaves every token alone"):
+def test_a_window_of_zero_is_an_error(device):
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         attention(random_qkv(4, 2, device), cumulative([4], device), 4, alibi_slopes(2), window=0)

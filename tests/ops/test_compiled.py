@@ -1,4 +1,4 @@
-"""The kernels in the compiler that makes machine code, which the interpreter never asks."""
+"""Ahead-of-time compilation of the kernels to machine code, which Triton's interpreter does not cover."""
 
 import os
 import subprocess
@@ -10,15 +10,18 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "kernels.py"
+# Bytes per thread. Triton 3.3 spills 64 bytes in the first tile configuration of _attention_backward_whole_kernel on
+# sm_90, see docs/benchmarks/kernels.jsonl; a larger stack indicates a regression.
+_MAX_STACK_BYTES = 64
 
 
-def test_every_kernel_compiles_for_a_hopper_gpu_with_matrix_instructions_and_without_spilling():
+def test_every_kernel_compiles_for_sm_90_with_matrix_instructions_and_at_most_64_bytes_of_stack():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, str(_SCRIPT), "--smoke"]
     completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     lines = completed.stdout.splitlines()
     assert len({line.partition(" bfloat16")[0] for line in lines}) == 9  # kernels
     for line in lines:
-        fields = dict(part.split("=") for part in line.rpartition(": ")[2].split(", "))
-        assert int(fields["stack_bytes"]) <= 64, line
+        fields = dict(field.split("=") for field in line.rpartition(": ")[2].split(", "))
+        assert int(fields["stack_bytes"]) <= _MAX_STACK_BYTES, line
         assert (int(fields["matrix_instructions"]) > 0) == line.startswith("attention"), line

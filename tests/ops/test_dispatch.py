@@ -15,7 +15,7 @@ EPS = 1e-12
 
 @pytest.fixture
 def enabled_kernels(monkeypatch):
-    """Whatever the device, public functions take the kernels: on a CPU, in Triton's interpreter."""
+    """Enable the kernels of the public functions on any device. On a CPU, Triton's interpreter runs them."""
     monkeypatch.setattr(dispatch, "choose_kernels", lambda _: KernelChoice("triton", ""))
 
 
@@ -63,40 +63,40 @@ def make_inputs(operation, device):
 @pytest.mark.parametrize(
     "choice, text",
     [
-        (KernelChoice("triton", ""), "fused operations: triton"),
-        (KernelChoice("none", "triton is not installed"), "fused operations: none (triton is not installed)"),
+        (KernelChoice("triton", ""), "fused kernels: triton"),
+        (KernelChoice("none", "triton is not installed"), "fused kernels: none (triton is not installed)"),
     ],
     ids=["triton", "none"],
 )
-def test_a_choice_is_one_line(choice, text):
+def test_a_choice_is_described_in_one_line(choice, text):
     assert str(choice) == text
 
 
-def test_the_processor_runs_the_definitions():
-    assert str(choose_kernels("cpu")) == "fused operations: none (the processor runs the definitions)"
+def test_the_cpu_uses_the_reference():
+    assert str(choose_kernels("cpu")) == "fused kernels: none (the CPU uses the PyTorch reference)"
 
 
 @pytest.mark.parametrize("device_type", ["meta", "mps"])
-def test_what_is_no_gpu_of_tritons_runs_the_definitions(device_type):
-    assert choose_kernels(device_type) == KernelChoice("none", "for GPUs")
+def test_devices_other_than_cuda_use_the_reference(device_type):
+    assert choose_kernels(device_type) == KernelChoice("none", "requires a CUDA GPU")
 
 
-def test_without_a_gpu_cuda_runs_the_definitions(monkeypatch):
+def test_cuda_without_a_gpu_uses_the_reference(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_kernels.__wrapped__("cuda") == KernelChoice("none", "for GPUs")
+    assert choose_kernels.__wrapped__("cuda") == KernelChoice("none", "requires a CUDA GPU")
 
 
 @pytest.mark.gpu
-def test_a_gpu_runs_the_kernels():
+def test_a_gpu_uses_the_kernels():
     assert choose_kernels("cuda") == KernelChoice("triton", "")
 
 
-def test_the_probe_finds_nothing_wrong_with_the_kernels(device):
+def test_the_kernels_pass_the_probe(device):
     assert dispatch._probe(device) is None
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
-def test_the_probe_works_wherever_the_first_call_happens(mode, device):
+def test_the_kernels_pass_the_probe_in_every_autograd_mode(mode, device):
     with mode():
         assert dispatch._probe(device) is None
 
@@ -108,32 +108,32 @@ def test_the_probe_works_wherever_the_first_call_happens(mode, device):
         (raise_on_import(RuntimeError("Failed to find C compiler.\nSet CC.")), "Failed to find C compiler."),
         (raise_on_import(KeyError()), "KeyError"),
     ],
-    ids=["no-triton", "no-compiler", "wordless"],
+    ids=["no-triton", "no-compiler", "empty-message"],
 )
-def test_what_keeps_the_kernels_from_running_is_the_reason(import_module, reason, monkeypatch, device):
+def test_the_reason_is_the_error_of_the_probe(import_module, reason, monkeypatch, device):
     monkeypatch.setattr(importlib, "import_module", import_module)
     assert dispatch._probe(device) == reason
 
 
-def test_a_kernel_that_computes_something_else_is_not_taken(monkeypatch, device):
+def test_a_kernel_with_a_wrong_result_fails_the_probe(monkeypatch, device):
     kernels = importlib.import_module("mosaicbert.ops.geglu_kernels")
     monkeypatch.setattr(kernels, "geglu", lambda gate_up, *_: 1.1 * geglu_reference(gate_up))
-    assert dispatch._probe(device) == "a kernel's result differs from the definition's"
+    assert dispatch._probe(device) == "the result of a kernel differs from the PyTorch reference"
 
 
-def test_a_driver_that_fails_leaves_the_definitions(monkeypatch):
+def test_a_driver_error_selects_the_reference(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(importlib, "import_module", raise_on_import(OSError("libcuda.so: cannot open")))
     assert choose_kernels.__wrapped__("cuda") == KernelChoice("none", "libcuda.so: cannot open")
 
 
 @pytest.mark.usefixtures("enabled_kernels")
-def test_numbers_that_the_kernels_would_shorten_take_the_definition(device):
+def test_fp64_inputs_use_the_reference(device):
     assert uses_kernels(torch.zeros(1, device=device))
     assert not uses_kernels(torch.zeros(1, device=device, dtype=torch.float64))
 
 
-def test_a_seed_follows_from_pytorchs_generator(device):
+def test_a_seed_is_drawn_from_the_default_generator(device):
     torch.manual_seed(3)
     first, second = draw_seed(torch.device(device)), draw_seed(torch.device(device))
     torch.manual_seed(3)
@@ -142,7 +142,7 @@ def test_a_seed_follows_from_pytorchs_generator(device):
 
 @pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("operation", [geglu, add_layer_norm], ids=["geglu", "sum"])
-def test_the_public_function_computes_its_definition(operation, device):
+def test_the_public_function_equals_its_reference(operation, device):
     inputs = make_inputs(operation, device)
     with torch.no_grad():
         expected = REFERENCES[operation](*inputs)
@@ -151,7 +151,7 @@ def test_the_public_function_computes_its_definition(operation, device):
 
 @pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("operation", [geglu, add_layer_norm], ids=["geglu", "sum"])
-def test_dropout_follows_pytorchs_generator(operation, device):
+def test_dropout_is_reproducible_with_manual_seed(operation, device):
     inputs = make_inputs(operation, device)
     torch.manual_seed(5)
     first, second = operation(*inputs, dropout_p=0.5), operation(*inputs, dropout_p=0.5)
@@ -162,7 +162,7 @@ def test_dropout_follows_pytorchs_generator(operation, device):
 
 @pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_under_autocast_a_fused_sum_is_in_the_autocasts_dtype_and_gradients_in_their_own(dtype, device):
+def test_under_autocast_the_output_has_the_autocast_dtype_and_gradients_those_of_the_inputs(dtype, device):
     inputs = [tensor.detach().requires_grad_() for tensor in random_inputs(device, dtype)]
     with torch.autocast(device, torch.bfloat16):
         out = dropout_add_layer_norm(*inputs, EPS, 0.1)
@@ -173,7 +173,7 @@ def test_under_autocast_a_fused_sum_is_in_the_autocasts_dtype_and_gradients_in_t
 
 @pytest.mark.usefixtures("enabled_kernels")
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
-def test_without_gradients_a_fused_sum_is_the_same(mode, device):
+def test_the_output_is_the_same_without_gradients(mode, device):
     inputs = [tensor.requires_grad_() for tensor in random_inputs(device)]
     with mode():
         out = dropout_add_layer_norm(*inputs, EPS)
@@ -181,7 +181,7 @@ def test_without_gradients_a_fused_sum_is_the_same(mode, device):
 
 
 @pytest.mark.usefixtures("enabled_kernels")
-def test_recomputed_activations_have_the_same_dropout(device):
+def test_activation_checkpointing_repeats_the_dropout_mask(device):
     inputs = random_inputs(device)
 
     def block(hidden, *others):
@@ -198,7 +198,7 @@ def test_recomputed_activations_have_the_same_dropout(device):
 
 
 @pytest.mark.usefixtures("enabled_kernels")
-def test_torch_compile_fuses_by_itself(device):
+def test_torch_compile_traces_the_reference(device):
     compiled = torch.compile(lambda gate_up: geglu(gate_up, 0.1), fullgraph=True, backend="eager")
     gate_up = random_inputs(device)[0]
     torch.manual_seed(5)

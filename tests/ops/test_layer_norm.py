@@ -42,7 +42,7 @@ def random_inputs(tokens, width, mean, device, dtype):
 
 
 @pytest.mark.parametrize("tokens, width", [(1, 8), (7, 300)], ids=["one-token", "ragged"])
-def test_layer_norm_equals_its_formula(tokens, width, device):
+def test_layer_norm_equals_the_formula(tokens, width, device):
     inputs, grad_out = random_inputs(tokens, width, 1.0, device, torch.float64)
     expected = with_gradients(formula, inputs, grad_out)
     actual = with_gradients(lambda *tensors: layer_norm(*tensors, EPS), inputs, grad_out)
@@ -52,7 +52,7 @@ def test_layer_norm_equals_its_formula(tokens, width, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("mean", [0.0, 100.0], ids=["centered", "large-mean"])
 @pytest.mark.parametrize("tokens, width", [(1, 8), (7, 300), (3000, 64)], ids=["one-token", "ragged", "many-tokens"])
-def test_layer_norm_is_as_accurate_as_one_computed_in_fp32(tokens, width, mean, dtype, device):
+def test_layer_norm_is_as_accurate_as_in_fp32(tokens, width, mean, dtype, device):
     inputs, grad_out = random_inputs(tokens, width, mean, device, dtype)
     expected = with_gradients(formula, [tensor.double() for tensor in inputs], grad_out.double())
     eager = with_gradients(fp32_layer_norm, inputs, grad_out)
@@ -62,13 +62,13 @@ def test_layer_norm_is_as_accurate_as_one_computed_in_fp32(tokens, width, mean, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_under_autocast_the_output_is_in_the_autocasts_dtype(dtype, device):
+def test_the_output_under_autocast_has_the_autocast_dtype(dtype, device):
     (hidden, weight, bias), _ = random_inputs(5, 64, 0.0, device, torch.float32)
     with torch.autocast(device, torch.bfloat16):
         assert layer_norm(hidden.to(dtype), weight, bias, EPS).dtype == torch.bfloat16
 
 
-def test_under_autocast_the_gradients_of_fp32_parameters_are_fp32(device):
+def test_gradients_of_fp32_parameters_under_autocast_are_fp32(device):
     (hidden, weight, bias), _ = random_inputs(5, 64, 0.0, device, torch.float32)
     weight.requires_grad_()
     with torch.autocast(device, torch.bfloat16):
@@ -76,7 +76,7 @@ def test_under_autocast_the_gradients_of_fp32_parameters_are_fp32(device):
     assert weight.grad.dtype == torch.float32
 
 
-def test_on_a_cpu_the_gradients_of_fp32_parameters_are_summed_in_fp32():
+def test_gradients_of_fp32_parameters_on_the_cpu_are_summed_in_fp32():
     (hidden, weight, bias), grad_out = random_inputs(3000, 64, 1.0, "cpu", torch.bfloat16)
     inputs = [hidden, weight.float(), bias.float()]
     expected = with_gradients(formula, [tensor.double() for tensor in inputs], grad_out.double())
@@ -87,14 +87,14 @@ def test_on_a_cpu_the_gradients_of_fp32_parameters_are_summed_in_fp32():
         assert_as_accurate(name, *values)
 
 
-def test_hidden_states_of_any_shape_are_normalised_along_the_last_dimension(device):
+def test_hidden_states_of_any_shape_are_normalized_along_the_last_dimension(device):
     (hidden, weight, bias), _ = random_inputs(12, 64, 0.0, device, torch.bfloat16)
     together = layer_norm(hidden.unflatten(0, (3, 4)), weight, bias, EPS)
     assert torch.equal(together.flatten(0, 1), layer_norm(hidden, weight, bias, EPS))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_without_autocast_the_output_has_the_inputs_dtype(dtype, device):
+def test_the_output_without_autocast_has_the_dtype_of_the_input(dtype, device):
     (hidden, weight, bias), _ = random_inputs(5, 64, 0.0, device, torch.float32)
     assert layer_norm(hidden.to(dtype), weight, bias, EPS).dtype == dtype
 
@@ -102,7 +102,7 @@ def test_without_autocast_the_output_has_the_inputs_dtype(dtype, device):
 @pytest.fixture
 def large_gpu():
     if torch.cuda.get_device_properties("cuda").total_memory < 40e9:
-        pytest.skip("needs 40 GB of GPU memory")
+        pytest.skip("requires 40 GB of GPU memory")
     return "cuda"
 
 
@@ -129,7 +129,7 @@ def seed_on(device, seed=2**62 + 17):
 
 
 def keep_mask_of(seed, tokens, width, dropout_p):
-    """The kernel's mask: of rows of ones, what is kept comes out above the row's mean."""
+    """Return the dropout mask of the kernel, from rows of ones, whose kept elements are above the mean of the row."""
     ones, zeros = torch.ones(tokens, width, device=seed.device), torch.zeros(tokens, width, device=seed.device)
     affine = (torch.ones(width, device=seed.device), torch.zeros(width, device=seed.device))
     out, *_ = kernels.dropout_add_layer_norm(ones, zeros, *affine, EPS, dropout_p, seed, False)
@@ -167,16 +167,16 @@ def test_with_dropout_the_kernel_is_as_accurate_as_eager_with_the_same_mask(toke
 
 
 @pytest.mark.parametrize("dropout_p", [0.1, 0.5])
-def test_the_share_of_dropped_elements_is_the_one_asked_for(dropout_p, device):
+def test_the_fraction_of_dropped_elements_is_dropout_p(dropout_p, device):
     tokens, width = 100, 500
     is_dropped = ~keep_mask_of(seed_on(device), tokens, width, dropout_p)
     deviation = math.sqrt(dropout_p * (1 - dropout_p))
     assert abs(float(is_dropped.double().mean()) - dropout_p) < 4 * deviation / math.sqrt(tokens * width)
-    for dim, count in ((0, tokens), (1, width)):  # no row and no column is left out
+    for dim, count in ((0, tokens), (1, width)):  # in every row and column
         assert (is_dropped.double().mean(dim) - dropout_p).abs().max() < 6 * deviation / math.sqrt(count)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_drops_others(device):
+def test_one_seed_gives_identical_bits_and_different_seeds_independent_masks(device):
     inputs, grad_out = random_residual_inputs(50, 64, 0.0, device, torch.float32)
     first, repeated, other_seed_result = (
         with_gradients(run_kernel(0.5, seed_on(device, seed)), inputs, grad_out) for seed in (17, 17, 18)
@@ -196,33 +196,33 @@ def test_gradients_of_fp32_parameters_are_fp32_and_as_accurate_as_eager(device):
         assert_as_accurate(name, *values)
 
 
-def test_rows_whose_memory_is_not_contiguous_are_no_different(device):
+def test_non_contiguous_inputs_give_the_same_result(device):
     inputs, grad_out = random_residual_inputs(7, 300, 0.0, device, torch.float32)
     strided = [torch.stack([tensor, tensor], dim=-1)[..., 0] for tensor in inputs]
     actual = with_gradients(run_kernel(), strided, grad_out.t().contiguous().t())
     assert all(map(torch.equal, actual, with_gradients(run_kernel(), inputs, grad_out)))
 
 
-def test_no_tokens_give_no_tokens_and_no_gradient(device):
+def test_an_empty_batch_gives_an_empty_output_and_zero_gradients(device):
     inputs, grad_out = random_residual_inputs(0, 64, 0.0, device, torch.float32)
     out, *_, grad_bias = with_gradients(run_kernel(), inputs, grad_out)
     assert out.shape == (0, 64) and not grad_bias.any()
 
 
-def test_a_row_too_wide_for_registers_is_an_error_that_says_so(device):
+def test_a_hidden_size_above_the_maximum_is_an_error(device):
     inputs, _ = random_residual_inputs(1, 8193, 0.0, device, torch.float32)
-    with pytest.raises(ValueError, match="hidden_size=8193 is above 8192"):
+    with pytest.raises(ValueError, match="`hidden_size` must be at most 8192 for the LayerNorm kernel, got 8193"):
         run_kernel()(*inputs)
 
 
-def test_without_a_backward_pass_nothing_is_kept_for_one(device):
+def test_no_tensors_are_saved_without_a_backward_pass(device):
     inputs, _ = random_residual_inputs(7, 300, 0.0, device, torch.float32)
     out, normed, rstd = kernels.dropout_add_layer_norm(*inputs, EPS, 0.0, None, False)
     assert torch.equal(out, run_kernel()(*inputs)) and normed.numel() == rstd.numel() == 0
 
 
 @pytest.mark.parametrize("seed", [None, 3], ids=["no-dropout", "dropout"])
-def test_the_custom_operations_keep_pytorchs_rules(seed, device):
+def test_the_operators_pass_opcheck(seed, device):
     inputs, grad_out = random_residual_inputs(3, 20, 0.0, device, torch.float32)
     rest = (0.1, None if seed is None else seed_on(device, seed))
     torch.library.opcheck(kernels.dropout_add_layer_norm, (*inputs, EPS, *rest, True))
@@ -240,7 +240,7 @@ def test_torch_compile_captures_the_kernel_in_one_graph(seed, device):
     assert all(map(torch.equal, actual, expected))
 
 
-def test_torch_compile_traces_the_definition_in_one_graph(device):
+def test_torch_compile_traces_the_reference_in_one_graph(device):
     inputs, grad_out = random_residual_inputs(3, 20, 0.0, device, torch.float32)
     compiled = torch.compile(dropout_add_layer_norm, fullgraph=True, backend="aot_eager")
     actual = with_gradients(lambda *tensors: compiled(*tensors, EPS), inputs, grad_out)
@@ -250,7 +250,7 @@ def test_torch_compile_traces_the_definition_in_one_graph(device):
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
-def test_on_a_cpu_the_sum_is_what_three_modules_gave(dropout_p, autocast):
+def test_the_fused_operation_on_the_cpu_equals_three_modules(dropout_p, autocast):
     inputs, grad_out = random_residual_inputs(7, 300, 1.0, "cpu", torch.float32)
     if autocast:
         inputs[:2] = [tensor.bfloat16() for tensor in inputs[:2]]
@@ -268,7 +268,7 @@ def test_on_a_cpu_the_sum_is_what_three_modules_gave(dropout_p, autocast):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_more_rows_than_programs_are_as_accurate_as_eager(dtype):
+def test_many_rows_per_program_are_as_accurate_as_eager(dtype):
     inputs, grad_out = random_residual_inputs(100_000, 300, 1.0, "cuda", dtype)
     expected = with_gradients(residual_formula, [tensor.double() for tensor in inputs], grad_out.double())
     eager = with_gradients(eager_residual_norm, inputs, grad_out)
@@ -278,7 +278,7 @@ def test_more_rows_than_programs_are_as_accurate_as_eager(dtype):
 
 
 @pytest.mark.gpu
-def test_elements_beyond_two_to_the_31_are_reached(large_gpu):
+def test_tensors_of_more_than_2_to_the_31_elements_are_supported(large_gpu):
     hidden = torch.randn(3 * 2**20, 768, device=large_gpu, dtype=torch.bfloat16)
     assert hidden.numel() > 2**31
     affine = torch.randn(2, 768, device=large_gpu).unbind()
