@@ -6,6 +6,7 @@ This prints the losses. With --record they are written to quickstart.json, for t
 
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,12 +44,18 @@ def make_documents() -> list[str]:
 
 
 def describe_machine() -> tuple[str, str]:
-    """Return the version of torch and the name of the CPU, on which the losses depend."""
+    """Return the version of torch and the CPU, on which the losses depend.
+
+    The name of a CPU is not enough: "AMD EPYC" of different generations differ in rounding. So its family and model,
+    as Linux gives them, follow the name.
+    """
     import torch
 
     from mosaicbert.environment import describe_environment
 
-    return torch.__version__.split("+")[0], describe_environment()["cpu"]
+    numbers = dict(re.findall(r"^(cpu family|model)\s*: (\d+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE))
+    cpu = ", ".join([describe_environment()["cpu"], *(f"{name} {number}" for name, number in numbers.items())])
+    return torch.__version__.split("+")[0], cpu
 
 
 def train(folder: Path) -> list[float]:
