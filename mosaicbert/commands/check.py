@@ -1,4 +1,4 @@
-"""The `check` command: contents of a token store and their fit for a run, as text and a plot."""
+"""Command `check`: integrity and statistics of a token store, as text and a plot."""
 
 import math
 from pathlib import Path
@@ -14,17 +14,17 @@ from mosaicbert.data.store_stats import Inspection, SplitInspection, inspect_sto
 from mosaicbert.report.store_plots import draw_store
 from mosaicbert.train_plan import TrainPlan
 
-# Up to four epochs are nearly as good as new text (Muennighoff et al. 2023, arXiv:2305.16264).
-_MANY_EPOCHS = 4
-_MANY_UNKNOWN = 0.01  # fraction of all tokens; a tokenizer that fits its text leaves far fewer
-_MANY_DUPLICATES = 0.05  # fraction of all samples
+# Limits above which a warning is printed.
+_MAX_EPOCHS = 4  # repeated text is nearly as good as new text up to here (Muennighoff et al. 2023, arXiv:2305.16264)
+_MAX_UNKNOWN_FRACTION = 0.01  # of all tokens; far above that of a tokenizer trained on similar text
+_MAX_DUPLICATE_FRACTION = 0.05  # of all samples
 
 
 def check(recipe: Recipe, console: Console) -> Path:
-    """Read the whole token store of a recipe, print its statistics and those of a run over it, and plot it.
+    """Verify the token store of a recipe, print its statistics and the length of the run, and plot the store.
 
     Returns:
-        The path of the plot, in the run folder.
+        Path of the plot in the run folder.
 
     Raises:
         ConfigError: If the store is missing, corrupted, or does not match the recipe.
@@ -46,7 +46,7 @@ def check(recipe: Recipe, console: Console) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         draw_store(inspection, title=f"{recipe.run_name}: {recipe.store_folder}", path=path)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({error}). Set another `runs_folder`.") from error
+        raise ConfigError(f"{path} cannot be written ({error}). Set a different `runs_folder`.") from error
     console.print(f"{'plot:':18}{path}", highlight=False, soft_wrap=True)
     return path
 
@@ -56,7 +56,7 @@ def _describe(
 ) -> list[tuple[str, str]]:
     record = inspection.record
     num_shards = sum(len(split.shards) for split in record.splits.values())
-    result = f"{len(inspection.problems)} problems" if inspection.problems else "checksums, sizes and ids are correct"
+    result = f"{len(inspection.problems)} problems" if inspection.problems else "checksums, sizes and ids are valid"
     lines = [("store", f"{recipe.store_folder}, {num_shards:,} shards; {result}")]
     for name, split in record.splits.items():
         inspected = inspection.splits[name]
@@ -75,20 +75,20 @@ def _describe(
         skipped = record.skipped_documents.get(name, {})
         reasons = ", ".join(f"{count:,} {reason} ({count / num_documents:.2%})" for reason, count in skipped.items())
         lines.append((f"source {name}", f"{num_documents:,} documents; skipped: {reasons or 'none'}"))
-    for name, number in epochs.items():
-        lines.append((f"epochs {name}".rstrip(), f"{number:.2f}"))
+    for name, num_epochs in epochs.items():
+        lines.append((f"epochs {name}".rstrip(), f"{num_epochs:.2f}"))
     duration = recipe.train.duration
     steps = (
-        f"not known before the run, for {duration}" if plan.num_steps is None else f"{plan.num_steps:,} for {duration}"
+        f"unknown before the run, for {duration}" if plan.num_steps is None else f"{plan.num_steps:,} for {duration}"
     )
     steps_per_epoch = record.splits[TRAIN].samples // recipe.train.global_batch_samples
     lines += [
-        ("steps", f"{steps}; one epoch over all samples is {steps_per_epoch:,}"),
+        ("steps", f"{steps}; one epoch of all samples has {steps_per_epoch:,} steps"),
         (
             "unigram entropy",
             f"{inspection.splits[VALIDATION].unigram_entropy:.3f} nats in validation, "
-            f"{inspection.splits[TRAIN].unigram_entropy:.3f} nats in training: the loss of a model that knows only the "
-            f"token frequencies; the loss of a uniform guess is {math.log(inspection.num_entries):.3f} nats",
+            f"{inspection.splits[TRAIN].unigram_entropy:.3f} nats in training: the loss of a model that predicts the "
+            f"token frequencies; the loss of a uniform distribution is {math.log(inspection.num_entries):.3f} nats",
         ),
     ]
     return lines
@@ -96,22 +96,22 @@ def _describe(
 
 def _warnings(inspection: Inspection, epochs: dict[str, float]) -> list[str]:
     warnings: list[str] = []
-    for name, number in epochs.items():
-        if number > _MANY_EPOCHS:
+    for name, num_epochs in epochs.items():
+        if num_epochs > _MAX_EPOCHS:
             warnings.append(
-                f"{f'source {name}' if name else 'the text'} is repeated for {number:.1f} epochs; beyond "
-                f"{_MANY_EPOCHS} epochs a model learns little more from it. "
-                "Add text, or lower `train.duration` or the source's weight."
+                f"{f'source {name}' if name else 'the text'} is repeated for {num_epochs:.1f} epochs; "
+                f"more than {_MAX_EPOCHS} epochs improve the model little. "
+                "Add text, or reduce `train.duration` or the weight of the source."
             )
     for name, split in inspection.splits.items():
-        if (fraction := _unknown_fraction(inspection, split)) > _MANY_UNKNOWN:
+        if (fraction := _unknown_fraction(inspection, split)) > _MAX_UNKNOWN_FRACTION:
             warnings.append(f"{fraction:.1%} of the {name} tokens are [UNK]: the tokenizer does not fit the text.")
-        if split.duplicate_fraction > _MANY_DUPLICATES:
+        if split.duplicate_fraction > _MAX_DUPLICATE_FRACTION:
             warnings.append(
-                f"{split.duplicate_fraction:.1%} of the {name} samples are duplicates: documents begin alike."
+                f"{split.duplicate_fraction:.1%} of the {name} samples are duplicates: documents start alike."
             )
-    if inspection.validation_overlap > _MANY_DUPLICATES:
-        warnings.append("validation samples are also training samples: the validation loss will be too low.")
+    if inspection.validation_overlap > _MAX_DUPLICATE_FRACTION:
+        warnings.append("validation samples are also training samples: the validation loss is biased downward.")
     return warnings
 
 

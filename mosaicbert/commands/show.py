@@ -1,4 +1,4 @@
-"""The `show` command: size, work, memory, time and price of a run, before it starts."""
+"""Command `show`: parameters, FLOPs, memory, time and cost of a run before it starts."""
 
 from rich.console import Console
 from rich.table import Table
@@ -7,19 +7,19 @@ from mosaicbert.config import OptimizerConfig, Recipe, SourceConfig, TrainConfig
 from mosaicbert.estimate import ACCELERATORS, Estimate, estimate
 from mosaicbert.train_plan import TrainPlan
 
-_ASSUMED_MFU = 0.30  # that of MosaicBERT's own run on A100s
+_ASSUMED_MFU = 0.30  # measured by the paper on A100s
 
-_SAMPLING = {"truncate": "the beginnings of texts", "chunk": "whole texts in pieces"}
+_SAMPLING = {"truncate": "first tokens of each text", "chunk": "each text in chunks"}
 
 
 def show(recipe: Recipe, console: Console) -> None:
-    """Print the size, the work, the memory, the time and the price of a run."""
+    """Print the parameters, FLOPs, memory, time and cost of a run."""
     model, data, train = recipe.model, recipe.data, recipe.train
     plan = TrainPlan(data, train, tokens_per_sample=data.max_seq_len)
     expected = estimate(recipe, plan.num_samples)
     rows = {
-        "run": f"{recipe.run_name}, into {recipe.run_folder}",
-        "model": f"{model.architecture}, {expected.parameters:,} parameters: {model.num_hidden_layers} layers of "
+        "run": f"{recipe.run_name}, in {recipe.run_folder}",
+        "model": f"{model.architecture}, {expected.num_parameters:,} parameters: {model.num_hidden_layers} layers of "
         f"{model.hidden_size}, {model.num_attention_heads} heads of {model.head_dim}, vocabulary {model.vocab_size:,}",
         "data": f"{', '.join(map(_describe, data.sources.values()))}; token store {recipe.store_folder}",
         "samples": f"{_SAMPLING[data.sampling]}, up to {data.max_seq_len} tokens each, {data.mask_rate:.0%}"
@@ -27,24 +27,23 @@ def show(recipe: Recipe, console: Console) -> None:
         "tokenizer": "trained on the corpus" if recipe.tokenizer.source == "train" else recipe.tokenizer.source,
         "training": _describe_length(train, plan, expected),
         "optimizer": f"{recipe.optimizer.name}, {_describe_schedule(recipe.optimizer)}",
-        "work": f"{expected.flops_per_token / 1e6:,.0f} MFLOP per token"
-        f"{'' if expected.flops is None else f', {expected.flops:.3g} FLOP in all'}",
+        "compute": f"{expected.flops_per_token / 1e6:,.0f} MFLOPs per token"
+        f"{'' if expected.flops is None else f', {expected.flops:.3g} FLOPs in total'}",
         "memory": f"about {expected.memory_bytes / 2**30:.1f} GiB per device"
-        f"{', less on several, which share weights and optimizer' if train.sharding == 'fsdp' else ''}; "
+        f"{', less with several devices, which shard weights and optimizer' if train.sharding == 'fsdp' else ''}; "
         f"micro-batches of {train.micro_batch_tokens:,} tokens, {train.precision}",
     }
     for name, value in rows.items():
         console.print(f"{name + ':':15}{value}", highlight=False, soft_wrap=True)
-    console.print(_by_device(recipe, expected))
+    console.print(_device_table(recipe, expected))
     console.print(
-        f"At {_ASSUMED_MFU:.0%} of the bf16 peak, every sample full. Prices are assumptions: mosaicbert/estimate.py.",
+        f"Assumed: {_ASSUMED_MFU:.0%} of the bf16 peak, samples of maximum length, prices in mosaicbert/estimate.py.",
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _by_device(recipe: Recipe, expected: Estimate) -> Table:
-    """Hours and dollars of a length in steps, samples or tokens; tokens and dollars of a time."""
+def _device_table(recipe: Recipe, expected: Estimate) -> Table:
     if expected.flops is None:
         hours = recipe.train.length.amount / 3600
         table = Table("device", "tokens on 1", "tokens on 8", "dollars per device-hour", "dollars for 1")
@@ -62,23 +61,25 @@ def _by_device(recipe: Recipe, expected: Estimate) -> Table:
 
 
 def _describe_length(train: TrainConfig, plan: TrainPlan, expected: Estimate) -> str:
-    grown = f"{train.global_batch_samples:,}"
+    batch_samples = f"{train.global_batch_samples:,}"
     if train.initial_batch_samples is not None:
-        grown = f"{train.initial_batch_samples:,}, growing to {grown} over {train.batch_warmup_tokens:,} tokens"
+        batch_samples = (
+            f"{train.initial_batch_samples:,}, growing to {batch_samples} over {train.batch_warmup_tokens:,} tokens"
+        )
     if plan.num_steps is None:
-        return f"{train.duration}, in steps of {grown} samples"
+        return f"{train.duration}, in steps of {batch_samples} samples"
     return (
-        f"{train.duration}: {plan.num_samples:,} samples in {plan.num_steps:,} steps of {grown}; "
-        f"at most {expected.tokens:,} tokens"
+        f"{train.duration}: {plan.num_samples:,} samples in {plan.num_steps:,} steps of {batch_samples}; "
+        f"at most {expected.num_tokens:,} tokens"
     )
 
 
 def _describe_schedule(optimizer: OptimizerConfig) -> str:
-    rise = f"learning rate up to {optimizer.peak_lr:g} in {optimizer.warmup_fraction:.0%} of the run"
-    fall = f"{optimizer.peak_lr * optimizer.final_lr_fraction:g}"
+    warmup = f"warm-up to {optimizer.peak_lr:g} in {optimizer.warmup_fraction:.0%} of the run"
+    final_lr = f"{optimizer.peak_lr * optimizer.final_lr_fraction:g}"
     if optimizer.schedule == "linear":
-        return f"{rise}, then linearly to {fall}"
-    return f"{rise}, down to {fall} in the last {optimizer.decay_fraction:.0%}"
+        return f"{warmup}, then linear decay to {final_lr}"
+    return f"{warmup}, then constant, decay to {final_lr} in the last {optimizer.decay_fraction:.0%}"
 
 
 def _describe(source: SourceConfig) -> str:

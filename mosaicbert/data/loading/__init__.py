@@ -1,1 +1,1 @@
-"""Token store to training batches: sample order, masking, balancing, collation."""
+"""Data loading from a token store: sample order, masking, balancing and collation."""

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each number is a hash of its counter, so there is no generator state to save."""
+"""Counter-based random numbers: hashes of counters, without generator state."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +9,9 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix(words: Words) -> Words:
-    """Hash 64-bit words, each independently; a bijection.
+    """Hash 64-bit words independently, as a bijection.
 
-    Source: the finalizer of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
+    Source: finalizer of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
     """
     with np.errstate(over="ignore"):
         words = words + _GOLDEN
@@ -21,7 +21,7 @@ def mix(words: Words) -> Words:
 
 
 def key_of(*parts: int | Words) -> Words:
-    """Hash several numbers, or arrays of numbers that broadcast, to one key, which depends on their order."""
+    """Hash numbers, or arrays that broadcast, to one key that depends on their order."""
     key = np.zeros(1, dtype=np.uint64)
     for part in parts:
         key = mix(key ^ np.asarray(part, dtype=np.uint64))
@@ -29,5 +29,5 @@ def key_of(*parts: int | Words) -> Words:
 
 
 def uniform(words: Words) -> NDArray[np.float64]:
-    """Convert the upper 53 bits of each word to a number in [0, 1)."""
+    """Convert words to numbers in [0, 1), from their upper 53 bits."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

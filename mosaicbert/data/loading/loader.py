@@ -1,4 +1,4 @@
-"""Data loaders of training and evaluation, and the training plan over a token store."""
+"""Data loaders for training and evaluation, and the training plan for a token store."""
 
 import signal
 import threading
@@ -26,7 +26,7 @@ _EVAL_SEED = 0  # runs with different seeds are evaluated with the same masks
 
 @dataclass(frozen=True)
 class OpenStore:
-    """A token store that is open for reading.
+    """Token store opened for reading.
 
     Attributes:
         train: Training split.
@@ -47,14 +47,14 @@ def open_store(folder: Path, record: StoreRecord) -> OpenStore:
         record: Record of the store.
 
     Raises:
-        ConfigError: If the tokenizer in the folder is not the one that the store was made with.
+        ConfigError: If the tokenizer in the folder is missing or differs from that of the record.
     """
     vocabulary = vocabulary_of(open_tokenizer(folder, record))
     return OpenStore(TokenStore(folder, TRAIN), TokenStore(folder, VALIDATION), vocabulary)
 
 
 def make_train_plan(data: DataConfig, train: TrainConfig, record: StoreRecord) -> TrainPlan:
-    """Make the training plan of a run over a token store.
+    """Create the training plan of a run on a token store.
 
     Args:
         data: Data section of the recipe.
@@ -62,7 +62,7 @@ def make_train_plan(data: DataConfig, train: TrainConfig, record: StoreRecord) -
         record: Record of the store.
 
     Raises:
-        ConfigError: If a source has a weight but no training sample.
+        ConfigError: If a source has a weight but no training samples.
     """
     split = record.splits[TRAIN]
     groups = sample_groups(data.sources, split.samples_by_source())
@@ -82,22 +82,22 @@ def build_train_loader(
     rank: int,
     world_size: int,
     first_step: int = 0,
-    skipped: Collection[int] = (),
+    skipped_batches: Collection[int] = (),
 ) -> DataLoader[StepBatch]:
-    """Build the loader of one rank's training steps.
+    """Build the data loader for the training steps of one rank.
 
-    It ends with the run if the plan has an exact number of steps, otherwise it has no end.
+    The loader is endless if the plan does not have an exact number of steps.
 
     Args:
         plan: Training plan of the run.
         data: Data section of the recipe.
         store: Token store of the run.
-        seed: Seed of the sample order and of the masks.
-        micro_batch_tokens: Maximum number of tokens of a micro-batch.
+        seed: Seed of the sample order and the masking.
+        micro_batch_tokens: Maximum number of tokens per micro-batch.
         rank: Rank of this process.
         world_size: Number of ranks.
-        first_step: Step to begin at.
-        skipped: Numbers of the batches to skip, see `TrainDataset`.
+        first_step: Index of the first step.
+        skipped_batches: Indices of the batches to skip, see `TrainDataset`.
     """
     collator = MlmCollator(
         store=store.train,
@@ -116,9 +116,9 @@ def build_train_loader(
         num_steps=plan.exact_num_steps,
         mask_rate=plan.mask_rate,
         first_step=first_step,
-        skipped=skipped,
+        skipped_batches=skipped_batches,
     )
-    # Copies to a GPU overlap with the computation only from pinned memory.
+    # Only copies from pinned memory overlap with computation on the GPU.
     return DataLoader(
         dataset,
         batch_size=None,
@@ -131,18 +131,18 @@ def build_train_loader(
 def build_eval_loader(
     config: EvalConfig, store: OpenStore, *, max_seq_len: int, micro_batch_tokens: int, rank: int, world_size: int
 ) -> DataLoader[StepBatch]:
-    """Build the loader of one rank's evaluation steps.
+    """Build the data loader for the evaluation steps of one rank.
 
     Args:
         config: Eval section of the recipe.
         store: Token store of the run.
-        max_seq_len: Tokens of the longest sample.
-        micro_batch_tokens: Maximum number of tokens of a micro-batch.
+        max_seq_len: Maximum number of tokens per sample.
+        micro_batch_tokens: Maximum number of tokens per micro-batch.
         rank: Rank of this process.
         world_size: Number of ranks.
 
     Raises:
-        ValueError: If there are fewer validation samples than ranks.
+        ValueError: If the number of validation samples is smaller than the number of ranks.
     """
     collator = MlmCollator(
         store=store.validation,
@@ -160,42 +160,42 @@ def build_eval_loader(
 
 
 def sample_groups(sources: Mapping[str, SourceConfig], samples_by_source: Mapping[str, int]) -> list[Group]:
-    """Group the training samples as the recipe mixes them: all in one group, or one group for each weighted source.
+    """Group the training samples: one group per weighted source, or a single group without weights.
 
     Args:
         sources: Sources of the recipe, by name.
-        samples_by_source: Number of training samples of each source, in the order of the store.
+        samples_by_source: Number of training samples of each source, in store order.
 
     Raises:
-        ConfigError: If a source has a weight but no training sample.
+        ConfigError: If a source has a weight but no training samples.
     """
     for name, source in sources.items():
         if source.weight is not None and name not in samples_by_source:
             raise ConfigError(
                 f"`data.sources.{name}.weight` must not be set for a source without training samples in the store, "
-                f"got {source.weight}. Give the source more text, or remove it."
+                f"got {source.weight}. Add text to the source, or remove it."
             )
     weights = {name: sources[name].weight for name in samples_by_source}
     if None in weights.values():
         return [Group(first_sample=0, num_samples=sum(samples_by_source.values()), weight=1.0)]
     groups: list[Group] = []
     first = 0
-    for name, samples in samples_by_source.items():
-        groups.append(Group(first_sample=first, num_samples=samples, weight=weights[name] or 0.0))
-        first += samples
+    for name, num_samples in samples_by_source.items():
+        groups.append(Group(first_sample=first, num_samples=num_samples, weight=weights[name] or 0.0))
+        first += num_samples
     return groups
 
 
 def _tokens_by_source(split: SplitRecord) -> dict[str, int]:
-    tokens: dict[str, int] = {}
+    num_tokens: dict[str, int] = {}
     for shard in split.shards:
-        tokens[shard.source] = tokens.get(shard.source, 0) + shard.tokens
-    return tokens
+        num_tokens[shard.source] = num_tokens.get(shard.source, 0) + shard.tokens
+    return num_tokens
 
 
-def _start_worker(_number: int) -> None:
-    # Signals are for the training process, which still needs steps. Copies of its open files, locks among them, must
-    # not outlive it.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _start_worker(_worker_id: int) -> None:
+    # The training process handles these signals and needs batches until it stops. A worker inherits the open files and
+    # locks of the training process, so it must end with it.
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Masking as a pure function of (seed, epoch, sample, position), independent of worker, rank and resume."""
+"""Masking as a pure function of seed, epoch, sample and position, independent of workers and ranks."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from mosaicbert.data.loading.counter_rng import Words, key_of, mix, uniform
 from mosaicbert.data.tokenizer import Vocabulary
 
-# BERT's split of the chosen tokens (Devlin et al. 2019, arXiv:1810.04805): 80% [MASK], 10% another token, 10% kept.
+# Replacement of masked tokens in BERT (Devlin et al. 2019, arXiv:1810.04805): 80% [MASK], 10% random, 10% unchanged.
 _MASK_FRACTION = 0.8
 _RANDOM_FRACTION = 0.1
 
@@ -14,35 +14,35 @@ _RANDOM_FRACTION = 0.1
 def choose_masked(
     input_ids: NDArray[np.int64], counters: Words, rate: float, vocabulary: Vocabulary
 ) -> NDArray[np.int64]:
-    """Choose a fraction of the ordinary tokens, each independently.
+    """Choose the tokens to mask, each ordinary token independently.
 
     Args:
-        input_ids: (T,) tokens; special ones are never chosen.
-        counters: (T,) unique number of each token, see `token_counters`.
-        rate: Probability that an ordinary token is chosen. Tokens chosen at a rate are also chosen at any higher one.
+        input_ids: (T,) token ids. Special tokens are never chosen.
+        counters: (T,) counter of each token, see `token_counters`.
+        rate: Probability of each ordinary token. A token chosen at one rate is also chosen at every higher rate.
         vocabulary: Vocabulary of the tokenizer.
 
     Returns:
-        The positions (M,) of the chosen tokens, ascending.
+        Positions (M,) of the chosen tokens, ascending.
     """
     chosen = np.flatnonzero(counters < np.uint64(rate * 2.0**64))
     return chosen[~vocabulary.is_special[input_ids[chosen]]]
 
 
 def replace_masked(labels: NDArray[np.int64], counters: Words, vocabulary: Vocabulary) -> NDArray[np.int64]:
-    """Replace chosen tokens by [MASK], by a random token, or by themselves.
+    """Replace masked tokens with [MASK] or a random token, or keep them, with the probabilities of BERT.
 
     Args:
-        labels: (M,) original tokens at the masked positions.
-        counters: (M,) counters of these tokens.
+        labels: (M,) original token ids at the masked positions.
+        counters: (M,) counter of each masked token.
         vocabulary: Vocabulary of the tokenizer.
     """
-    fate = uniform(key_of(counters, 1))
-    drawn = key_of(counters, 2) % np.uint64(len(vocabulary.ordinary_ids))
+    draws = uniform(key_of(counters, 1))
+    indices = key_of(counters, 2) % np.uint64(len(vocabulary.ordinary_ids))
     replacements = labels.copy()
-    replacements[fate < _MASK_FRACTION] = vocabulary.mask_id
-    random = (fate >= _MASK_FRACTION) & (fate < _MASK_FRACTION + _RANDOM_FRACTION)
-    replacements[random] = vocabulary.ordinary_ids[drawn[random]]
+    replacements[draws < _MASK_FRACTION] = vocabulary.mask_id
+    is_random = (draws >= _MASK_FRACTION) & (draws < _MASK_FRACTION + _RANDOM_FRACTION)
+    replacements[is_random] = vocabulary.ordinary_ids[indices[is_random]]
     return replacements
 
 
@@ -53,13 +53,13 @@ def token_counters(
     seqlens: NDArray[np.int64],
     first_position: int = 0,
 ) -> Words:
-    """Compute a unique number for every token of B documents with T tokens in total: (T,).
+    """Compute the random number counter (T,) of every token of B documents with T tokens in total.
 
     Args:
         seed: Seed of the run.
         epochs: (B,) epoch of each document.
         samples: (B,) index of each document in the store.
-        seqlens: (B,) tokens of each document.
+        seqlens: (B,) number of tokens of each document.
         first_position: Position of the first token of each document.
     """
     keys = key_of(seed, epochs.astype(np.uint64), samples.astype(np.uint64))  # (B,)
