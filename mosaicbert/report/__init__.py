@@ -1,1 +1,1 @@
-"""The curves of one or several runs: run folders -> numbers -> one picture and one page."""
+"""Reports on runs: training curves and tables as a PNG file and an HTML page."""

@@ -1,4 +1,4 @@
-"""Columns of metric lines, smoothed and thinned, so that a long run draws as quickly as a short one."""
+"""Curves from metric lines: columns, smoothing and downsampling."""
 
 import math
 from typing import Any
@@ -8,56 +8,57 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 
-MOST_POINTS = 2000  # of a curve: more than a panel has pixels
-_LEAST_SPAN = 10  # values that the running mean looks back over
-_SPAN_SHARE = 0.01  # of a long run's values
-_EARLY_SHARE = 0.1  # of the values so far, while they are few
+MAX_POINTS = 2000  # of a curve; more than the width of a panel in pixels
+_MIN_SPAN = 10  # number of values in the running mean
+_SPAN_FRACTION = 0.01  # of all values of a long run
+_EARLY_SPAN_FRACTION = 0.1  # of the previous values at the start of a run
 
 
 def column(lines: list[dict[str, Any]], name: str) -> Numbers:
-    """One value per line; NaN where it is null or missing."""
+    """Return the values of one key, with NaN for null and missing values."""
     values = (line.get(name) for line in lines)
     return np.array([value if isinstance(value, (int, float)) else math.nan for value in values], dtype=np.float64)
 
 
-def wait_share(training: list[dict[str, Any]]) -> Numbers:
-    """The share of training time that the loop waited for the loader, from each line to the next."""
+def data_wait_fraction(training: list[dict[str, Any]]) -> Numbers:
+    """Return the fraction of time spent waiting for the data loader since the previous line."""
     elapsed = np.diff(column(training, "seconds"), prepend=0.0)
     return column(training, "data_wait_seconds") / np.where(elapsed > 0, elapsed, math.nan)
 
 
 def smooth(values: Numbers) -> Numbers:
-    """Running mean that looks back over a tenth of the values so far, and at most a hundredth of all or ten.
+    """Compute a running mean that follows the steep start of a curve.
 
-    So it follows the steep first steps and is calm later. NaN is passed over and stays NaN.
+    The span is a tenth of the previous values, up to 1% of all values or 10. Values that are not finite are skipped,
+    and their means are NaN.
     """
-    longest = max(_LEAST_SPAN, _SPAN_SHARE * len(values))
+    max_span = max(_MIN_SPAN, _SPAN_FRACTION * len(values))
     means: list[float] = []
     mean = 0.0
-    seen = 0
+    num_finite = 0
     for value in values.tolist():
         if math.isfinite(value):
-            mean += (value - mean) / min(longest, 1 + _EARLY_SHARE * seen)
-            seen += 1
+            mean += (value - mean) / min(max_span, 1 + _EARLY_SPAN_FRACTION * num_finite)
+            num_finite += 1
             means.append(mean)
         else:
             means.append(math.nan)
     return np.array(means, dtype=np.float64)
 
 
-def thin(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+def downsample(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
     """At most MOST_POINTS of the finite points, in order: the first, the last, and each stretch's extremes.
 
     A spike of a single step is an extreme of its stretch, so it is still seen.
     """
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
-    if len(y) <= MOST_POINTS:
+    if len(y) <= MAX_POINTS:
         return x, y
     inner = y[1:-1]
-    width = math.ceil(len(inner) / (MOST_POINTS // 2 - 1))
-    stretches = np.pad(inner, (0, -len(inner) % width), mode="edge").reshape(-1, width)
-    first = 1 + width * np.arange(len(stretches))
-    extremes = [first + stretches.argmin(axis=1), first + stretches.argmax(axis=1)]
-    kept = np.unique(np.concatenate([[0], *extremes, [len(y) - 1]]))
-    return x[kept], y[kept]
+    width = math.ceil(len(inner) / (MAX_POINTS // 2 - 1))
+    segments = np.pad(inner, (0, -len(inner) % width), mode="edge").reshape(-1, width)
+    first = 1 + width * np.arange(len(segments))
+    extremes = [first + segments.argmin(axis=1), first + segments.argmax(axis=1)]
+    selected = np.unique(np.concatenate([[0], *extremes, [len(y) - 1]]))
+    return x[selected], y[selected]

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: the runs side by side, their curves, faults and recipes."""
+"""Self-contained HTML report: tables of runs, training curves, recipe differences and faults."""
 
 import base64
 import math
@@ -11,11 +11,11 @@ import numpy as np
 
 from mosaicbert.config.load import recipe_differences
 from mosaicbert.report.curves import column
-from mosaicbert.report.plots import run_colour
+from mosaicbert.report.plots import run_color
 from mosaicbert.report.runs import Run, describe_cpu
 
-_UNKNOWN = "\N{EN DASH}"
-_LONGEST_VALUE = 100  # characters of what else is known of a fault, e.g. the samples of its batches
+_MISSING = "\N{EN DASH}"
+_MAX_VALUE_LENGTH = 100  # characters of a value in the details of a fault
 _CSS = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1500px; margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
@@ -29,15 +29,15 @@ img { width: 100%; height: auto; } .none { color: #666; }
 """
 
 
-def write_page(runs: list[Run], png: bytes) -> str:
-    """The page's HTML.
+def render_page(runs: list[Run], png: bytes) -> str:
+    """Render the HTML page.
 
     Args:
-        runs: of the report.
-        png: their curves.
+        runs: Runs of the report.
+        png: Image of the training curves.
     """
     names = ", ".join(run.label for run in runs)
-    picture = base64.b64encode(png).decode()
+    image = base64.b64encode(png).decode()
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -49,12 +49,12 @@ def write_page(runs: list[Run], png: bytes) -> str:
 </head>
 <body>
 <h1>Pretraining: {escape(names)}</h1>
-{_table(runs, [(name, [write(run) for run in runs]) for name, write in _MEASURES])}
+{_table(runs, [(name, [format_cell(run) for run in runs]) for name, format_cell in _ROWS])}
 <h2>Curves</h2>
-<img alt="curves of {escape(names)}" src="data:image/png;base64,{picture}">
-{_recipes(runs)}
+<img alt="Training curves of {escape(names)}" src="data:image/png;base64,{image}">
+{_difference_table(runs)}
 <h2>Faults</h2>
-{"".join(_faults(index, run) for index, run in enumerate(runs))}
+{"".join(_fault_table(index, run) for index, run in enumerate(runs))}
 </body>
 </html>
 """
@@ -72,110 +72,111 @@ def _table(runs: list[Run], rows: list[tuple[str, list[str]]]) -> str:
 
 
 def _heading(index: int, run: Run) -> str:
-    return f'<span class="swatch" style="background:{run_colour(index)}"></span>{escape(run.label)}'
+    return f'<span class="swatch" style="background:{run_color(index)}"></span>{escape(run.label)}'
 
 
-def _recipes(runs: list[Run]) -> str:
-    first, *others = runs
-    if not others:
+def _difference_table(runs: list[Run]) -> str:
+    first, *other_runs = runs
+    if not other_runs:
         return ""
-    differences = [recipe_differences(first.recipe, run.recipe) for run in others]
-    keys = dict.fromkeys(key for found in differences for key in found if key != "run_name")
+    differences = [recipe_differences(first.recipe, run.recipe) for run in other_runs]
+    keys = dict.fromkeys(key for changes in differences for key in changes if key != "run_name")
     rows: list[tuple[str, list[str]]] = []
     for key in keys:
-        before = next(found[key][0] for found in differences if key in found)
-        values = [before, *(found[key][1] if key in found else before for found in differences)]
-        rows.append((key, [_UNKNOWN if value is None else str(value) for value in values]))
-    content = _table(runs, rows) if rows else '<p class="none">none</p>'
-    return f"<h2>Keys in which the recipes differ</h2>\n{content}"
+        first_value = next(changes[key][0] for changes in differences if key in changes)
+        values = [first_value, *(changes[key][1] if key in changes else first_value for changes in differences)]
+        rows.append((key, [_MISSING if value is None else str(value) for value in values]))
+    content = _table(runs, rows) if rows else '<p class="none">None</p>'
+    return f"<h2>Recipe differences</h2>\n{content}"
 
 
-def _faults(index: int, run: Run) -> str:
+def _fault_table(index: int, run: Run) -> str:
     head = f"<h3>{_heading(index, run)}</h3>\n"
     if not run.faults:
-        return f'{head}<p class="none">none</p>\n'
+        return f'{head}<p class="none">None</p>\n'
     rows = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(str(fault.get(key, _UNKNOWN)))}</td>' for key in ('step', 'kind', 'reason'))}"
-        f"<td>{escape(_remainder(fault))}</td></tr>"
+        f"<tr>{''.join(f'<td>{escape(str(fault.get(key, _MISSING)))}</td>' for key in ('step', 'kind', 'reason'))}"
+        f"<td>{escape(_details(fault))}</td></tr>"
         for fault in run.faults
     )
     return (
-        f'{head}<div class="long"><table>\n<thead><tr><th>step</th><th>what</th><th>reason</th><th></th></tr></thead>\n'
+        f'{head}<div class="long"><table>\n'
+        "<thead><tr><th>Step</th><th>Kind</th><th>Reason</th><th>Details</th></tr></thead>\n"
         f"<tbody>\n{rows}\n</tbody></table></div>\n"
     )
 
 
-def _remainder(fault: dict[str, Any]) -> str:
-    shown = {key: value for key, value in fault.items() if key not in ("step", "kind", "reason") and value is not None}
-    return ", ".join(f"{key}: {_brief(value)}" for key, value in shown.items())
+def _details(fault: dict[str, Any]) -> str:
+    details = {key: value for key, value in fault.items() if key not in ("step", "kind", "reason")}
+    return ", ".join(f"{key}: {_truncate(value)}" for key, value in details.items() if value is not None)
 
 
-def _brief(value: Any) -> str:
+def _truncate(value: Any) -> str:
     text = str(value)
-    if len(text) <= _LONGEST_VALUE:
+    if len(text) <= _MAX_VALUE_LENGTH:
         return text
-    count = f" ({len(cast(list[Any], value)):,} in all)" if isinstance(value, list) else ""
-    return f"{text[:_LONGEST_VALUE]}...{count}"
+    count = f" ({len(cast(list[Any], value)):,} in total)" if isinstance(value, list) else ""
+    return f"{text[:_MAX_VALUE_LENGTH]}...{count}"
 
 
 def _state(run: Run) -> str:
-    if run.finished:
+    if run.is_finished:
         return "finished"
     progress = _last(run.training, "progress")
-    return "unfinished" if math.isnan(progress) else f"at {math.floor(100 * progress)}%"
+    return "in progress" if math.isnan(progress) else f"in progress, {math.floor(100 * progress)}%"
 
 
-def _speed(run: Run) -> float:
+def _mean_tokens_per_second(run: Run) -> float:
     seconds = _last(run.training, "seconds")
     return _last(run.training, "tokens") / seconds if seconds > 0 else math.nan
 
 
-def _utilisation(run: Run) -> float:
+def _mean_mfu(run: Run) -> float:
     values = column(run.training, "mfu")
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else math.nan
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def _device(run: Run) -> str:
     gpus = Counter(str(name) for name in run.environment.get("gpus") or [])
     if gpus:
         return ", ".join(f"{count} \N{MULTIPLICATION SIGN} {name}" for name, count in gpus.items())
-    return describe_cpu(run.environment) if "cpu" in run.environment else _UNKNOWN
+    return describe_cpu(run.environment) if "cpu" in run.environment else _MISSING
 
 
 def _last(lines: list[dict[str, Any]], name: str) -> float:
     values = column(lines, name)
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else math.nan
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else math.nan
 
 
-def _written(value: float, form: str) -> str:
-    return _UNKNOWN if math.isnan(value) else form.format(value)
+def _format(value: float, template: str) -> str:
+    return _MISSING if math.isnan(value) else template.format(value)
 
 
-def _from_training(name: str, form: str, scale: float = 1.0) -> Callable[[Run], str]:
-    return lambda run: _written(_last(run.training, name) / scale, form)
+def _from_training(name: str, template: str, scale: float = 1.0) -> Callable[[Run], str]:
+    return lambda run: _format(_last(run.training, name) / scale, template)
 
 
-def _from_evaluations(name: str, form: str) -> Callable[[Run], str]:
-    return lambda run: _written(_last(run.evaluations, name), form)
+def _from_evaluations(name: str, template: str) -> Callable[[Run], str]:
+    return lambda run: _format(_last(run.evaluations, name), template)
 
 
-_MEASURES: tuple[tuple[str, Callable[[Run], str]], ...] = (
-    ("state", _state),
-    ("steps", _from_training("step", "{:,.0f}")),
-    ("samples", _from_training("samples", "{:,.0f}")),
-    ("tokens", _from_training("tokens", "{:,.0f}")),
-    ("training hours", _from_training("seconds", "{:,.2f}", scale=3600)),
-    ("real tokens per second, mean", lambda run: _written(_speed(run), "{:,.0f}")),
-    ("model FLOPs utilisation, mean", lambda run: _written(_utilisation(run), "{:.1%}")),
-    ("training loss, last (nats)", _from_training("loss", "{:.4f}")),
-    ("held-out loss, last (nats)", _from_evaluations("eval_loss", "{:.4f}")),
-    ("held-out accuracy, last", _from_evaluations("eval_accuracy", "{:.2%}")),
-    ("unigram entropy (nats)", lambda run: _UNKNOWN if run.unigram_entropy is None else f"{run.unigram_entropy:.4f}"),
-    ("skipped steps", _from_training("skipped_steps", "{:,.0f}")),
-    ("rollbacks", _from_training("rollbacks", "{:,.0f}")),
-    ("device", _device),
-    ("commit", lambda run: str(run.environment.get("commit") or _UNKNOWN)),
-    ("started", lambda run: str(run.environment.get("started") or _UNKNOWN)),
+_ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("State", _state),
+    ("Steps", _from_training("step", "{:,.0f}")),
+    ("Samples", _from_training("samples", "{:,.0f}")),
+    ("Tokens", _from_training("tokens", "{:,.0f}")),
+    ("Training time (hours)", _from_training("seconds", "{:,.2f}", scale=3600)),
+    ("Mean throughput (real tokens/s)", lambda run: _format(_mean_tokens_per_second(run), "{:,.0f}")),
+    ("Mean model FLOPs utilization", lambda run: _format(_mean_mfu(run), "{:.1%}")),
+    ("Last training loss (nats)", _from_training("loss", "{:.4f}")),
+    ("Last validation loss (nats)", _from_evaluations("eval_loss", "{:.4f}")),
+    ("Last validation accuracy", _from_evaluations("eval_accuracy", "{:.2%}")),
+    ("Unigram entropy (nats)", lambda run: _MISSING if run.unigram_entropy is None else f"{run.unigram_entropy:.4f}"),
+    ("Skipped steps", _from_training("skipped_steps", "{:,.0f}")),
+    ("Rollbacks", _from_training("rollbacks", "{:,.0f}")),
+    ("Device", _device),
+    ("Commit", lambda run: str(run.environment.get("commit") or _MISSING)),
+    ("Start time", lambda run: str(run.environment.get("started") or _MISSING)),
 )

@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl: the lines of a run, as it wrote them."""
+"""Reader of metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, without a last one that a crash cut off."""
+    """Read the lines of a metrics.jsonl file, except for a truncated last line."""
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

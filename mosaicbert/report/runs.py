@@ -1,4 +1,4 @@
-"""Reading run folders: what a report needs of each, also while the run goes on."""
+"""Reader of run folders for reports, also of unfinished runs."""
 
 import json
 from collections import Counter
@@ -14,17 +14,18 @@ from mosaicbert.report.metrics import read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder's contents.
+    """Contents of a run folder.
 
     Attributes:
-        label: the run's name, or its folder if another run of the report has the same name.
-        recipe: of the run.
-        training: the training lines of metrics.jsonl, steps increasing: what a rollback took back is left out.
-        evaluations: the evaluation lines, likewise.
-        faults: the lines of faults.jsonl, all of them.
-        environment: the contents of environment.json; empty if the folder has none.
-        unigram_entropy: of the held-out text, nats per token; None if neither result.json nor store.json is there.
-        finished: there is a result.json.
+        label: Name of the run, or its folder if several runs of the report have the same name.
+        recipe: Recipe of the run.
+        training: Training lines of metrics.jsonl with increasing steps, without lines superseded after a rollback.
+        evaluations: Evaluation lines of metrics.jsonl with increasing steps, without superseded lines.
+        faults: Lines of faults.jsonl.
+        environment: Contents of environment.json; empty if the file is missing.
+        unigram_entropy: Unigram entropy of the validation split in nats per token; None if neither result.json nor
+            store.json contains it.
+        is_finished: True if result.json exists.
     """
 
     label: str
@@ -34,23 +35,23 @@ class Run:
     faults: list[dict[str, Any]]
     environment: dict[str, Any]
     unigram_entropy: float | None
-    finished: bool
+    is_finished: bool
 
 
 def describe_cpu(environment: dict[str, Any]) -> str:
-    """Describe the CPU of an environment.json and the number of its cores that the run used."""
+    """Return the CPU name and the number of used cores from the contents of environment.json."""
     num_cores: int = environment["num_cores"]
     return f"{environment['cpu']}, {num_cores} core{'' if num_cores == 1 else 's'}"
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Reads run folders, each once, in the order given.
+    """Read run folders in the given order, without duplicates.
 
     Raises:
-        ConfigError: a folder is no run's, has no training line yet, or holds a damaged file.
+        ConfigError: If a folder is not a run folder, has no training metrics or contains an invalid file.
     """
     if not folders:
-        raise ConfigError("no run folder is given; name one or more, e.g. runs/quickstart.")
+        raise ConfigError("At least one run folder must be given, e.g. runs/quickstart.")
     distinct: dict[Path, Path] = {}
     for folder in folders:
         distinct.setdefault(folder.resolve(), folder)
@@ -66,28 +67,27 @@ def _read_recipe(folder: Path) -> Recipe:
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise ConfigError(
-            f"{folder}: no run folder, it holds no recipe.yaml; give one that `mosaicbert pretrain` made, "
-            "e.g. runs/quickstart."
+            f"{folder} must be a run folder of `mosaicbert pretrain` with recipe.yaml, e.g. runs/quickstart."
         )
     return load_recipe(path)
 
 
 def _read_run(folder: Path, recipe: Recipe, label: str) -> Run:
     lines = _read_lines(folder / "metrics.jsonl")
-    training = _without_superseded([line for line in lines if "loss" in line])
+    training = _drop_superseded([line for line in lines if "loss" in line])
     if not training:
-        raise ConfigError(f"{folder / 'metrics.jsonl'}: no training line yet; wait for the run's first step.")
+        raise ConfigError(f"{folder / 'metrics.jsonl'} must have a training line. Wait for the first step of the run.")
     result = _read_object(folder / "result.json")
     entropy = (_read_object(folder / "store.json") | result).get("unigram_entropy")
     return Run(
         label=label,
         recipe=recipe,
         training=training,
-        evaluations=_without_superseded([line for line in lines if "eval_loss" in line]),
+        evaluations=_drop_superseded([line for line in lines if "eval_loss" in line]),
         faults=_read_lines(folder / "faults.jsonl"),
         environment=_read_object(folder / "environment.json"),
         unigram_entropy=float(entropy) if isinstance(entropy, (int, float)) else None,
-        finished=bool(result),
+        is_finished=bool(result),
     )
 
 
@@ -97,10 +97,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     try:
         lines = read_metrics(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); repair the line or take it out.") from error
+        raise ConfigError(f"{path} is not valid JSON Lines ({error}). Fix or delete the line.") from error
     for number, line in enumerate(lines, 1):
         if not isinstance(cast(Any, line), dict) or not isinstance(line.get("step"), int):
-            raise ConfigError(f"{path}: line {number} has no step; every line is an object with one: take it out.")
+            raise ConfigError(f"{path}: line {number} must be an object with `step`. Fix or delete the line.")
     return lines
 
 
@@ -110,15 +110,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); take it away, the report does without it.") from error
+        raise ConfigError(f"{path} is not valid JSON ({error}). Delete it; the report does not require it.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds no JSON object; take it away, the report does without it.")
+        raise ConfigError(f"{path} must be a JSON object. Delete it; the report does not require it.")
     return cast(dict[str, Any], content)
 
 
-def _without_superseded(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept: list[dict[str, Any]] = []
+def _drop_superseded(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    current: list[dict[str, Any]] = []
     for line in reversed(lines):
-        if not kept or line["step"] < kept[-1]["step"]:
-            kept.append(line)
-    return kept[::-1]
+        if not current or line["step"] < current[-1]["step"]:
+            current.append(line)
+    return current[::-1]

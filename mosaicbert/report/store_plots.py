@@ -1,4 +1,4 @@
-"""Plot of a token store: lengths of samples and frequencies of tokens."""
+"""Plot of a token store: distributions of sample lengths and token frequencies."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ _NUM_BINS = 32
 
 
 def draw_store(inspection: Inspection, *, title: str, path: Path) -> None:
-    """Draw the lengths of the samples of each split, and the frequencies of its tokens.
+    """Plot the distributions of sample lengths and token frequencies of each split.
 
     Args:
-        inspection: Inspection of the store.
+        inspection: Statistics of the store.
         title: Title of the figure.
         path: Path of the PNG file.
     """
@@ -26,12 +26,12 @@ def draw_store(inspection: Inspection, *, title: str, path: Path) -> None:
         lengths = np.arange(len(split.lengths))
         fractions = split.lengths / split.lengths.sum()
         lengths_axes.hist(lengths, edges, weights=fractions, color=color, label=name, histtype="step")
-        ranked = np.sort(split.frequencies[split.frequencies > 0])[::-1]
+        counts = np.sort(split.frequencies[split.frequencies > 0])[::-1]
         label = f"{name}, unigram entropy {split.unigram_entropy:.3f} nats"
-        tokens_axes.loglog(np.arange(1, len(ranked) + 1), ranked / ranked.sum(), color=color, label=label)
-    lengths_axes.set_xlabel("Tokens per sample, without [CLS] and [SEP]")
+        tokens_axes.loglog(np.arange(1, len(counts) + 1), counts / counts.sum(), color=color, label=label)
+    lengths_axes.set_xlabel("Sample length (tokens), without [CLS] and [SEP]")
     lengths_axes.set_ylabel("Fraction of samples")
-    tokens_axes.set_xlabel("Rank of the token")
+    tokens_axes.set_xlabel("Token rank")
     tokens_axes.set_ylabel("Fraction of tokens")
     for axes in (lengths_axes, tokens_axes):
         axes.grid(alpha=0.25)

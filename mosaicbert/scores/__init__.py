@@ -1,1 +1,1 @@
-"""Scores of fine-tunings: the ledger that they are kept in, and statistics over their seeds. The home of scipy."""
+"""Fine-tuning scores: records in scores.jsonl, and statistics over tasks and seeds."""

@@ -1,4 +1,4 @@
-"""scores.jsonl: one line per checkpoint, task and seed that has been fine-tuned. It is the ledger of what is done."""
+"""Score records in scores.jsonl, one line per fine-tuned checkpoint, task and seed."""
 
 import json
 import os
@@ -11,22 +11,22 @@ from typing import Any
 from mosaicbert.config import ConfigError
 
 SCORES_FILE = "scores.jsonl"
-_VERSION = re.compile("@[0-9a-f]{12}$")  # behind the name of a model that is no run of ours
-PRETRAINED = "pretraining"  # what a fine-tuning begins with, if not with the weights of another one
+_VERSION = re.compile("@[0-9a-f]{12}$")  # suffix of the name of a model that is not a run folder
+PRETRAINED = "pretraining"  # value of initialized_from without a previous fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
-    """What a checkpoint had cost.
+    """Pretraining cost of a checkpoint.
 
     Attributes:
-        steps: of the optimizer.
-        tokens: real ones, without padding.
-        seconds: of training alone.
-        wall_seconds: with the evaluations and checkpoints before it; not what was lost when the run was killed.
-        flops: of the model, by the run's mean sample length.
-        device: name of what it was trained on, e.g. NVIDIA H200.
-        num_devices: that the run began with; all cores of a machine without GPUs are one.
+        steps: Number of optimizer steps.
+        tokens: Number of real tokens, without padding.
+        seconds: Training time in seconds, excluding evaluations and checkpoints.
+        wall_seconds: Wall-clock seconds, including evaluations and checkpoints, excluding steps repeated after a kill.
+        flops: FLOPs of the model, computed from the mean sample length of the run.
+        device: Name of the device, e.g. NVIDIA H200.
+        num_devices: Number of devices of the first session; all CPU cores together count as one.
     """
 
     steps: int
@@ -38,28 +38,28 @@ class Pretraining:
     num_devices: int
 
     def is_same_training(self, other: "Pretraining") -> bool:
-        """Whether both are of one course of a run; one that went back has trained a step again, in another time."""
+        """Return whether both checkpoints are from the same training steps, without a rollback between them."""
         return (self.steps, self.tokens, self.wall_seconds) == (other.steps, other.tokens, other.wall_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A line of scores.jsonl.
+    """Score of one fine-tuning run, a line of scores.jsonl.
 
     Attributes:
-        model: the folder or the Hub name of what was fine-tuned; with @ and a version, if it is no run of ours.
-        step: of the run, for a checkpoint of one.
-        task: see `mosaicbert.config.glue.TASKS`.
-        seed: of head, order and dropout.
-        metrics: by name, as fractions: 0.5 is 50.
-        protocol: fingerprint of `settings`.
-        settings: everything about the fine-tuning that changes a score, the model and the seed apart.
-        initialized_from: Initial weights: `PRETRAINED`, or the name of the task that they were fine-tuned on.
-        is_partial: whether the data were less than the official.
-        seconds: that the fine-tuning took.
-        pretraining: None for a model that is no run of ours.
-        environment: device, versions and commit.
-        finished: when, ISO 8601, UTC.
+        model: Folder or Hub name of the model, followed by @ and a version if it is not a run folder.
+        step: Step of a checkpoint of a run; None for other models.
+        task: Name of the task, see `mosaicbert.config.glue.TASKS`.
+        seed: Seed of the head, the data order and dropout.
+        metrics: Metrics by name, as fractions from 0 to 1.
+        protocol: Hash of `settings`.
+        settings: All settings that affect the score, except for the model and the seed.
+        initialized_from: Initial weights: `PRETRAINED`, or the name of a task for weights fine-tuned on it.
+        is_partial: True if the data were smaller than the official splits.
+        seconds: Duration of the fine-tuning in seconds.
+        pretraining: Pretraining cost of the checkpoint; None if the model is not a run folder.
+        environment: Device, versions and commit.
+        finished: UTC time of completion in ISO 8601 format.
     """
 
     model: str
@@ -78,54 +78,57 @@ class Score:
 
     @property
     def model_name(self) -> str:
-        """The model without its version."""
+        """Model without its version."""
         return _VERSION.sub("", self.model)
 
     @property
     def value(self) -> float:
-        """The score, 0 to 100 (Matthews and Spearman from -100): the mean of the metrics."""
+        """Mean of the metrics in percent, from 0 to 100, or from -100 for Matthews and Spearman correlations."""
         return 100.0 * statistics.fmean(self.metrics.values())
 
 
 def read_scores(path: Path) -> list[Score]:
-    """The lines of a scores.jsonl, without a last one that a crash cut off; none if there is no file.
+    """Read the scores of a scores.jsonl file, except for a truncated last line.
+
+    Args:
+        path: Path of the file. A missing file has no scores.
 
     Raises:
-        ConfigError: a line is no score.
+        ConfigError: If a line is not a valid score.
     """
     if not path.exists():
         return []
     scores: list[Score] = []
-    for number, line in enumerate(_whole_lines(path.read_bytes()), start=1):
+    for number, line in enumerate(_complete_lines(path.read_bytes()), start=1):
         try:
             fields = dict(json.loads(line))
-            spent = fields.pop("pretraining")
-            scores.append(Score(pretraining=None if spent is None else Pretraining(**spent), **fields))
+            cost = fields.pop("pretraining")
+            scores.append(Score(pretraining=None if cost is None else Pretraining(**cost), **fields))
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path}: line {number} is no score ({error}); mend it or take it out.") from error
+            raise ConfigError(f"{path}: line {number} is not a valid score ({error}). Fix or delete it.") from error
     return scores
 
 
 def append_score(path: Path, score: Score) -> None:
-    """Adds a line, and waits until it is on the disk. One process may write at a time."""
+    """Append a score and flush it to disk. Only one process may write at a time."""
     with path.open("a+b") as file:
         file.seek(0)
         last = file.read().rpartition(b"\n")[2]
-        if _is_whole(last):
-            file.write(b"\n")  # an editor has left it without its end
+        if _is_complete(last):
+            file.write(b"\n")  # complete last line without a line break, e.g. after an edit
         else:
-            file.truncate(file.tell() - len(last))  # half a line, which a crash left
+            file.truncate(file.tell() - len(last))  # truncated last line, e.g. after a crash
         file.write((json.dumps(asdict(score)) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _whole_lines(content: bytes) -> list[bytes]:
+def _complete_lines(content: bytes) -> list[bytes]:
     *lines, last = content.split(b"\n")
-    return [*lines, last] if _is_whole(last) else lines
+    return [*lines, last] if _is_complete(last) else lines
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_complete(line: bytes) -> bool:
     try:
         json.loads(line)
     except ValueError:

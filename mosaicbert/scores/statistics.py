@@ -1,4 +1,4 @@
-"""Statistics over seeds: the mean of tasks, its bootstrap interval, and a paired test."""
+"""Statistics over tasks and seeds: mean, bootstrap confidence interval and paired test."""
 
 import math
 import statistics
@@ -9,116 +9,117 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of intervals
-SIGNIFICANCE = 0.05
+_CONFIDENCE_LEVEL = 0.95
+SIGNIFICANCE_LEVEL = 0.05
 _RESAMPLES = 9_999
-_RANDOM_STATE = 0  # the same scores give the same interval
-_ROUNDING = 1e-9  # differences of scores from 0 to 100 that agree to this are the same but for fp64's rounding
-_FEWEST_DEGREES = 2  # of freedom, in all tasks together: one is a single difference of two numbers
+_RANDOM_STATE = 0  # for reproducible intervals
+_ROUNDING = 1e-9  # maximum rounding error of a difference of two scores
+_MIN_DEGREES_OF_FREEDOM = 2  # of all tasks together
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """What the paired differences of two models say.
+    """Result of a paired test of two models.
 
     Attributes:
-        difference: mean over the tested tasks of the mean over seeds, first minus second.
-        interval: 95%, of the difference; None with too few pairs, or with a difference that does not scatter.
-        p_value: two-sided, of no difference; None likewise. The interval holds 0 where it is 0.05 or more.
-        tested: indices of the tasks that have two pairs or more. The spread of the others is not known.
-        num_pairs: differences in the tested tasks together.
-        is_without_scatter: whether there are enough pairs, but those of a task all differ by the same.
+        difference: Mean over the tested tasks of the mean difference over seeds, first minus second model.
+        interval: 95% confidence interval of the difference; None with too few pairs or zero variance. It contains 0 if
+            and only if the p-value is at least 0.05.
+        p_value: Two-sided p-value of the null hypothesis of no difference; None with too few pairs or zero variance.
+        tested_tasks: Indices of the tasks with at least two pairs, whose variance can be estimated.
+        num_pairs: Number of pairs in the tested tasks.
+        has_zero_variance: True if there are enough pairs, but the differences of each task are equal and not zero.
     """
 
     difference: float
     interval: tuple[float, float] | None
     p_value: float | None
-    tested: tuple[int, ...]
+    tested_tasks: tuple[int, ...]
     num_pairs: int
-    is_without_scatter: bool = False
+    has_zero_variance: bool = False
 
 
-def mean_of(tasks: Sequence[Sequence[float]]) -> float:
-    """The mean over tasks of the mean over each task's seeds."""
+def mean_over_tasks(tasks: Sequence[Sequence[float]]) -> float:
+    """Return the mean over tasks of the mean over the seeds of each task."""
     return statistics.fmean(map(statistics.fmean, tasks))
 
 
-def deviation_of(seeds: Sequence[float]) -> float | None:
-    """The sample's standard deviation, with n - 1; None for a single seed."""
+def sample_deviation(seeds: Sequence[float]) -> float | None:
+    """Return the sample standard deviation (n - 1), or None for a single seed."""
     return statistics.stdev(seeds) if len(seeds) > 1 else None
 
 
-def interval_of(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """A 95% interval of `mean_of`, by a bootstrap that draws seeds anew within each task (percentiles).
+def bootstrap_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """Compute the 95% confidence interval of `mean_over_tasks` by a stratified percentile bootstrap.
 
-    The seeds of a task are spread by sqrt(n / (n - 1)) around their mean before they are drawn from, since a plain
-    bootstrap of n values has a variance that is short by (n - 1) / n. A task with a single seed counts as a constant.
+    Seeds are resampled within each task. The deviations from the task mean are scaled by sqrt(n / (n - 1)) first, since
+    a plain bootstrap of n values underestimates the variance by (n - 1) / n. A task with a single seed is a constant.
 
     Returns:
-        Its ends, or None if no task has two seeds.
+        Lower and upper bound, or None if no task has two seeds.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13; the factor: Rao and Wu,
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13. Scale factor: Rao and Wu,
     Resampling inference with complex survey data, JASA 83 (1988).
     """
-    several = [_spread(np.array(seeds)) for seeds in tasks if len(seeds) > 1]
-    if not several:
+    resampled = [_rescale(np.array(seeds)) for seeds in tasks if len(seeds) > 1]
+    if not resampled:
         return None
     constant = sum(seeds[0] for seeds in tasks if len(seeds) == 1)
 
     def mean(*samples: Any, axis: int) -> Any:
         return (constant + sum(sample.mean(axis=axis) for sample in samples)) / len(tasks)
 
-    found = stats.bootstrap(
-        several,
+    result = stats.bootstrap(
+        resampled,
         mean,
         vectorized=True,
         n_resamples=_RESAMPLES,
-        confidence_level=LEVEL,
+        confidence_level=_CONFIDENCE_LEVEL,
         method="percentile",
         rng=_RANDOM_STATE,
     )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _spread(seeds: Any) -> Any:
+def _rescale(seeds: Any) -> Any:
     return seeds.mean() + (seeds - seeds.mean()) * math.sqrt(len(seeds) / (len(seeds) - 1))
 
 
 def paired_test(tasks: Sequence[Sequence[float]]) -> PairedTest:
-    """Tests whether the mean over tasks of paired differences is zero: a paired t-test, stratified by task.
+    """Test whether the mean over tasks of paired differences is zero, by a paired t-test stratified by task.
 
-    Each task's differences scatter around a mean of the task's own, with a variance of its own, so a task that the
-    second model wins does not hide one that the first wins by more. With n_k differences of variance s_k^2 in each of K
-    tasks:
+    Each task has its own mean and variance of the differences, so that variation between tasks does not count as noise.
+    With n_k differences of variance s_k^2 in task k of K tasks:
 
         variance of the difference = sum_k v_k,  v_k = s_k^2 / (n_k K^2)
         degrees of freedom = (sum_k v_k)^2 / sum_k (v_k^2 / (n_k - 1))
 
     Args:
-        tasks: of each task the differences, one per seed.
+        tasks: Differences of each task, one per seed.
 
     Source: Satterthwaite, An approximate distribution of estimates of variance components, Biometrics 2 (1946).
     """
-    tested = tuple(index for index, seeds in enumerate(tasks) if len(seeds) > 1)
-    used = [tasks[index] for index in tested]
-    parts = [(_variance(seeds) / len(seeds) / len(used) ** 2, len(seeds) - 1) for seeds in used]
-    variance, difference = sum(part for part, _ in parts), mean_of(used or tasks)
-    is_enough = sum(degrees for _, degrees in parts) >= _FEWEST_DEGREES
+    tested_tasks = tuple(index for index, seeds in enumerate(tasks) if len(seeds) > 1)
+    differences = [tasks[index] for index in tested_tasks]
+    terms = [(_variance(seeds) / len(seeds) / len(differences) ** 2, len(seeds) - 1) for seeds in differences]
+    variance, difference = sum(term for term, _ in terms), mean_over_tasks(differences or tasks)
+    is_testable = sum(degrees for _, degrees in terms) >= _MIN_DEGREES_OF_FREEDOM
     interval, p_value = None, None
-    if is_enough and variance > 0.0:
-        freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-        error = math.sqrt(variance)
-        low, high = stats.t.interval(LEVEL, freedom, loc=difference, scale=error)
-        interval, p_value = (float(low), float(high)), float(2 * stats.t.sf(abs(difference) / error, freedom))
-    elif is_enough and abs(difference) <= _ROUNDING:
+    if is_testable and variance > 0.0:
+        degrees_of_freedom = variance**2 / sum(term**2 / degrees for term, degrees in terms)
+        standard_error = math.sqrt(variance)
+        low, high = stats.t.interval(_CONFIDENCE_LEVEL, degrees_of_freedom, loc=difference, scale=standard_error)
+        interval = float(low), float(high)
+        p_value = float(2 * stats.t.sf(abs(difference) / standard_error, degrees_of_freedom))
+    elif is_testable and abs(difference) <= _ROUNDING:
         interval, p_value = (0.0, 0.0), 1.0
     return PairedTest(
         difference=difference,
         interval=interval,
         p_value=p_value,
-        tested=tested,
-        num_pairs=sum(map(len, used)),
-        is_without_scatter=is_enough and p_value is None,
+        tested_tasks=tested_tasks,
+        num_pairs=sum(map(len, differences)),
+        has_zero_variance=is_testable and p_value is None,
     )
 
 
