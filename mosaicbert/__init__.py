@@ -1,7 +1,7 @@
-"""Pretrain a BERT fast: from a YAML recipe to a Hugging Face folder.
+"""Fast BERT pretraining: from a YAML recipe to a Hugging Face folder.
 
 Importing this package registers its model classes with Hugging Face's Auto classes. torch and transformers are imported
-when a model class is first used.
+on the first use of a model class.
 """
 
 import importlib

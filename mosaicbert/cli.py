@@ -1,6 +1,6 @@
-"""Command line: each command parses its arguments, calls one function and prints the result.
+"""Command-line interface. Each command loads its recipe and calls one function.
 
-Commands import their work inside their functions, so that `--help` is instant.
+Commands import their implementations inside their functions, so that `--help` is instant.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import mosaicbert
 
-_OVERRIDES = "Overrides are written section.key=value, e.g. train.precision=fp32. Every key of a recipe can be given."
+_OVERRIDES = "Overrides have the form section.key=value, e.g. train.precision=fp32. All recipe keys can be overridden."
 
-# Modules of mosaicbert[train] that the base installation does not have.
+# Modules that are installed by mosaicbert[train] only.
 _TRAIN_EXTRA_MODULES = frozenset(
     {
         "composer",
@@ -36,20 +36,20 @@ _TRAIN_EXTRA_MODULES = frozenset(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code.
+    """Run one command and exit.
 
     Args:
-        arguments: Arguments of the command line. The default is those of this process.
+        arguments: Command-line arguments; those of this process by default.
 
     Raises:
-        SystemExit: Always, with code 2 and one line on stderr if a recipe, data or files of the user are invalid, and
-            with code 1 and one line if a run cannot continue.
+        SystemExit: Always. The code is 2, with one line on stderr, if the recipe, the data or a file is invalid, and
+            1, with one line on stderr, if a run cannot continue.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parsed = _parse(arguments)
-    # Defaults of libraries, set before their import. Variables that the user has set are kept.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers reports every file that it opens
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads are three times slower on busy cores
+    # Library defaults, set before the import. Variables that the user has set take precedence.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers logs every file that it opens
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning OpenMP threads are three times slower on busy cores
     from mosaicbert.config import ConfigError, TrainingFault
 
     try:
@@ -74,16 +74,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = _parser()
     parsed, trailing = parser.parse_known_args(arguments)
     # argparse requires positional arguments to be contiguous; overrides may also follow an option.
-    unknown = [word for word in trailing if word.startswith("-") or "=" not in word]
-    if unknown or (trailing and "overrides" not in parsed):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or trailing)}")
+    unrecognized = [word for word in trailing if word.startswith("-") or "=" not in word]
+    if unrecognized or (trailing and "overrides" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(unrecognized or trailing)}")
     if trailing:
         parsed.overrides += trailing
     return parsed
 
 
 def load(parsed: argparse.Namespace) -> Any:
-    """Load the recipe of a command, a file or a shipped recipe, with the schema of the command."""
+    """Load the recipe that the arguments name, a YAML file or a shipped recipe, with the schema of the command."""
     from mosaicbert.config import Recipe
     from mosaicbert.config.finetune import FinetuneRecipe
     from mosaicbert.config.glue import GlueRecipe
@@ -170,7 +170,7 @@ def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
     from mosaicbert.train.launch import launch
 
-    _hide_file_progress()
+    _disable_progress_bars()
     return launch(recipe, arguments, Console())
 
 
@@ -178,7 +178,7 @@ def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
     from mosaicbert.train.results import export_latest
 
-    _hide_file_progress()
+    _disable_progress_bars()
     print(export_latest(recipe).hugging_face)
     return 0
 
@@ -190,42 +190,42 @@ def _report(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     return 0
 
 
-def _hide_file_progress() -> None:
+def _disable_progress_bars() -> None:
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
+    logging.disable_progress_bar()  # transformers shows one for every weight file
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _OVERRIDES
-    recipe = "YAML file, or name of a shipped recipe, e.g. quickstart (see `mosaicbert recipes`)"
+    recipe = "YAML file or name of a shipped recipe, e.g. quickstart (see `mosaicbert recipes`)"
     parser.add_argument("recipe", metavar="RECIPE", help=recipe)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a value of the recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a recipe key")
 
 
 def _add_pareto(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    compared = "test whether the scores of A are better than those of B instead; each is a run folder or FOLDER@STEP"
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=compared)
+    checkpoints = "compare the scores of A and B instead, by a paired test; each is a run folder or FOLDER@STEP"
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help=checkpoints)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, e.g. runs/quickstart")
-    output = "folder of report.png and report.html (default: folder of the first run)"
+    output = "folder for report.png and report.html (default: folder of the first run)"
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=output)
 
 
-def _add_nothing(_parser: argparse.ArgumentParser) -> None:
+def _add_no_arguments(_parser: argparse.ArgumentParser) -> None:
     pass
 
 
 class _Command(NamedTuple):
-    """Command of the command line.
+    """Subcommand.
 
     Attributes:
-        purpose: Imperative phrase for `--help`.
-        run: Function that runs the command and returns the exit code.
-        add_arguments: Function that adds the arguments to the command's parser.
+        purpose: Description for `--help`, an imperative phrase.
+        run: Function that runs the command and returns its exit code.
+        add_arguments: Function that adds the command's arguments to a parser.
     """
 
     purpose: str
@@ -234,21 +234,21 @@ class _Command(NamedTuple):
 
 
 _COMMANDS = {
-    "recipes": _Command("List the shipped recipes", _recipes, _add_nothing),
-    "show": _Command("Print parameters, tokens, FLOPs, memory, time and cost of a recipe; start nothing", _show),
-    "prepare": _Command("Tokenize the text of a recipe into its token store", _prepare),
-    "check": _Command("Read the whole token store and check that it fits the recipe", _check),
-    "pretrain": _Command("Train a recipe to its end, or resume it, and export the model", _pretrain),
-    "finetune": _Command("Fine-tune a pretrained encoder on your own labeled texts", _finetune),
-    "glue": _Command("Fine-tune a model or the checkpoints of a run on GLUE, and score them", _glue),
-    "export": _Command("Write the newest checkpoint of a recipe as a Hugging Face folder", _export),
+    "recipes": _Command("List the shipped recipes", _recipes, _add_no_arguments),
+    "show": _Command("Print parameters, tokens, FLOPs, memory, time and cost of a run without starting it", _show),
+    "prepare": _Command("Tokenize the text sources of a recipe into a token store", _prepare),
+    "check": _Command("Verify the token store of a recipe and print its statistics", _check),
+    "pretrain": _Command("Pretrain a model, or resume its run, and export it", _pretrain),
+    "finetune": _Command("Fine-tune a pretrained encoder on a task dataset", _finetune),
+    "glue": _Command("Fine-tune and score a model or the checkpoints of a run on GLUE", _glue),
+    "export": _Command("Export the newest checkpoint of a run as a Hugging Face folder", _export),
     "pareto": _Command("Plot scores against training time and cost, or compare two checkpoints", _pareto, _add_pareto),
-    "report": _Command("Plot the curves of runs, finished or not, as a PNG and an HTML page", _report, _add_runs),
+    "report": _Command("Plot the training curves of runs as a PNG file and an HTML page", _report, _add_runs),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Pretrain a BERT: from a YAML recipe to a Hugging Face folder."
+    description = "Fast BERT pretraining: from a YAML recipe to a Hugging Face folder."
     parser = argparse.ArgumentParser(prog="mosaicbert", description=description)
     parser.add_argument("--version", action="version", version=f"mosaicbert {mosaicbert.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

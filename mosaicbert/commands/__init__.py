@@ -1,1 +1,1 @@
-"""Commands that only print: each module is one command of the command line."""
+"""Commands that inspect recipes and token stores, one module each."""

@@ -10,8 +10,8 @@ _NAME_WIDTH = 25
 
 
 def describe_recipes() -> str:
-    """Describe every shipped recipe by its name and summary, grouped by command, in at most 80 columns."""
-    blocks: list[str] = []
+    """Return the name and the summary of every shipped recipe, grouped by command, in at most 80 columns."""
+    sections: list[str] = []
     for command, recipes in groupby(list_shipped_recipes(), key=lambda recipe: recipe.command):
         lines = [
             textwrap.fill(
@@ -23,5 +23,5 @@ def describe_recipes() -> str:
             )
             for recipe in recipes
         ]
-        blocks.append("\n".join([f"mosaicbert {command} RECIPE", *lines]))
-    return "\n\n".join(blocks)
+        sections.append("\n".join([f"mosaicbert {command} RECIPE", *lines]))
+    return "\n\n".join(sections)

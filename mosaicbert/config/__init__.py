@@ -1,4 +1,4 @@
-"""Recipes: frozen dataclasses, shared validators, and the strict YAML loader, without torch."""
+"""Recipes as frozen dataclasses, their validators and their strict YAML loader, without torch."""
 
 from mosaicbert.config.duration import Duration, parse_duration
 from mosaicbert.config.errors import ConfigError, TrainingFault

@@ -1,4 +1,4 @@
-"""Durations in steps, samples, tokens or wall-clock time, written as `70_000 steps` or `30min`."""
+"""Durations in steps, samples, tokens or time, such as `70_000 steps` or `30min`."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from mosaicbert.config.validators import Rule, must_be
 
 Unit = Literal["steps", "samples", "tokens", "seconds"]
 
-_WRITTEN = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?) *([a-z]+)")
+_PATTERN = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?) *([a-z]+)")
 _UNITS: dict[str, tuple[Unit, int]] = {
     "steps": ("steps", 1),
     "samples": ("samples", 1),
@@ -22,11 +22,11 @@ _UNITS: dict[str, tuple[Unit, int]] = {
 
 @dataclass(frozen=True)
 class Duration:
-    """A duration of training.
+    """Duration of training.
 
     Attributes:
-        amount: Number of units; whole unless the unit is seconds.
-        unit: Unit: steps, samples over all devices, real tokens over all devices (without padding), or seconds.
+        amount: Number of units; an integer unless the unit is seconds.
+        unit: Unit of the amount. Samples and real tokens (without padding) are counted over all devices.
     """
 
     amount: float
@@ -37,7 +37,7 @@ def parse_duration(key: str, text: str) -> Duration:
     """Parse `70_000 steps`, `286_720_000 samples`, `36.7e9 tokens`, `90s`, `30min` or `1.5h`.
 
     Args:
-        key: Dotted key of the value, for the error message.
+        key: Dotted recipe key, for the error message.
         text: Value of the key.
 
     Raises:
@@ -50,7 +50,7 @@ def parse_duration(key: str, text: str) -> Duration:
 
 
 def _parse(text: str) -> Duration | None:
-    match = _WRITTEN.fullmatch(text.strip())
+    match = _PATTERN.fullmatch(text.strip())
     if match is None or match[2] not in _UNITS:
         return None
     unit, size = _UNITS[match[2]]

@@ -1,15 +1,16 @@
-"""Errors that end a command with one line instead of a traceback."""
+"""Exceptions that commands report in one line without a traceback."""
 
 
 class ConfigError(ValueError):
-    """Invalid recipe, data or file of the user.
+    """Invalid recipe, data or file.
 
-    The message names the thing, its value, the rule and the remedy in one line. Commands print it and exit with code 2.
+    The message names the key or file, the rule, the value and the remedy in one line. Commands print it and exit with
+    code 2.
     """
 
 
 class TrainingFault(RuntimeError):
-    """Training that cannot continue.
+    """Failure that prevents training from continuing.
 
-    The message says what happened and what may help in one line. Commands print it and exit with code 1.
+    The message describes the failure and a remedy in one line. Commands print it and exit with code 1.
     """

@@ -1,4 +1,4 @@
-"""Recipe of a fine-tuning on a task data set, without torch."""
+"""Fine-tuning recipe for a task dataset, without torch."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -7,23 +7,23 @@ from mosaicbert.config.run import RunRecipe
 from mosaicbert.config.validators import POSITIVE, Rule, at_least, validate, within
 
 INSTALLED_PACKAGES = "installed-packages"
-_TEXT_COLUMNS = Rule("one column name, or two that make pairs", lambda columns: len(columns) in (1, 2))
+_TEXT_COLUMNS = Rule("one column name, or two for text pairs", lambda columns: len(columns) in (1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDataConfig:
-    """Labeled texts."""
+    """Labeled texts of the task."""
 
-    train: str  # a .jsonl, .csv or .parquet; a dataset on the Hub; or "installed-packages", see docs/finetune.md
-    validation: str | None = None  # another file, or a split of the Hub dataset; None: validation_fraction of train
-    predict: str | None = None  # a file of texts to predict; needs no labels
-    subset: str | None = None  # the configuration of a Hub dataset
+    train: str  # .jsonl, .csv or .parquet file, name of a Hub dataset, or "installed-packages", see docs/finetune.md
+    validation: str | None = None  # file, or split of the Hub dataset; None: validation_fraction of train
+    predict: str | None = None  # file of texts to predict, without labels
+    subset: str | None = None  # configuration of a Hub dataset
     train_split: str = "train"  # of a Hub dataset
     revision: str = "main"  # branch, tag or commit of a Hub dataset
     text_columns: Annotated[list[str], _TEXT_COLUMNS] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
     kind: Literal["single_label", "multi_label", "regression"] = "single_label"
-    validation_fraction: Annotated[float, within("(0, 1)")] = 0.1  # by a hash of the texts: duplicates stay together
+    validation_fraction: Annotated[float, within("(0, 1)")] = 0.1  # chosen by text hash: no duplicates across splits
 
     def __post_init__(self) -> None:
         validate(self, "data")
@@ -31,13 +31,13 @@ class TaskDataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Hyperparameters of fine-tuning with AdamW: 6% of warm-up, then linear decay to zero."""
+    """Hyperparameters of fine-tuning with AdamW; the schedule is 6% warm-up, then linear decay to zero."""
 
     epochs: Annotated[int, at_least(1)] = 3
     batch_size: Annotated[int, at_least(1)] = 32  # examples per step
     peak_lr: Annotated[float, POSITIVE] = 5.0e-5
     weight_decay: Annotated[float, within("[0, 1)")] = 5.0e-6  # decoupled: p *= 1 - weight_decay * lr / peak_lr
-    max_seq_len: Annotated[int, at_least(4)] = 256  # tokens of an example
+    max_seq_len: Annotated[int, at_least(4)] = 256  # tokens per example
     precision: Literal["bf16", "fp32", "auto"] = "bf16"
     compare_with_random_weights: bool = False  # also fine-tune the same model from random weights
 
@@ -47,9 +47,9 @@ class FinetuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(RunRecipe):
-    """A pretrained encoder, fine-tuned on one task."""
+    """Fine-tuning of a pretrained encoder on one task."""
 
     seed: Annotated[int, at_least(0)] = 19
-    model: str  # a run folder, a Hugging Face folder, or a name on the Hub
+    model: str  # run folder, Hugging Face folder, or name on the Hub
     data: TaskDataConfig
     train: FinetuneConfig = field(default_factory=FinetuneConfig)

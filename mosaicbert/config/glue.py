@@ -1,4 +1,4 @@
-"""GLUE tasks, the paper's protocol of each, and the recipe of a scoring, without torch."""
+"""GLUE tasks, their fine-tuning protocols from the paper, and the GLUE recipe, without torch."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -21,14 +21,14 @@ _SHORT_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Fine-tuning protocol of a task.
+    """Fine-tuning protocol of a GLUE task.
 
     Attributes:
         epochs: Number of epochs over the training data.
-        batch_size: Examples per step.
-        peak_lr: Peak learning rate, reached after 6% of the steps; the learning rate is zero at the last step.
+        batch_size: Number of examples per step.
+        peak_lr: Peak learning rate, reached after 6% of the steps and followed by linear decay to zero.
         weight_decay: Decoupled weight decay: p *= 1 - weight_decay * lr / peak_lr.
-        num_seeds: Number of fine-tunings with different seeds of order, head and dropout.
+        num_seeds: Number of fine-tuning runs, each with its own seed for data order, head and dropout.
     """
 
     epochs: int
@@ -40,17 +40,17 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """A GLUE task.
+    """GLUE task.
 
     Attributes:
         title: Name of the task in papers.
-        columns: Text columns: one, or two that make a pair.
-        num_labels: Number of classes; 1 for a regression.
-        metrics: Names of the metrics whose mean is the task's score.
-        num_examples: Number of examples of each official split; a split with fewer is partial.
-        protocol: Protocol of the paper.
-        from_mnli: Whether the paper initializes the task from the model fine-tuned on MNLI.
-        needs_fp32: Whether the paper trains the task in fp32.
+        columns: Names of one text column, or of two for text pairs.
+        num_labels: Number of classes; 1 for regression.
+        metrics: Names of the metrics whose mean is the score of the task.
+        num_examples: Number of examples of each official split, by split name.
+        protocol: Fine-tuning protocol of the paper.
+        from_mnli: True if the paper initializes the task from the model fine-tuned on MNLI.
+        needs_fp32: True if the paper trains the task in fp32.
     """
 
     title: str
@@ -64,7 +64,7 @@ class GlueTask:
 
     @property
     def label(self) -> str:
-        """Title and metrics, such as "MRPC acc/F1"."""
+        """Title and metrics, e.g. "MRPC acc/F1"."""
         return f"{self.title} {'/'.join(_SHORT_NAMES[name] for name in self.metrics)}"
 
 
@@ -78,8 +78,8 @@ def _splits(train: int, **validation: int) -> dict[str, int]:
     return {"train": train} | validation
 
 
-# The protocol is that of the code behind the published scores (mosaicml/examples, src/glue/finetuning_jobs.py and
-# yamls/finetuning/glue): MosaicBERT, arXiv:2312.17482. Sizes: the official splits in `nyu-mll/glue`.
+# Protocols: the code that produced the scores of the MosaicBERT paper, arXiv:2312.17482 (mosaicml/examples,
+# src/glue/finetuning_jobs.py and yamls/finetuning/glue). Sizes: the official splits in `nyu-mll/glue`.
 TASKS: dict[str, GlueTask] = {
     "cola": GlueTask(
         title="CoLA",
@@ -154,7 +154,7 @@ TASKS: dict[str, GlueTask] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolChange:
-    """Deviations of a recipe from the paper's protocol of one task; None keeps the paper's value."""
+    """Changes to the paper's protocol of one task; None keeps the value of the paper."""
 
     epochs: Annotated[int | None, at_least(1)] = None
     batch_size: Annotated[int | None, at_least(1)] = None
@@ -165,20 +165,20 @@ class ProtocolChange:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueConfig:
-    """Models, data and protocol of a GLUE scoring. The defaults are the paper's, except for shuffle."""
+    """Model, data and protocol of a GLUE evaluation. The defaults are those of the paper, except for shuffle."""
 
-    model: str  # a run folder, a Hugging Face folder, or a name on the Hub
-    checkpoints: Literal["newest", "all"] = "newest"  # of a run; all: also those that it writes meanwhile
-    data: str = OFFICIAL  # on the Hub, or a folder with <task>/train.jsonl or .parquet, validation.jsonl, ...
-    revision: str = MAIN  # branch, tag or commit of data on the Hub
+    model: str  # run folder, Hugging Face folder, or name on the Hub
+    checkpoints: Literal["newest", "all"] = "newest"  # of a run; all: including those written during the evaluation
+    data: str = OFFICIAL  # name on the Hub, or folder with <task>/train.jsonl or .parquet, validation.jsonl, ...
+    revision: str = MAIN  # branch, tag or commit of a Hub dataset
     tasks: Annotated[list[str], NOT_EMPTY, distinct(TASKS)] = field(default_factory=lambda: list(TASKS))
-    partial_data: bool = False  # include tasks with only a part of the official data
-    init_from_mnli: bool = True  # RTE, MRPC and STS-B are initialized from the model fine-tuned on MNLI
-    shuffle: bool = True  # the training data in every epoch; the paper's code keeps them in their order
+    partial_data: bool = False  # allow tasks with fewer examples than the official splits
+    init_from_mnli: bool = True  # initialize RTE, MRPC and STS-B from the model fine-tuned on MNLI
+    shuffle: bool = True  # shuffle the training data in every epoch; the code of the paper does not
     max_seq_len: Annotated[int, at_least(4)] = 256
-    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # of matrix products; STS-B is trained in fp32
+    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # of matrix products; STS-B always uses fp32
     protocol: dict[str, ProtocolChange] = field(default_factory=dict[str, ProtocolChange])
-    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a machine without
+    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a CPU
 
     def __post_init__(self) -> None:
         validate(self, "glue")
@@ -188,17 +188,17 @@ class GlueConfig:
             validate(change, f"glue.protocol.{task}")
 
     def protocol_of(self, task: str) -> Protocol:
-        """Return the paper's protocol of a task with this recipe's changes."""
+        """Return the protocol of a task: that of the paper with the changes of this recipe."""
         changes = vars(self.protocol.get(task, ProtocolChange())).items()
         return replace(TASKS[task].protocol, **{name: value for name, value in changes if value is not None})
 
-    def starts_from_mnli(self, task: str) -> bool:
+    def is_initialized_from_mnli(self, task: str) -> bool:
         """Return True if a task is initialized from the model fine-tuned on MNLI."""
         return self.init_from_mnli and TASKS[task].from_mnli
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueRecipe(RunRecipe):
-    """A model, or the checkpoints of a run, scored on GLUE. The scores of a run are kept in its own folder."""
+    """GLUE evaluation of a model or of the checkpoints of a run. The scores of a run are written to its folder."""
 
     glue: GlueConfig

@@ -1,4 +1,4 @@
-"""Strict loader of recipes: YAML and `section.key=value` overrides to dataclasses, and back, through OmegaConf."""
+"""Strict recipe loader: YAML files and `section.key=value` overrides to dataclasses, and back, through OmegaConf."""
 
 import dataclasses
 import difflib
@@ -23,12 +23,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
 @overload
 def load_recipe(path: str | Path, overrides: Sequence[str], schema: type[_Schema]) -> _Schema: ...
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[Any] = Recipe) -> Any:
-    """Load a recipe, apply `section.key=value` overrides, and check every key, type and value.
+    """Load a recipe, apply overrides, and check every key, type and value.
 
     Args:
         path: Path of the YAML file.
-        overrides: Overrides, applied in their order.
-        schema: Class of the recipe: of a pretraining, a fine-tuning, a scoring or a figure.
+        overrides: Overrides as `section.key=value`, applied in order.
+        schema: Recipe class: `Recipe`, `FinetuneRecipe`, `GlueRecipe` or `ParetoRecipe`.
 
     Raises:
         ConfigError: If the file is missing or not a YAML mapping, a key is unknown or missing, or a value is invalid.
@@ -37,10 +37,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
     if not path.is_file():
         raise ConfigError(f"Recipe {path} must be an existing YAML file, e.g. recipes/quickstart.yaml.")
     try:
-        written = OmegaConf.load(path)
+        content = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
-    if not isinstance(written, DictConfig):
+    if not isinstance(content, DictConfig):
         raise ConfigError(f"{path} must be a mapping of sections, got a list.")
     for override in overrides:
         if "=" not in override:
@@ -50,7 +50,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
     except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"Overrides must have YAML values, got {list(overrides)}: {_one_line(error)}") from error
     recipe = OmegaConf.structured(schema)
-    for origin, layer in ((str(path), written), ("override", overridden)):
+    for origin, layer in ((str(path), content), ("override", overridden)):
         for names, kind, value in _known_entries(origin, _plain(layer), schema):
             nested = value
             for name in reversed(names):
@@ -69,17 +69,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
 
 
 def save_recipe(recipe: Any, path: Path) -> None:
-    """Write every key of a recipe, defaults included, as YAML from which `load_recipe` loads an equal recipe."""
+    """Write all keys of a recipe, defaults included, as YAML that `load_recipe` reads."""
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
 
 def recipe_differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which two recipes of one class differ, as `section.key` -> (old value, new value)."""
+    """Return the keys with different values in two recipes of one class.
+
+    Returns:
+        Dotted key -> (old value, new value).
+    """
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
-    keys = [
-        *before,
-        *(key for key in after if key not in before),
-    ]  # each recipe may have sources that the other does not have
+    keys = [*before, *(key for key in after if key not in before)]  # the sources may have different names
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
@@ -98,13 +99,13 @@ def _plain(layer: Any) -> dict[str, Any]:
 
 
 def _known_entries(
-    origin: str, tree: Mapping[Any, Any], schema: Any, above: tuple[str, ...] = (), root: Any = None
+    origin: str, tree: Mapping[Any, Any], schema: Any, parents: tuple[str, ...] = (), root: Any = None
 ) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
-    """Yield (names from the root down, type, value) of every entry; raise an error for keys that `schema` lacks."""
+    """Yield (path of names, type, value) of every entry, and raise a ConfigError for keys that `schema` lacks."""
     root = schema if root is None else root
     types = get_type_hints(schema)
     for name, value in tree.items():
-        names = (*above, str(name))
+        names = (*parents, str(name))
         if name not in types:
             raise ConfigError(f"{origin}: unknown key `{'.'.join(names)}`. Did you mean `{_nearest_key(names, root)}`?")
         entry = _entry_type(types[name])
@@ -136,8 +137,8 @@ def _entry_type(kind: Any) -> Any:
 
 
 def _nearest_key(names: tuple[str, ...], root: Any) -> str:
-    known = list(_known_keys(root, names))
-    return difflib.get_close_matches(".".join(names), known, n=1, cutoff=0.0)[0]
+    known_keys = list(_known_keys(root, names))
+    return difflib.get_close_matches(".".join(names), known_keys, n=1, cutoff=0.0)[0]
 
 
 def _known_keys(schema: Any, names: tuple[str, ...], prefix: str = "") -> Iterator[str]:
@@ -152,7 +153,7 @@ def _known_keys(schema: Any, names: tuple[str, ...], prefix: str = "") -> Iterat
 
 
 def _describe_type(kind: Any) -> str:
-    """Describe the type of a field in the words of YAML."""
+    """Describe the type of a field in YAML terms."""
     singular = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     plural = {int: "integers", float: "numbers", str: "strings"}
     origin, arguments = get_origin(kind), get_args(kind)

@@ -1,4 +1,4 @@
-"""Shape of an encoder: fields and defaults, shared by recipes and Hugging Face configurations."""
+"""Encoder shape, shared by recipes and Hugging Face configurations."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,13 +8,13 @@ from mosaicbert.config.validators import POSITIVE, at_least, must_be, not_suppor
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of the encoder, in Hugging Face's terms. The defaults are MosaicBERT-Base (arXiv:2312.17482).
+    """Encoder shape, with the field names of Hugging Face. The defaults are MosaicBERT-Base (arXiv:2312.17482).
 
     Raises:
-        ConfigError: If a value is out of its range, or num_attention_heads does not divide hidden_size.
+        ConfigError: If a value is invalid, or hidden_size is not a multiple of num_attention_heads.
     """
 
-    architecture: Literal["mosaicbert", "bert"] = "mosaicbert"  # bert: Hugging Face's own, the baseline of the paper
+    architecture: Literal["mosaicbert", "bert"] = "mosaicbert"  # bert: Hugging Face's BERT, the baseline of the paper
     vocab_size: Annotated[int, at_least(1)] = 30528  # 30,522 WordPiece entries, rounded up to a multiple of 64
     hidden_size: Annotated[int, at_least(1)] = 768
     num_hidden_layers: Annotated[int, at_least(1)] = 12
@@ -22,7 +22,7 @@ class ModelConfig:
     intermediate_size: Annotated[int, at_least(1)] = 3072
     type_vocab_size: Annotated[int, at_least(1)] = 2
     hidden_dropout_prob: Annotated[float, within("[0, 1)")] = 0.1
-    attention_probs_dropout_prob: Annotated[float, within("[0, 1)")] = 0.0  # bert only: the fast kernels have none
+    attention_probs_dropout_prob: Annotated[float, within("[0, 1)")] = 0.0  # bert only: not in the fast kernels
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-12
     initializer_range: Annotated[float, POSITIVE] = 0.02
     pad_token_id: Annotated[int, at_least(0)] = 0
@@ -40,7 +40,7 @@ class ModelConfig:
             raise not_supported(
                 f"model.attention_probs_dropout_prob={self.attention_probs_dropout_prob}",
                 "model.architecture=mosaicbert",
-                "Set it to 0.0: the attention kernels have no dropout.",
+                "Set it to 0.0: the attention kernels do not support dropout.",
             )
 
     @property

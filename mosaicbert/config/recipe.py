@@ -1,4 +1,4 @@
-"""Recipe of a pretraining run: all keys in the order of the run, and the only place of their defaults."""
+"""Pretraining recipe: all keys, in the order of the run, with their defaults and rules."""
 
 import math
 import re
@@ -24,38 +24,38 @@ _MAX_SEED = 2**31 - 1  # Composer adds the rank, and the sum must be below 2^32
 _MAX_WEIGHT_RATIO = 10_000
 _SOURCE_NAME = re.compile(r"[\w-]+")
 _SENTENCES = Rule("sentences with one [MASK] each", lambda texts: all(text.count("[MASK]") == 1 for text in texts))
-NUM_SPECIAL_TOKENS = 2  # [CLS] and [SEP], which every sequence gets
-VOCABULARY_MULTIPLE = 64  # matrix products of this width fill the tensor cores' tiles
+NUM_SPECIAL_TOKENS = 2  # [CLS] and [SEP] of every sequence
+VOCABULARY_MULTIPLE = 64  # for full tensor core tiles in the decoder's matrix product
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """A source of text."""
+    """Text source."""
 
-    path: str  # "installed-documentation", a Hub dataset's name, or files: a path, a folder or a glob
+    path: str  # "installed-documentation", name of a Hub dataset, or files: path, folder or glob
     revision: str = "main"  # branch, tag or commit of a Hub dataset; the store records the commit
-    subset: str | None = None  # the configuration of a Hub dataset, e.g. "en" of C4
+    subset: str | None = None  # configuration of a Hub dataset, e.g. "en" of C4
     text_column: str = "text"
-    validation_split: str | None = None  # a split of a Hub dataset; None: validation_fraction of the texts, by hash
-    weight: Annotated[float | None, POSITIVE] = None  # relative fraction of the training samples; None: by size
+    validation_split: str | None = None  # split of a Hub dataset; None: validation_fraction of the texts, by hash
+    weight: Annotated[float | None, POSITIVE] = None  # relative number of training samples; None: by size
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Sources of text and their conversion to samples."""
+    """Text sources and their conversion to samples."""
 
-    sources: dict[str, SourceConfig]  # by names of your choice, read in this order
+    sources: dict[str, SourceConfig]  # by freely chosen name, read in this order
     validation_fraction: Annotated[float, within("(0, 1)")] = 0.01
     min_characters: Annotated[int, at_least(1)] = 1  # shorter texts are skipped
-    skip_invalid_documents: bool = False  # skip and count what cannot be read; False: stop at the first
-    sampling: Literal["truncate", "chunk"] = "truncate"  # a text's first max_seq_len tokens, or all of it in chunks
-    max_seq_len: Annotated[int, at_least(3)] = 128  # tokens of a sample, [CLS] and [SEP] included
-    store: str | None = None  # folder of the token store, to share it among runs; None: inside the run folder
-    num_partitions: Annotated[int, at_least(1)] = 1  # of the list of input files, for several machines
-    partition: Annotated[int | None, at_least(0)] = None  # the one that `prepare` makes; None: all, then the store
+    skip_invalid_documents: bool = False  # True: skip and count them; False: stop at the first
+    sampling: Literal["truncate", "chunk"] = "truncate"  # first max_seq_len tokens of a text, or all in chunks
+    max_seq_len: Annotated[int, at_least(3)] = 128  # tokens per sample, including [CLS] and [SEP]
+    store: str | None = None  # folder of a token store shared by several runs; None: in the run folder
+    num_partitions: Annotated[int, at_least(1)] = 1  # partitions of the input files, for several machines
+    partition: Annotated[int | None, at_least(0)] = None  # partition that `prepare` builds; None: all, then the store
     mask_rate: Annotated[float, within("(0, 1)")] = 0.30
-    final_mask_rate: Annotated[float | None, within("(0, 1)")] = None  # of the last step, reached linearly
-    num_workers: Annotated[int, at_least(0)] = 2  # loader processes per rank; 0 loads in the training process
+    final_mask_rate: Annotated[float | None, within("(0, 1)")] = None  # at the last step, after a linear change
+    num_workers: Annotated[int, at_least(0)] = 2  # data loader workers per rank; 0: in the training process
 
     def __post_init__(self) -> None:
         validate(self, "data")
@@ -70,44 +70,44 @@ class DataConfig:
             raise must_be("data.partition", f"less than `data.num_partitions={self.num_partitions}`", self.partition)
 
     def _check_weights(self, weights: dict[str, float | None]) -> None:
-        given = {name: weight for name, weight in weights.items() if weight is not None}
-        if not given:
+        set_weights = {name: weight for name, weight in weights.items() if weight is not None}
+        if not set_weights:
             return
-        missing = next((name for name in weights if name not in given), None)
+        missing = next((name for name in weights if name not in set_weights), None)
         if missing is not None:
             raise must_be(f"data.sources.{missing}.weight", "set for all sources or for none", None)
-        smallest = min(given, key=lambda name: given[name])
-        if given[smallest] * _MAX_WEIGHT_RATIO < sum(given.values()):
+        smallest = min(set_weights, key=lambda name: set_weights[name])
+        if set_weights[smallest] * _MAX_WEIGHT_RATIO < sum(set_weights.values()):
             rule = f"at least 1/{_MAX_WEIGHT_RATIO:,} of the sum of all weights"
             remedy = "Raise it, or remove the source."
-            raise must_be(f"data.sources.{smallest}.weight", rule, given[smallest], remedy)
+            raise must_be(f"data.sources.{smallest}.weight", rule, set_weights[smallest], remedy)
 
     @property
     def max_text_tokens(self) -> int:
-        """Tokens of the longest sample without [CLS] and [SEP]."""
+        """Maximum number of tokens per sample, excluding [CLS] and [SEP]."""
         return self.max_seq_len - NUM_SPECIAL_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """WordPiece tokenizer: trained on the corpus, or loaded."""
+    """WordPiece tokenizer, trained on the corpus or loaded."""
 
-    source: str  # "train", a Hub name, or a path: vocab.txt, tokenizer.json, or a folder with one of them
+    source: str  # "train", name on the Hub, or path of vocab.txt, of tokenizer.json or of their folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Optimizer and learning rate schedule. The defaults are the paper's."""
+    """Optimizer and learning rate schedule. The defaults are those of the paper."""
 
     name: Literal["decoupled_adamw", "stable_adamw", "muon"] = "decoupled_adamw"
     peak_lr: Annotated[float, POSITIVE] = 5.0e-4
     betas: Annotated[tuple[float, float], each_within("[0, 1)")] = (0.9, 0.98)
     eps: Annotated[float, POSITIVE] = 1.0e-6
-    momentum: Annotated[float, within("[0, 1)")] = 0.95  # of muon's matrices
+    momentum: Annotated[float, within("[0, 1)")] = 0.95  # muon only, for its matrices
     weight_decay: Annotated[float, within("[0, 1)")] = 1.0e-5  # decoupled: p *= 1 - weight_decay * lr / peak_lr
     schedule: Literal["linear", "warmup_stable_decay"] = "linear"
-    warmup_fraction: Annotated[float, within("[0, 1]")] = 0.06  # of the run's duration, in its unit
-    decay_fraction: Annotated[float, within("[0, 1]")] = 0.1  # of the duration: the end of warmup_stable_decay
+    warmup_fraction: Annotated[float, within("[0, 1]")] = 0.06  # of the duration, in its unit
+    decay_fraction: Annotated[float, within("[0, 1]")] = 0.1  # of the duration, for warmup_stable_decay
     final_lr_fraction: Annotated[float, within("[0, 1]")] = 0.02  # of peak_lr
 
     def __post_init__(self) -> None:
@@ -119,18 +119,18 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Duration, batch sizes and devices of the training."""
+    """Duration, batch size, precision and devices of training."""
 
     duration: Annotated[str, DURATION]  # "70_000 steps", "286_720_000 samples", "20e9 tokens", "30min"
     global_batch_samples: Annotated[int, at_least(1)] = 4096  # sequences per optimizer step, over all devices
     initial_batch_samples: Annotated[int | None, at_least(1)] = None  # first batch; grows over batch_warmup_tokens
-    batch_warmup_tokens: Annotated[int | None, at_least(1)] = None  # None: global_batch_samples from the first step
-    micro_batch_tokens: Annotated[int, at_least(1)] = 16384  # per device and forward pass, at most
-    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: bf16 where the CPU multiplies it faster
-    compile: bool | None = None  # torch.compile of the step; None: on a GPU
-    cuda_graphs: bool = False  # launch the compiled step as CUDA graphs: for small models, bound by kernel launches
-    sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and optimizer state are sharded over the devices
-    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a machine without
+    batch_warmup_tokens: Annotated[int | None, at_least(1)] = None  # None: no batch size warm-up
+    micro_batch_tokens: Annotated[int, at_least(1)] = 16384  # maximum per device and forward pass
+    precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: the faster one on this CPU
+    compile: bool | None = None  # torch.compile of the step; None: on GPUs only
+    cuda_graphs: bool = False  # CUDA graphs of the compiled step, for small models limited by kernel launches
+    sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: shard weights and optimizer state over the devices
+    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a CPU
 
     def __post_init__(self) -> None:
         validate(self, "train")
@@ -139,15 +139,15 @@ class TrainConfig:
             raise must_be("train.batch_warmup_tokens", f"set with `train.initial_batch_samples={initial}`", None)
         if initial is None and warmup is not None:
             raise must_be("train.initial_batch_samples", f"set with `train.batch_warmup_tokens={warmup}`", None)
-        if self.smallest_batch_samples > self.global_batch_samples:
+        if self.min_batch_samples > self.global_batch_samples:
             rule = f"at most `train.global_batch_samples={self.global_batch_samples}`"
             raise must_be("train.initial_batch_samples", rule, initial)
-        if self.num_processes is not None and self.num_processes > self.smallest_batch_samples:
-            rule = f"at most {self.smallest_batch_samples}, the samples of the smallest step"
+        if self.num_processes is not None and self.num_processes > self.min_batch_samples:
+            rule = f"at most {self.min_batch_samples}, the number of samples of the smallest batch"
             remedy = "Raise `train.global_batch_samples` or `train.initial_batch_samples`."
             raise must_be("train.num_processes", rule, self.num_processes, remedy)
-        if self.length.unit == "samples" and self.length.amount < self.smallest_batch_samples:
-            rule = f"at least one step of {self.smallest_batch_samples} samples"
+        if self.length.unit == "samples" and self.length.amount < self.min_batch_samples:
+            rule = f"at least one step of {self.min_batch_samples} samples"
             raise must_be("train.duration", rule, self.duration)
 
     @property
@@ -155,17 +155,17 @@ class TrainConfig:
         return parse_duration("train.duration", self.duration)
 
     @property
-    def smallest_batch_samples(self) -> int:
+    def min_batch_samples(self) -> int:
         return self.global_batch_samples if self.initial_batch_samples is None else self.initial_batch_samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Interval and retention of checkpoints. Each kept one is also exported as a Hugging Face folder."""
+    """Interval and retention of checkpoints. Retained checkpoints are also exported as Hugging Face folders."""
 
-    interval: Annotated[str, DURATION] = "3500 steps"  # or samples, tokens, time
-    keep_last: Annotated[int, at_least(1)] = 2  # number of the newest checkpoints to keep
-    keep_every: Annotated[int | None, at_least(1)] = None  # also keep every Nth; None: only the newest
+    interval: Annotated[str, DURATION] = "3500 steps"  # in steps, samples, tokens or time
+    keep_last: Annotated[int, at_least(1)] = 2  # number of newest checkpoints to retain
+    keep_every: Annotated[int | None, at_least(1)] = None  # also retain every Nth checkpoint; None: the newest only
 
     def __post_init__(self) -> None:
         validate(self, "checkpoint")
@@ -173,12 +173,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FaultConfig:
-    """Limits for non-finite steps and loss spikes: see docs/training.md."""
+    """Limits for non-finite steps and loss spikes, see docs/training.md."""
 
-    spike_deviations: Annotated[float, POSITIVE] = 10.0  # robust deviations above the recent losses that make a spike
+    spike_deviations: Annotated[float, POSITIVE] = 10.0  # robust deviations of a spike above the recent losses
     window_steps: Annotated[int, at_least(8)] = 100  # number of recent losses
     max_skipped_steps: Annotated[int, at_least(1)] = 10  # consecutive non-finite steps before a rollback
-    max_rollbacks: Annotated[int, at_least(0)] = 5  # rollbacks to a checkpoint before the run stops
+    max_rollbacks: Annotated[int, at_least(0)] = 5  # rollbacks before the run stops
 
     def __post_init__(self) -> None:
         validate(self, "faults")
@@ -188,7 +188,7 @@ class FaultConfig:
 class LogConfig:
     """Loggers in addition to the run folder and the console."""
 
-    interval_steps: Annotated[int, at_least(1)] = 10  # between two lines of metrics.jsonl
+    interval_steps: Annotated[int, at_least(1)] = 10  # steps between two lines of metrics.jsonl
     loggers: list[Literal["tensorboard", "wandb"]] = field(default_factory=list[Literal["tensorboard", "wandb"]])
 
     def __post_init__(self) -> None:
@@ -199,10 +199,10 @@ class LogConfig:
 class EvalConfig:
     """Evaluation on the validation split."""
 
-    interval: Annotated[str, DURATION] = "2000 steps"  # or samples, tokens, time
+    interval: Annotated[str, DURATION] = "2000 steps"  # in steps, samples, tokens or time
     mask_rate: Annotated[float, within("(0, 1)")] = 0.15
     max_samples: Annotated[int, at_least(1)] = 20_000
-    fill_mask: Annotated[list[str], _SENTENCES] = field(default_factory=list[str])  # filled at the end of the run
+    fill_mask: Annotated[list[str], _SENTENCES] = field(default_factory=list[str])  # predicted after training
 
     def __post_init__(self) -> None:
         validate(self, "eval")
@@ -210,7 +210,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RunRecipe):
-    """A pretraining run."""
+    """Recipe of a pretraining run."""
 
     seed: Annotated[int, within(f"[0, {_MAX_SEED}]")] = 17
     data: DataConfig
@@ -232,7 +232,7 @@ class Recipe(RunRecipe):
             raise not_supported(
                 f"data.final_mask_rate={self.data.final_mask_rate}",
                 f"train.duration={self.train.duration}",
-                "Set the duration in steps, samples or tokens, which determine the last step.",
+                "Set the duration in steps, samples or tokens, which determine the number of steps.",
             )
         if self.optimizer.name != "decoupled_adamw" and self.train.sharding == "fsdp":
             raise not_supported(
@@ -242,7 +242,7 @@ class Recipe(RunRecipe):
             )
         if self.model.vocab_size % VOCABULARY_MULTIPLE:
             padded = math.ceil(self.model.vocab_size / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-            remedy = f"Set model.vocab_size={padded}: the additional ids are never used."
+            remedy = f"Set model.vocab_size={padded}: the additional token ids are unused."
             raise must_be("model.vocab_size", f"a multiple of {VOCABULARY_MULTIPLE}", self.model.vocab_size, remedy)
 
     @property

@@ -1,4 +1,4 @@
-"""Fields that all kinds of recipes share: the run folder."""
+"""Fields common to all recipes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from mosaicbert.config.validators import FILE_NAME, validate
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecipe:
-    """Base of all recipes, which name the folder of their results."""
+    """Base class of all recipes, with the folder of the results."""
 
     run_name: Annotated[str, FILE_NAME]
     runs_folder: str = "runs"

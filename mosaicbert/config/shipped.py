@@ -1,4 +1,4 @@
-"""Recipes that are shipped with the package: listing, and lookup by name."""
+"""Listing and lookup of the recipes shipped with the package."""
 
 import difflib
 from pathlib import Path
@@ -8,13 +8,13 @@ from mosaicbert.config.errors import ConfigError
 
 
 class ShippedRecipe(NamedTuple):
-    """Recipe that is shipped with the package.
+    """Recipe shipped with the package.
 
     Attributes:
-        name: Name on the command line, the stem of the file; unique.
-        path: YAML file.
+        name: Unique name on the command line, the stem of the file name.
+        path: Path of the YAML file.
         command: Command that runs the recipe.
-        summary: First line of the file, without the comment sign.
+        summary: First line of the file without the comment sign.
     """
 
     name: str
@@ -24,7 +24,7 @@ class ShippedRecipe(NamedTuple):
 
 
 def list_shipped_recipes() -> list[ShippedRecipe]:
-    """List the shipped recipes, those of `pretrain` first, then by command and name."""
+    """List the shipped recipes by command and name, those of `pretrain` first."""
     folder = _recipe_folder()
     recipes: list[ShippedRecipe] = []
     for path in sorted(folder.rglob("*.yaml"), key=lambda path: (path.parent != folder, path.parent, path.stem)):
@@ -36,29 +36,29 @@ def list_shipped_recipes() -> list[ShippedRecipe]:
 
 
 def find_recipe(recipe: str | Path, command: str) -> Path:
-    """Find the YAML file of a recipe given on the command line.
+    """Find the YAML file of a recipe named on the command line.
 
     Args:
-        recipe: Path of a YAML file, or name of a shipped recipe, with or without its folder ("glue", "glue/glue").
+        recipe: Path of a YAML file, or name of a shipped recipe with or without its folder ("glue", "glue/glue").
         command: Command that runs the recipe: "pretrain", "finetune", "glue" or "pareto".
 
     Raises:
-        ConfigError: If there is neither such a file nor such a recipe, or if another command runs the recipe.
+        ConfigError: If neither a file nor a recipe has this name, or if the recipe belongs to a different command.
     """
     path = Path(recipe)
     if path.is_file():
         return path
     shipped = list_shipped_recipes()
-    for found in shipped:
-        if str(recipe) not in (found.name, f"{found.path.parent.name}/{found.name}"):
+    for candidate in shipped:
+        if str(recipe) not in (candidate.name, f"{candidate.path.parent.name}/{candidate.name}"):
             continue
-        if found.command != command:
+        if candidate.command != command:
             raise ConfigError(
-                f"RECIPE must be a recipe of `mosaicbert {command}`, got {found.name!r}, "
-                f"a recipe of `mosaicbert {found.command}`. Run `mosaicbert recipes` for the list."
+                f"RECIPE must be a recipe of `mosaicbert {command}`, got {candidate.name!r}, "
+                f"a recipe of `mosaicbert {candidate.command}`. Run `mosaicbert recipes` for the list."
             )
-        return found.path
-    names = [found.name for found in shipped if found.command == command]
+        return candidate.path
+    names = [candidate.name for candidate in shipped if candidate.command == command]
     nearest = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.0)[0]
     raise ConfigError(
         f"RECIPE must be a YAML file or the name of a shipped recipe, got {str(recipe)!r}. "

@@ -1,4 +1,4 @@
-"""Rules for the fields of recipes, declared as `Annotated[type, RULE]`, and the one form of their error messages."""
+"""Rules for recipe fields, declared as `Annotated[type, RULE]`, and their error messages."""
 
 import math
 import re
@@ -12,12 +12,12 @@ _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 class Rule(NamedTuple):
-    """A rule for a value.
+    """Rule for a value.
 
     Attributes:
-        text: Words that follow "must be" in a message.
-        is_met: Function that returns True for an allowed value.
-        remedy: Sentence that ends the message where the rule does not say what to do.
+        text: Phrase that follows "must be" in the error message.
+        is_met: Function that returns True for a valid value.
+        remedy: Last sentence of the error message, if the rule does not imply the remedy.
     """
 
     text: str
@@ -26,15 +26,15 @@ class Rule(NamedTuple):
 
 
 def at_least(minimum: int) -> Rule:
-    """Make the rule for a whole number with a minimum."""
+    """Create a rule for an integer with a minimum."""
     return Rule(f"at least {minimum}", lambda value: value >= minimum)
 
 
 def within(interval: str) -> Rule:
-    """Make the rule for a number in an interval, written as in mathematics.
+    """Create a rule for a number in an interval.
 
     Args:
-        interval: Interval with open or closed ends, e.g. "(0, 1)" or "[0, 1)".
+        interval: Interval in mathematical notation, e.g. "(0, 1)" or "[0, 1)".
     """
     match = _INTERVAL.fullmatch(interval)
     assert match is not None, interval
@@ -48,13 +48,13 @@ def within(interval: str) -> Rule:
 
 
 def each_within(interval: str) -> Rule:
-    """Make the rule for a sequence of numbers in an interval, see `within`."""
+    """Create a rule for a sequence of numbers in an interval, see `within`."""
     rule = within(interval)
     return Rule(f"numbers {rule.text}", lambda values: all(map(rule.is_met, values)))
 
 
 def distinct(names: Collection[str]) -> Rule:
-    """Make the rule for a list of distinct names out of the known ones."""
+    """Create a rule for a list of distinct names from a collection."""
 
     def is_met(values: Sequence[str]) -> bool:
         return len(set(values)) == len(values) and set(values) <= set(names)
@@ -72,14 +72,14 @@ FILE_NAME = Rule("a file name without slashes", _is_file_name)
 
 
 def validate(section: Any, name: str = "") -> None:
-    """Check the fields of a section against the rules in their annotations. None is allowed where the type allows it.
+    """Check the fields of a section against the rules in their annotations. The value None is not checked.
 
     Args:
-        section: Section to check, a dataclass instance.
+        section: Dataclass instance to check.
         name: Dotted key of the section; empty for the recipe itself.
 
     Raises:
-        ConfigError: If a value breaks a rule.
+        ConfigError: If a value violates a rule.
     """
     for field, annotation in get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, field)
@@ -94,33 +94,33 @@ def check_value(key: str, value: Any, rule: Rule) -> None:
     Args:
         key: Dotted key of the value.
         value: Value to check.
-        rule: Rule that it must meet.
+        rule: Rule for the value.
 
     Raises:
-        ConfigError: If the value breaks the rule.
+        ConfigError: If the value violates the rule.
     """
     if not rule.is_met(value):
         raise must_be(key, rule.text, value, rule.remedy)
 
 
 def must_be(key: str, rule: str, value: Any, remedy: str = "") -> ConfigError:
-    """Make the error for a value that breaks a rule.
+    """Create the error for a value that violates a rule.
 
     Args:
         key: Dotted key of the value.
-        rule: Words that follow "must be".
-        value: Value that breaks the rule.
-        remedy: Sentence that says what to do.
+        rule: Phrase that follows "must be".
+        value: Value that violates the rule.
+        remedy: Sentence with the remedy.
     """
     return ConfigError(f"`{key}` must be {rule}, got {value!r}. {remedy}".rstrip())
 
 
 def not_supported(setting: str, other: str, remedy: str) -> ConfigError:
-    """Make the error for two settings that exclude each other.
+    """Create the error for two conflicting settings.
 
     Args:
-        setting: Setting as key=value.
-        other: Setting that it conflicts with, as key=value.
-        remedy: Sentence that says what to do.
+        setting: First setting as key=value.
+        other: Second setting as key=value.
+        remedy: Sentence with the remedy.
     """
     return ConfigError(f"`{setting}` is not supported with `{other}`. {remedy}")
