@@ -1,11 +1,11 @@
-"""Whether masked-language models have learned to look a word up elsewhere in their input, which two sentences need.
+"""Measure the ability of masked language models to copy a masked word from elsewhere in the input.
 
     python scripts/copying.py STORE RUN [RUN ...]
 
-Half of the input is held-out text of STORE with 15% of its words masked. Behind it stands, in turn, another text; that
-same text with the same words masked, which shows its topic; and that text whole. A model that can look up finds each
-masked word in the last, and its loss falls to almost nothing; for one that cannot, the last is little better than the
-second. The output has a line per run.
+The first half of the input is validation text of STORE with 15% of its tokens masked. The second half is a different
+text, the same text with the same masks, or the same text without masks. The loss of a model that copies is almost zero
+for the text without masks. For a model that does not copy, it is about the loss of the text with the same masks. The
+output has one line per run.
 """
 
 import argparse
@@ -20,45 +20,45 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from mosaicbert.data.prepare.sources import VALIDATION
-from mosaicbert.data.store import TokenStore
-from mosaicbert.train.run_folder import RunFolder, describe_environment, newest_export
+from mosaicbert.data.store import VALIDATION, TokenStore
+from mosaicbert.environment import describe_environment
+from mosaicbert.train.run_folder import RunFolder, newest_export
 
 _NUM_TEXTS = 1_000
-_LENGTH = 60  # tokens of a text; two of them and three special tokens are within the 128 of the CPU recipes
+_NUM_TOKENS = 60  # per text; two texts and three special tokens fit into the 128 tokens of the CPU recipes
 _MASK_RATE = 0.15
-_BATCH = 100
+_BATCH_SIZE = 100
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path, help="folder of the token store that the runs were trained on")
-    parser.add_argument("runs", type=Path, nargs="+", help="their folders")
-    parser.add_argument("--output", type=Path, default=Path("copying.jsonl"), help="it is written anew")
-    asked = parser.parse_args()
-    texts = read_texts(asked.store)
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument("--output", type=Path, default=Path("copying.jsonl"), help="file to write")
+    arguments = parser.parse_args()
+    texts = read_texts(arguments.store)
     lines: list[dict[str, Any]] = []
-    for path in asked.runs:
+    for path in arguments.runs:
         run = RunFolder(path)
         result, export = json.loads(run.result.read_text()), newest_export(run)
         losses = measure(export, texts)
         print(f"{path.name}: " + ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()), flush=True)
         lines.append({"run": path.name, "tokens": result["tokens"], "eval_loss": result["eval_loss"], **losses})
     common = {"num_texts": len(texts), "environment": describe_environment(), "date": date.today().isoformat()}
-    asked.output.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
+    arguments.output.write_text("".join(json.dumps(line | common) + "\n" for line in lines))
 
 
 def read_texts(store: Path) -> Tensor:
-    """Beginnings of held-out samples drawn with a fixed seed, without special tokens: (N, _LENGTH) int64."""
+    """Return the first tokens of random validation samples, without special tokens: (N, _NUM_TOKENS) int64."""
     split = TokenStore(store, VALIDATION)
-    drawn = split.read(np.random.default_rng(0).permutation(split.num_samples))
-    texts = [ids[:_LENGTH].astype(np.int64) for ids in drawn if len(ids) >= _LENGTH][:_NUM_TEXTS]
+    samples = split.read(np.random.default_rng(0).permutation(split.num_samples))
+    texts = [ids[:_NUM_TOKENS].astype(np.int64) for ids in samples if len(ids) >= _NUM_TOKENS][:_NUM_TEXTS]
     return torch.tensor(np.stack(texts))
 
 
 @torch.no_grad()
 def measure(folder: Path, texts: Tensor) -> dict[str, float]:
-    """The mean loss of masked words, in nats, by what stands behind the text that they are masked in."""
+    """Return the mean loss of the masked tokens in nats, by the second half of the input."""
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     is_masked = torch.rand(texts.shape, generator=torch.Generator().manual_seed(0)) < _MASK_RATE
@@ -66,13 +66,13 @@ def measure(folder: Path, texts: Tensor) -> dict[str, float]:
 
     def loss(second: Tensor) -> float:
         column = torch.ones_like(texts[:, :1])
-        ends = tokenizer.cls_token_id * column, tokenizer.sep_token_id * column
-        ids = torch.cat([ends[0], first, ends[1], second, ends[1]], dim=1)
-        predicted = [
-            model(batch, attention_mask=torch.ones_like(batch)).logits[:, 1 : _LENGTH + 1][chosen]
-            for batch, chosen in zip(ids.split(_BATCH), is_masked.split(_BATCH), strict=True)
+        cls, sep = tokenizer.cls_token_id * column, tokenizer.sep_token_id * column
+        input_ids = torch.cat([cls, first, sep, second, sep], dim=1)
+        logits = [
+            model(batch, attention_mask=torch.ones_like(batch)).logits[:, 1 : _NUM_TOKENS + 1][masked]
+            for batch, masked in zip(input_ids.split(_BATCH_SIZE), is_masked.split(_BATCH_SIZE), strict=True)
         ]
-        return F.cross_entropy(torch.cat(predicted), texts[is_masked]).item()
+        return F.cross_entropy(torch.cat(logits), texts[is_masked]).item()
 
     return {
         "loss_other_text": loss(texts.roll(1, dims=0)),

@@ -1,12 +1,12 @@
-"""Kills a run at random moments, again and again, and shows that it ends as if nothing had happened.
+"""Kill a run repeatedly at random times, and compare its end with that of an uninterrupted run.
 
-    python scripts/soak.py                       # the quickstart, 20 kills, about twenty minutes on two cores
+    python scripts/soak.py                       # quickstart, 20 kills, about twenty minutes on two cores
     python scripts/soak.py --kills 50 --seed 3 --recipe recipes/quickstart.yaml train.num_processes=2
 
-One run goes through undisturbed. Another gets SIGKILL, each time after a random time that begins with its start: while
-it imports, reads a checkpoint, trains, evaluates, writes a checkpoint, or exports; and each time it is continued by the
-same command, with another number of loader processes. Weights, the optimizer's state and all metrics but the measured
-times must be the same, bit for bit. One line is added to docs/results/soak.jsonl.
+One run is not interrupted. The other receives SIGKILL a random time after each start: during imports, training,
+evaluation, an export, or while it reads or writes a checkpoint. The same command then resumes it with another number of
+loader processes. Weights, optimizer state and all metrics except measured times must be equal bit for bit. One line is
+appended to docs/results/soak.jsonl.
 """
 
 import argparse
@@ -23,44 +23,44 @@ from typing import Any
 import torch
 
 from mosaicbert.config.load import load_recipe
+from mosaicbert.environment import describe_environment
 from mosaicbert.report.metrics import read_metrics
 from mosaicbert.train.checkpoint.format import list_checkpoints, read_checkpoint, step_of
-from mosaicbert.train.run_folder import RunFolder, describe_environment
+from mosaicbert.train.run_folder import RunFolder
 
 _ROOT = Path(__file__).parents[1]
 _MEASURED = {"seconds", "wall_seconds", "data_wait_seconds", "memory_gib", "tokens_per_second", "mfu"}
-_WORKERS = (0, 1, 2)
+_NUM_WORKERS = (0, 1, 2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="recipes/quickstart.yaml")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=30.0, help="seconds that a sitting lasts at most")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills")
+    parser.add_argument("--max-seconds", type=float, default=30.0, help="maximum duration of a session")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "results" / "soak.jsonl")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        overrides = ["checkpoint.interval=10 steps", *asked.overrides]
+        overrides = ["checkpoint.interval=10 steps", *arguments.overrides]
         overrides += [f"runs_folder={scratch}", f"data.store={scratch}/store", "eval.fill_mask=[]"]
-        whole = _finish(asked.recipe, [*overrides, "run_name=undisturbed"])
-        dice = random.Random(asked.seed)
-        killed_at, seconds = _kill_often(asked, [*overrides, "run_name=killed"], dice)
-        parts = _finish(asked.recipe, [*overrides, "run_name=killed"])
-        differences = _compare(whole, parts)
+        uninterrupted = _finish(arguments.recipe, [*overrides, "run_name=uninterrupted"])
+        steps, seconds = _kill_repeatedly(arguments, [*overrides, "run_name=killed"], random.Random(arguments.seed))
+        killed = _finish(arguments.recipe, [*overrides, "run_name=killed"])
+        differences = _compare(killed, uninterrupted)
         line = {
-            "what": f"{len(killed_at)} kills of {Path(asked.recipe).stem} at random moments",
-            "overrides": asked.overrides,
-            "seed": asked.seed,
+            "what": f"{len(steps)} kills of {Path(arguments.recipe).stem} at random times",
+            "overrides": arguments.overrides,
+            "seed": arguments.seed,
             "seconds_before_kill": seconds,
-            "step_at_kill": killed_at,
-            "steps": step_of(list_checkpoints(parts.checkpoints)[-1]),
+            "step_at_kill": steps,
+            "steps": step_of(list_checkpoints(killed.checkpoints)[-1]),
             "differences": differences,
             "environment": describe_environment(),
             "date": date.today().isoformat(),
         }
-    with asked.output.open("a") as file:
+    with arguments.output.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line, indent=1))
     sys.exit(1 if differences else 0)
@@ -75,45 +75,52 @@ def _finish(recipe: str, overrides: list[str]) -> RunFolder:
     return RunFolder(load_recipe(recipe, overrides).run_folder)
 
 
-def _kill_often(asked: argparse.Namespace, overrides: list[str], dice: random.Random) -> tuple[list[int], list[float]]:
-    """Returns the step that each kill came at, and how many seconds after the start."""
-    run = RunFolder(load_recipe(asked.recipe, overrides).run_folder)
+def _kill_repeatedly(
+    arguments: argparse.Namespace, overrides: list[str], rng: random.Random
+) -> tuple[list[int], list[float]]:
+    """Return the step of each kill, and its time after the start of the process in seconds."""
+    run = RunFolder(load_recipe(arguments.recipe, overrides).run_folder)
     steps: list[int] = []
-    moments: list[float] = []
-    while len(steps) < asked.kills:
-        moment = dice.uniform(0.0, asked.longest)
-        workers = f"data.num_workers={dice.choice(_WORKERS)}"
-        process = subprocess.Popen(_command(asked.recipe, [*overrides, workers]), stdout=subprocess.DEVNULL)
+    times: list[float] = []
+    while len(steps) < arguments.kills:
+        seconds = rng.uniform(0.0, arguments.max_seconds)
+        workers = f"data.num_workers={rng.choice(_NUM_WORKERS)}"
+        process = subprocess.Popen(_command(arguments.recipe, [*overrides, workers]), stdout=subprocess.DEVNULL)
         try:
-            process.wait(moment)
-            sys.exit(f"the run was over after {len(steps)} kills: give it a longer train.duration.")
+            process.wait(seconds)
+            sys.exit(f"`train.duration` must be longer: the run ended after {len(steps)} kills.")
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        reached = [line["step"] for line in read_metrics(run.metrics)] if run.metrics.exists() else []
-        steps.append(max(reached, default=0))
-        moments.append(round(moment, 2))
-        print(f"kill {len(steps)} after {moment:.1f} s, at step {steps[-1]}", flush=True)
-    return steps, moments
+        logged_steps = [line["step"] for line in read_metrics(run.metrics)] if run.metrics.exists() else []
+        steps.append(max(logged_steps, default=0))
+        times.append(round(seconds, 2))
+        print(f"kill {len(steps)} after {seconds:.1f} s, at step {steps[-1]}", flush=True)
+    return steps, times
 
 
-def _compare(ours: RunFolder, theirs: RunFolder) -> list[str]:
-    """What differs between the ends of two runs."""
-    mine, other = (read_checkpoint(list_checkpoints(run.checkpoints)[-1]) for run in (ours, theirs))
-    found = [name for name, weight in mine.model.items() if not torch.equal(weight, other.model[name])]
-    found += [
-        f"{key} of {name}"
-        for name, kept in mine.optimizer.items()
-        for key, value in kept.items()
-        if not torch.equal(value, other.optimizer[name][key])
+def _compare(run: RunFolder, expected: RunFolder) -> list[str]:
+    """Return the differences between the last checkpoints and the metrics of two runs."""
+    actual_state, expected_state = (
+        read_checkpoint(list_checkpoints(folder.checkpoints)[-1]) for folder in (run, expected)
+    )
+    differences = [
+        name for name, weight in actual_state.model.items() if not torch.equal(weight, expected_state.model[name])
     ]
-    lines, others = _lines(ours), _lines(theirs)
-    if len(lines) != len(others):
-        found.append(f"{len(lines)} and {len(others)} lines of metrics")
-    return found + [f"metrics: {line} {other}" for line, other in zip(lines, others, strict=False) if line != other]
+    differences += [
+        f"{key} of {name}"
+        for name, tensors in actual_state.optimizer.items()
+        for key, value in tensors.items()
+        if not torch.equal(value, expected_state.optimizer[name][key])
+    ]
+    lines, expected_lines = _metrics(run), _metrics(expected)
+    if len(lines) != len(expected_lines):
+        differences.append(f"{len(lines)} and {len(expected_lines)} lines of metrics")
+    pairs = zip(lines, expected_lines, strict=False)
+    return differences + [f"metrics: {line} {expected_line}" for line, expected_line in pairs if line != expected_line]
 
 
-def _lines(run: RunFolder) -> list[dict[str, Any]]:
+def _metrics(run: RunFolder) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in _MEASURED} for line in read_metrics(run.metrics)]
 
 

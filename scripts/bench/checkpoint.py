@@ -1,6 +1,7 @@
-"""Checkpoints of Base and Large: ours, which checks every byte, against torch.save and torch.load of the same tensors.
+"""Benchmark of verified checkpoints of Base and Large against torch.save and torch.load of the same tensors.
 
-Run: python scripts/bench/checkpoint.py, with 20 GB of room in the temporary folder
+Run: python scripts/bench/checkpoint.py
+This needs 20 GB of disk space in the temporary folder.
 """
 
 import shutil
@@ -45,7 +46,7 @@ def main() -> None:
             record(
                 "checkpoint",
                 f"writing, {name}",
-                {"torch.save": save, "ours": write},
+                {"torch.save": save, "mosaicbert": write},
                 shape=shape,
                 dtype=torch.float32,
                 seconds=1.0,
@@ -53,7 +54,7 @@ def main() -> None:
             record(
                 "checkpoint",
                 f"reading, {name}",
-                {"torch.load": load, "ours": read},
+                {"torch.load": load, "mosaicbert": read},
                 shape=shape,
                 dtype=torch.float32,
                 seconds=1.0,

@@ -25,7 +25,7 @@ SIZES = {
 
 
 def main() -> None:
-    for what, (sizes, num_documents) in SIZES.items():
+    for name, (sizes, num_documents) in SIZES.items():
         batch = random_batch([128] * num_documents)
         for dtype in (torch.float32, torch.bfloat16):
             config = ModelConfig(vocab_size=8192, hidden_dropout_prob=0.0, **sizes)
@@ -37,7 +37,7 @@ def main() -> None:
             steps["compiled"]()
             extra_fields = {"eager": {}, "compiled": {"first_call_seconds": round(time.perf_counter() - start, 1)}}
             shape = {"tokens": batch.num_tokens, "documents": batch.num_sequences}
-            record("compilation", what, steps, shape=shape, dtype=dtype, seconds=15.0, extra_fields=extra_fields)
+            record("compilation", name, steps, shape=shape, dtype=dtype, seconds=15.0, extra_fields=extra_fields)
 
 
 if __name__ == "__main__":

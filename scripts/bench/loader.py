@@ -1,7 +1,7 @@
-"""How fast one process turns a warm token store into masked micro-batches, and how soon the first one is there.
+"""Benchmark of the data loader in one process: throughput of masked micro-batches, and time to the first step.
 
 Run: taskset -c 0 python scripts/bench/loader.py [RECIPE]
-Without a recipe the store is made up: documents as long as those of web text, tokens as frequent as words are.
+Without a recipe, a synthetic store has documents as long as those of web text, and tokens with Zipf frequencies.
 """
 
 import sys
@@ -24,9 +24,9 @@ from mosaicbert.data.store import SplitRecord, StoreRecord, sha256_of, write_sha
 from mosaicbert.data.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 30_528
-HUGE = 10**9  # samples
-LINKS = 3_000  # shards of the huge store, all of them the same file
-STEPS_AHEAD = 20
+NUM_LARGE_SAMPLES = 10**9
+NUM_LARGE_SHARDS = 3_000  # hard links to the same file
+NUM_INSPECTED_STEPS = 20
 
 
 def main() -> None:
@@ -38,28 +38,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for max_seq_len, samples in ((128, 4096), (512, 1024)):
             store = Path(folder) / str(max_seq_len)
-            make_up_store(store, num_samples=200_000, max_seq_len=max_seq_len, num_links=1)
-            measure(make_up_recipe(store, max_seq_len, samples), f"made up, up to {max_seq_len} tokens")
-        make_up_store(Path(folder) / "huge", num_samples=HUGE // LINKS, max_seq_len=16, num_links=LINKS)
-        measure_resuming(make_up_recipe(Path(folder) / "huge", 16, 4096))
+            write_synthetic_store(store, num_samples=200_000, max_seq_len=max_seq_len, num_shards=1)
+            measure(synthetic_recipe(store, max_seq_len, samples), f"synthetic, up to {max_seq_len} tokens")
+        write_synthetic_store(
+            Path(folder) / "large",
+            num_samples=NUM_LARGE_SAMPLES // NUM_LARGE_SHARDS,
+            max_seq_len=16,
+            num_shards=NUM_LARGE_SHARDS,
+        )
+        measure_resuming(synthetic_recipe(Path(folder) / "large", 16, 4096))
 
 
-def measure(recipe: Recipe, what: str) -> None:
-    """Times a step of a run on one GPU, and of the first of eight ranks, which looks at the other seven's share too."""
+def measure(recipe: Recipe, description: str) -> None:
+    """Time a step on the rank of a run on one GPU, and on the first of eight ranks."""
     loaders = {"rank 0 of 1": steps_of(recipe, 1), "rank 0 of 8": steps_of(recipe, 8)}
     extra_fields, units = {}, {}
     for by, steps in loaders.items():
-        seen = [next(steps) for _ in range(STEPS_AHEAD)]
-        batches = [batch for step in seen for batch in step.micro_batches]
-        units[by] = sum(batch.num_tokens for batch in batches) / STEPS_AHEAD
+        inspected_steps = [next(steps) for _ in range(NUM_INSPECTED_STEPS)]
+        batches = [batch for step in inspected_steps for batch in step.micro_batches]
+        units[by] = sum(batch.num_tokens for batch in batches) / NUM_INSPECTED_STEPS
         extra_fields[by] = {
-            "fill_rate": round(units[by] * STEPS_AHEAD / sum(batch.shape[0] for batch in batches), 4),
+            "fill_rate": round(units[by] * NUM_INSPECTED_STEPS / sum(batch.shape[0] for batch in batches), 4),
             "shapes": len({batch.shape for batch in batches}),
-            "micro_batches": len(batches) // STEPS_AHEAD,
+            "micro_batches": len(batches) // NUM_INSPECTED_STEPS,
         }
     harness.record(
         "loader",
-        f"a step of masked micro-batches, {what}",
+        f"a step of masked micro-batches, {description}",
         {by: (lambda steps=steps: next(steps)) for by, steps in loaders.items()},
         shape={
             "samples": recipe.train.global_batch_samples,
@@ -75,26 +80,26 @@ def measure(recipe: Recipe, what: str) -> None:
 
 
 def measure_resuming(recipe: Recipe) -> None:
-    """Times everything from opening the store to the first batch, at the beginning and far behind it."""
+    """Time the opening of a store and the first batch, from the first step and from a late one."""
 
     def first_step(step: int) -> StepBatch:
         return next(iter(build_loader(recipe, 1, first_step=step)))
 
-    far = HUGE // recipe.train.global_batch_samples * 9 // 10
+    late_step = NUM_LARGE_SAMPLES // recipe.train.global_batch_samples * 9 // 10
     harness.record(
         "loader",
         "opening a store and making the first step",
-        {"from the beginning": lambda: first_step(0), f"from step {far:,}": lambda: first_step(far)},
-        shape={"samples": HUGE, "shards": LINKS},
+        {"from the beginning": lambda: first_step(0), f"from step {late_step:,}": lambda: first_step(late_step)},
+        shape={"samples": NUM_LARGE_SAMPLES, "shards": NUM_LARGE_SHARDS},
         seconds=20.0,
     )
 
 
 def steps_of(recipe: Recipe, world_size: int) -> Iterator[StepBatch]:
-    started = time.perf_counter()
+    start = time.perf_counter()
     steps = iter(build_loader(recipe, world_size))
     next(steps)
-    print(f"  first step after {time.perf_counter() - started:.2f} s")
+    print(f"  first step after {time.perf_counter() - start:.2f} s")
     return steps
 
 
@@ -112,29 +117,29 @@ def build_loader(recipe: Recipe, world_size: int, first_step: int = 0) -> DataLo
     )
 
 
-def make_up_recipe(store: Path, max_seq_len: int, samples: int) -> Recipe:
+def synthetic_recipe(store: Path, max_seq_len: int, samples: int) -> Recipe:
     return Recipe(
-        run_name="made-up",
+        run_name="synthetic",
         data=DataConfig(
-            sources={"text": SourceConfig(path="made-up")}, store=str(store), max_seq_len=max_seq_len, num_workers=0
+            sources={"text": SourceConfig(path="synthetic")}, store=str(store), max_seq_len=max_seq_len, num_workers=0
         ),
         tokenizer=TokenizerConfig(source="train"),
         train=TrainConfig(duration="10_000_000_000 samples", global_batch_samples=samples),
     )
 
 
-def make_up_store(folder: Path, *, num_samples: int, max_seq_len: int, num_links: int) -> None:
-    """Writes a store of one shard, which may stand there under many names."""
+def write_synthetic_store(folder: Path, *, num_samples: int, max_seq_len: int, num_shards: int) -> None:
+    """Write a store whose shards are hard links to one file."""
     (folder / "train").mkdir(parents=True)
-    draw = np.random.default_rng(0)
-    # Web documents: a median of some 250 tokens and a long tail.
-    seqlens = np.clip(draw.lognormal(5.5, 1.1, num_samples), 1, max_seq_len - 2).astype(np.int32)
-    ids = (1000 + draw.zipf(1.3, seqlens.sum()) % 29_000).astype(np.uint16)
+    rng = np.random.default_rng(0)
+    # Documents of web text have a median of about 250 tokens and a long tail.
+    seqlens = np.clip(rng.lognormal(5.5, 1.1, num_samples), 1, max_seq_len - 2).astype(np.int32)
+    ids = (1000 + rng.zipf(1.3, seqlens.sum()) % 29_000).astype(np.uint16)
     shard = write_shard(folder / "train" / "data-00000.arrow", "text", ids, seqlens)
-    for number in range(1, num_links):
+    for number in range(1, num_shards):
         (folder / "train" / f"data-{number:05d}.arrow").hardlink_to(folder / "train" / shard.file)
-    shards = [replace(shard, file=f"data-{number:05d}.arrow") for number in range(num_links)]
-    tokenizer = train_tokenizer(["the text matters not, the number of entries does"], VOCAB_SIZE)
+    shards = [replace(shard, file=f"data-{number:05d}.arrow") for number in range(num_shards)]
+    tokenizer = train_tokenizer(["any text"], VOCAB_SIZE)
     tokenizer.add_tokens([f"word{number}" for number in range(VOCAB_SIZE - tokenizer.get_vocab_size())])
     tokenizer.save(str(folder / "tokenizer.json"))
     StoreRecord(

@@ -1,4 +1,4 @@
-"""One step of each optimizer on the CPU, for the quickstart's model and for Base.
+"""Benchmark of one step of each optimizer on the CPU, for the quickstart model and Base.
 
 Run: python scripts/bench/optimizers.py
 """
@@ -14,7 +14,7 @@ from mosaicbert.model.factory import build_model
 from mosaicbert.train.optimizers import build_optimizer
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
-_NAMES = ("decoupled_adamw", "stable_adamw", "muon")
+_OPTIMIZER_NAMES = ("decoupled_adamw", "stable_adamw", "muon")
 
 
 def main() -> None:
@@ -23,10 +23,10 @@ def main() -> None:
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
         optimizers = {
-            optimizer: build_optimizer(model, OptimizerConfig(name=optimizer, peak_lr=1e-6), "cpu")  # pyright: ignore
-            for optimizer in _NAMES
+            optimizer_name: build_optimizer(model, OptimizerConfig(name=optimizer_name, peak_lr=1e-6), "cpu")  # pyright: ignore
+            for optimizer_name in _OPTIMIZER_NAMES
         }
-        steps = {optimizer: made.step for optimizer, made in optimizers.items()}
+        steps = {optimizer_name: optimizer.step for optimizer_name, optimizer in optimizers.items()}
         shape = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         record("optimizers", f"a step, {name}", steps, shape=shape, dtype=torch.float32, seconds=20.0)
 

@@ -1,12 +1,12 @@
-"""A training step: MosaicBERT against Hugging Face's BERT of the same width and depth, per real token.
+"""Benchmark of a training step per real token, against Hugging Face's BERT of the same width and depth.
 
-All predict the same masked tokens of the same documents. Hugging Face's models get them padded to the longest of the
-batch, as their users pad; ours unpadded.
+All models predict the same masked tokens of the same documents. MosaicBERT runs unpadded. For the models of Hugging
+Face, the documents are padded to the longest of the batch, which is common practice.
 
-On a GPU the step is whole, with a fused AdamW, in bf16 autocast over fp32 weights, for Base and Large; Hugging Face's
-ModernBERT, computing logits at masked tokens only, is there too. Its models are compiled by layer, as ours. A model
-that runs out of memory is tried again with half of the documents. Versions that --seconds leaves no time for are
-recorded as such. On a CPU it is the forward and backward pass at a small size.
+On a GPU, a step includes a fused AdamW, in bf16 autocast with fp32 weights, for Base and Large. Hugging Face's
+ModernBERT is measured too, with logits at masked tokens only. Compiled models are compiled by layer. A model that runs
+out of memory is measured again with half of the documents. Versions for which --seconds is too short are recorded as
+not run. On a CPU, forward and backward pass of a small model are measured.
 
 Run: python scripts/bench/training_step.py [--store STORE] [--seconds SECONDS]
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from documents import MADE_UP, cut, random_batch, real_seqlens, web_like_seqlens
-from harness import OutOfTime, describe, measure, name_of, record, show, time_limit, write_lines
+from harness import TimeLimitExceeded, describe, dtype_name, measure, print_record, record, time_limit, write_lines
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 from transformers import __version__ as transformers_version
@@ -39,16 +39,16 @@ from mosaicbert.train.compile import compile_model
 VOCAB_SIZE = 8192
 SIZES = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
 NUM_FULL_DOCUMENTS = 32
-NUM_WEB_LIKE_TOKENS, LONGEST = 4096, 512
+NUM_WEB_LIKE_TOKENS, MAX_WEB_LIKE_LENGTH = 4096, 512
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NUM_GPU_TOKENS = {"base": 65_536, "large": 32_768}  # of a micro-batch
-FEWEST_TOKENS = 8192  # below which a model that runs out of memory is given up
+MIN_TOKENS = 8192  # a model that runs out of memory is not measured with fewer
 GPU_LENGTHS = (128, 1024)
 GPU_MASK_RATE = 0.3
-PADDING = 0  # the id in Hugging Face's padded batches
-VERSION_SECONDS = 60.0  # for one version of one case, compiling included
-# ModernBERT-large's sizes (arXiv:2412.13663); those of its base are the configuration's defaults.
+PAD_TOKEN_ID = 0  # of Hugging Face's padded batches
+MAX_VERSION_SECONDS = 60.0  # for one version of one case, compilation included
+# Sizes of ModernBERT-large (arXiv:2412.13663). Those of ModernBERT-base are the defaults of its configuration.
 MODERNBERT = {
     "base": {},
     "large": {"hidden_size": 1024, "intermediate_size": 2624, "num_hidden_layers": 28, "num_attention_heads": 16},
@@ -57,11 +57,11 @@ MODERNBERT = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, help="a token store with real lengths; without it they are made up")
-    parser.add_argument("--seconds", type=float, default=1800.0, help="to spend on a GPU, more or less")
-    parsed = parser.parse_args()
+    parser.add_argument("--store", type=Path, help="token store with real document lengths; default: simulated lengths")
+    parser.add_argument("--seconds", type=float, default=1800.0, help="approximate total time on a GPU")
+    arguments = parser.parse_args()
     if torch.cuda.is_available():
-        return compare_on_gpu(gpu_cases(parsed.store), gpu_versions(), "cuda", parsed.seconds)
+        return compare_on_gpu(gpu_cases(arguments.store), gpu_versions(), "cuda", arguments.seconds)
     compare_on_cpu()
     return 0
 
@@ -73,7 +73,7 @@ def compare_on_cpu() -> None:
     }
     batches = {
         "full documents of 128": random_batch([128] * NUM_FULL_DOCUMENTS),
-        "web-like documents up to 512": random_batch(web_like_seqlens(NUM_WEB_LIKE_TOKENS, LONGEST)),
+        "web-like documents up to 512": random_batch(web_like_seqlens(NUM_WEB_LIKE_TOKENS, MAX_WEB_LIKE_LENGTH)),
     }
     for dtype in (torch.bfloat16, torch.float32):
         for what, batch in batches.items():
@@ -95,13 +95,13 @@ def shape(architecture: str, intermediate_size: int) -> ModelConfig:
 def training_step(
     model: Any, batch: MicroBatch, dtype: torch.dtype, optimizer: torch.optim.Optimizer | None = None
 ) -> Callable[[], object]:
-    """Forward and backward pass, and the optimizer's step if there is one."""
+    """Return a function that runs a forward and backward pass, and a step of the optimizer if one is given."""
     device = batch.input_ids.device.type
-    is_ours = model.config.model_type == "mosaicbert"
-    padded = {} if is_ours else batch.padded(pad_token_id=PADDING)
+    is_mosaicbert = model.config.model_type == "mosaicbert"
+    padded = {} if is_mosaicbert else batch.padded(pad_token_id=PAD_TOKEN_ID)
 
     def loss() -> Tensor:
-        return model.masked_lm_loss(batch)[0] / batch.num_masked if is_ours else model(**padded).loss
+        return model.masked_lm_loss(batch)[0] / batch.num_masked if is_mosaicbert else model(**padded).loss
 
     def step() -> None:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -116,12 +116,12 @@ def training_step(
 
 @dataclass(frozen=True)
 class Case:
-    """Documents for a size of model.
+    """Documents and the model size to measure on.
 
     Attributes:
-        size: "base" or "large".
-        lengths: where those of the documents come from.
-        batch: on the CPU.
+        size: Model size, "base" or "large".
+        lengths: Description of the document lengths.
+        batch: Micro-batch on the CPU.
     """
 
     size: str
@@ -131,12 +131,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Version:
-    """A model and how it is made ready.
+    """Model to measure.
 
     Attributes:
-        build: size -> the model, in training mode.
-        flops: (size, batch) -> of a step: what any model of its shape must compute, as in `training_flops`.
-        compile: in place; None leaves the model as it is.
+        build: Function that builds the model of a size in training mode.
+        flops: Function that returns the FLOPs of a step from size and batch, as in `training_flops`.
+        compile: Function that compiles the model in place, or None.
     """
 
     build: Callable[[str], Any]
@@ -147,40 +147,40 @@ class Version:
 def gpu_cases(store: Path | None) -> list[Case]:
     num_tokens = NUM_GPU_TOKENS["base"]
     if store is None:
-        uneven, origin = cut(web_like_seqlens(num_tokens, LONGEST), num_tokens), MADE_UP
+        uneven, origin = cut(web_like_seqlens(num_tokens, MAX_WEB_LIKE_LENGTH), num_tokens), MADE_UP
     else:
         uneven, origin = real_seqlens(store, num_tokens), "real"
     uneven_name = f"{origin}, up to {max(uneven)}"
     cases = [("base", uneven_name, uneven)]
     for size, tokens in NUM_GPU_TOKENS.items():
         cases += [(size, f"all {length}", [length] * (tokens // length)) for length in GPU_LENGTHS]
-    vocab_size = size_of("base").vocab_size
+    vocab_size = model_config_of("base").vocab_size
     return [
         Case(size, lengths, random_batch(seqlens, vocab_size, GPU_MASK_RATE))
         for size, lengths, seqlens in (cases[1], cases[0], *cases[2:])
     ]
 
 
-def size_of(size: str) -> ModelConfig:
+def model_config_of(size: str) -> ModelConfig:
     return load_recipe(RECIPES / f"mosaicbert-{size}-c4.yaml").model
 
 
 def bert_of(size: str) -> ModelConfig:
-    """Hugging Face's BERT with the dropout of its recipe, in our sizes."""
-    ours = size_of(size)
-    return replace(ours, architecture="bert", attention_probs_dropout_prob=ours.hidden_dropout_prob)
+    """Return the configuration of Hugging Face's BERT with the sizes of MosaicBERT and the dropout of its recipe."""
+    config = model_config_of(size)
+    return replace(config, architecture="bert", attention_probs_dropout_prob=config.hidden_dropout_prob)
 
 
 def gpu_versions() -> dict[str, Version]:
-    """In the order that time is spent on them: first each library's best without its compiler's help."""
+    """Return the models to measure by name, most important first."""
 
-    def ours(rung: str = "auto", compiler: Callable[[Any], None] | None = None) -> Version:
+    def mosaicbert(attention: str = "auto", compiler: Callable[[Any], None] | None = None) -> Version:
         def build(size: str) -> Any:
-            model = build_model(size_of(size))
-            model.set_attn_implementation(rung)
+            model = build_model(model_config_of(size))
+            model.set_attn_implementation(attention)
             return model
 
-        return Version(build, lambda size, batch: flops_of(size_of(size), batch), compiler)
+        return Version(build, lambda size, batch: flops_of(model_config_of(size), batch), compiler)
 
     def bert(attention: str, compiler: Callable[[Any], None] | None = None) -> Version:
         def build(size: str) -> Any:
@@ -203,13 +203,13 @@ def gpu_versions() -> dict[str, Version]:
     has_flash = importlib.util.find_spec("flash_attn") is not None
     best = "flash_attention_2" if has_flash else "sdpa"
     versions = {
-        "ours, compiled": ours(compiler=compile_model),
+        "MosaicBERT, compiled": mosaicbert(compiler=compile_model),
         "Hugging Face BERT, sdpa": bert("sdpa"),
         f"Hugging Face ModernBERT, {best}": modernbert(best),
         "Hugging Face BERT, sdpa, compiled": bert("sdpa", compile_layers),
         f"Hugging Face ModernBERT, {best}, compiled": modernbert(best, compile_layers),
-        "ours, eager": ours(),
-        "ours, compiled, sdpa": ours("sdpa", compile_model),
+        "MosaicBERT, eager": mosaicbert(),
+        "MosaicBERT, compiled, sdpa": mosaicbert("sdpa", compile_model),
     }
     if has_flash:
         versions["Hugging Face BERT, flash_attention_2"] = bert(best)
@@ -221,26 +221,26 @@ def modernbert_config(size: str) -> ModernBertConfig:
 
 
 def compile_layers(model: Any) -> None:
-    """Compiles one of Hugging Face's models as ours is compiled: each layer and the head, not what is around them."""
+    """Compile each layer and the head of a Hugging Face model in place, like `compile_model`."""
     torch._dynamo.config.recompile_limit = 128
-    parts = (model.bert.encoder.layer, model.cls) if hasattr(model, "bert") else (model.model.layers, model.head)
-    for module in (*parts[0], parts[1]):
+    layers, head = (model.bert.encoder.layer, model.cls) if hasattr(model, "bert") else (model.model.layers, model.head)
+    for module in (*layers, head):
         module.compile(dynamic=False)
 
 
 def flops_of(model: ModelConfig, batch: MicroBatch) -> float:
     squared = float(batch.cu_seqlens.diff().double().square().sum())
-    return training_flops(model, tokens=batch.num_tokens, squared_lengths=squared, masked=batch.num_masked)
+    return training_flops(model, num_tokens=batch.num_tokens, squared_lengths=squared, num_masked=batch.num_masked)
 
 
 def modernbert_flops(config: ModernBertConfig, batch: MicroBatch) -> float:
-    """As `training_flops` counts, with the window of most layers: a pair of tokens outside of it costs nothing."""
-    width, reach = config.hidden_size, config.local_attention // 2
+    """Return the FLOPs of a step as in `training_flops`, counting only token pairs within the attention window."""
+    width, window = config.hidden_size, config.local_attention // 2
     seqlens = batch.cu_seqlens.diff().double()
-    inside = torch.where(seqlens > reach, seqlens * (2 * reach + 1) - reach * (reach + 1), seqlens.square())
-    kinds = config.layer_types or []
-    pairs = kinds.count("full_attention") * float(seqlens.square().sum())
-    pairs += kinds.count("sliding_attention") * float(inside.sum())
+    local_pairs = torch.where(seqlens > window, seqlens * (2 * window + 1) - window * (window + 1), seqlens.square())
+    layer_types = config.layer_types or []
+    pairs = layer_types.count("full_attention") * float(seqlens.square().sum())
+    pairs += layer_types.count("sliding_attention") * float(local_pairs.sum())
     per_layer = 4 * width * width + 3 * width * config.intermediate_size
     head = width * width + config.vocab_size * width
     matrices = config.num_hidden_layers * per_layer * batch.num_tokens + head * batch.num_masked
@@ -248,42 +248,43 @@ def modernbert_flops(config: ModernBertConfig, batch: MicroBatch) -> float:
 
 
 def compare_on_gpu(cases: list[Case], versions: dict[str, Version], device: str, seconds: float) -> int:
-    """Records every version on every case; 1 if one of ours did not work."""
+    """Record every version on every case. Return 1 if a MosaicBERT version failed, otherwise 0."""
     end = time.perf_counter() + seconds
     failures = 0
     for by, version in versions.items():
         for case in cases:
             line: dict[str, Any] = {"what": f"whole step, {case.size}", "by": by, "lengths": case.lengths}
-            left = end - time.perf_counter()
-            if left <= 0:
-                found: dict[str, Any] = {"shape": shape_of(case.batch), "error": "not run: no time was left"}
+            seconds_left = end - time.perf_counter()
+            if seconds_left <= 0:
+                result: dict[str, Any] = {"shape": shape_of(case.batch), "error": "not run: no time was left"}
             else:
-                found = run(version, case, device, min(left, VERSION_SECONDS))
-                failures += by.startswith("ours") and "error" in found and not found["error"].startswith("OutOfTime")
-            line |= {"dtype": name_of(torch.bfloat16), **found, "transformers": transformers_version}
+                result = run(version, case, device, min(seconds_left, MAX_VERSION_SECONDS))
+                timed_out = result.get("error", "").startswith("TimeLimitExceeded")
+                failures += by.startswith("MosaicBERT") and "error" in result and not timed_out
+            line |= {"dtype": dtype_name(torch.bfloat16), **result, "transformers": transformers_version}
             write_lines("training_step", [line], device)
-            show(line)
+            print_record(line)
     return min(failures, 1)
 
 
 def run(version: Version, case: Case, device: str, seconds: float) -> dict[str, Any]:
-    """What a version took of time and memory, or why it did not run."""
+    """Return the time and memory of a version, or its error."""
     batch = case.batch
     while True:
-        found: dict[str, Any] = {"shape": shape_of(batch)}
+        result: dict[str, Any] = {"shape": shape_of(batch)}
         try:
             with time_limit(seconds):
-                return found | time_step(version, case.size, batch.to(device))
+                return result | time_step(version, case.size, batch.to(device))
         except torch.OutOfMemoryError as error:
-            found["error"] = describe(error)
-        except (Exception, OutOfTime) as error:  # whatever keeps a version from running is its result
-            return found | {"error": describe(error)}
+            result["error"] = describe(error)
+        except (Exception, TimeLimitExceeded) as error:  # any failure of a version is its result
+            return result | {"error": describe(error)}
         finally:
             release(device)
-        seqlens = batch.cu_seqlens.diff().tolist()[::2]  # every other one: as many of each length
-        if sum(seqlens) < FEWEST_TOKENS:
-            return found
-        batch = random_batch(seqlens, size_of(case.size).vocab_size, GPU_MASK_RATE)
+        seqlens = batch.cu_seqlens.diff().tolist()[::2]  # every second document, to keep the distribution of lengths
+        if sum(seqlens) < MIN_TOKENS:
+            return result
+        batch = random_batch(seqlens, model_config_of(case.size).vocab_size, GPU_MASK_RATE)
 
 
 def time_step(version: Version, size: str, batch: MicroBatch) -> dict[str, Any]:
@@ -306,7 +307,7 @@ def time_step(version: Version, size: str, batch: MicroBatch) -> dict[str, Any]:
     if errors:
         raise RuntimeError(errors[""])
     median = timings[""].median
-    peak_flops = next((gpu.peak_flops for gpu in ACCELERATORS if gpu.name in name_of_device(device)), None)
+    peak_flops = next((gpu.peak_flops for gpu in ACCELERATORS if gpu.name in device_name(device)), None)
     flops = version.flops(size, batch)
     return {
         "median_us": round(median, 1),
@@ -322,14 +323,14 @@ def time_step(version: Version, size: str, batch: MicroBatch) -> dict[str, Any]:
 
 
 def attention_of(model: Any, device: str) -> str:
-    asked = model.config._attn_implementation
+    attention = model.config._attn_implementation
     if model.config.model_type != "mosaicbert":
-        return asked
+        return attention
     head_dim = model.config.hidden_size // model.config.num_attention_heads
-    return choose_attention(asked or "auto", device, torch.bfloat16, head_dim).name
+    return choose_attention(attention or "auto", device, torch.bfloat16, head_dim).name
 
 
-def name_of_device(device: str) -> str:
+def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else device
 
 
