@@ -1,4 +1,7 @@
-"""One sitting of a run on several ranks, without the export; for torchrun: sitting.py [STEPS] RECIPE [OVERRIDE ...]"""
+"""Session of a run on several ranks without exports.
+
+torchrun runs it as tests.train.session [STEPS] RECIPE [OVERRIDE ...].
+"""
 
 import sys
 
@@ -10,10 +13,10 @@ from tests.train.running import train_here
 
 
 def main(arguments):
-    steps = int(arguments.pop(0)) if arguments[0].isdecimal() else None
+    num_steps = int(arguments.pop(0)) if arguments[0].isdecimal() else None
     torch.set_num_threads(1)
     dist.initialize_dist("cpu")
-    train_here(load_recipe(arguments[0], arguments[1:]), steps)
+    train_here(load_recipe(arguments[0], arguments[1:]), num_steps)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from mosaicbert.train.run_folder import RunFolder
 from tests.data.loaders import train_loader_of
 from tests.recipes import TINY_MODEL, tiny_recipe
 from tests.train.running import (
-    assert_equal_but_for_summation,
     assert_same_end,
+    assert_weights_close,
     finish,
     losses_of,
     start,
@@ -81,7 +81,7 @@ def test_a_run_with_few_sync_steps_stops_one_step_later_and_resumes_bit_for_bit(
     assert step_of(list_checkpoints(run.checkpoints)[-1]) == 8
     run = train_here(recipe)
     logged_steps = {line["step"] for line in steps_of(run)}
-    assert_same_end(run, uninterrupted, but_for_lines_of=set(range(1, _NUM_STEPS + 1)) - logged_steps)
+    assert_same_end(run, uninterrupted, ignored_steps=set(range(1, _NUM_STEPS + 1)) - logged_steps)
 
 
 @pytest.mark.parametrize("optimizer", ["decoupled_adamw", "stable_adamw", "muon"])
@@ -114,7 +114,7 @@ def test_a_run_resumed_with_other_workers_and_micro_batches_has_the_same_batches
     train_here(_recipe(tmp_path, source, model=model), stop_after=10)
     resumed = _recipe(tmp_path, source, model=model, data={"num_workers": 3}, train={"micro_batch_tokens": 100})
     _assert_same_batches(train_here(resumed), without_dropout)
-    assert_equal_but_for_summation(RunFolder(resumed.run_folder), without_dropout, _SUMMATION_TOLERANCE)
+    assert_weights_close(RunFolder(resumed.run_folder), without_dropout, _SUMMATION_TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_run_resumed_on_another_number_of_ranks_has_the_same_batches(
     train_on_ranks(num_ranks, replace(recipe, data=replace(recipe.data, num_workers=1)), stop_after=6, forked=forked)
     run = train_here(recipe)
     _assert_same_batches(run, without_dropout)
-    assert_equal_but_for_summation(run, without_dropout, _SUMMATION_TOLERANCE)
+    assert_weights_close(run, without_dropout, _SUMMATION_TOLERANCE)
     assert losses_of(run) == pytest.approx(losses_of(without_dropout), rel=1e-5)
 
 
@@ -190,7 +190,7 @@ def test_a_corrupted_checkpoint_is_skipped_and_logged(corruption, uninterrupted,
         content[len(content) // 2] ^= 1
         newest.write_bytes(content)
     log_lines = []
-    assert_same_end(train_here(recipe, said=log_lines), uninterrupted)
+    assert_same_end(train_here(recipe, log_lines=log_lines), uninterrupted)
     assert any("checkpoint skipped" in line and str(newest) in line for line in log_lines)
     assert any(line.endswith("step-10") for line in log_lines)
 

@@ -111,7 +111,7 @@ def test_runs_with_few_and_many_sync_steps_have_equal_results(optimizer, scale_l
     assert [(fault.step, fault.batches) for fault in _faults(few_syncs, "rollback")] == [(17, [16])]
     all_steps, logged_steps = ([line["step"] for line in steps_of(run)] for run in (many_syncs, few_syncs))
     assert logged_steps == [1, 24]
-    assert_same_end(few_syncs, many_syncs, but_for_lines_of=set(all_steps) - set(logged_steps))
+    assert_same_end(few_syncs, many_syncs, ignored_steps=set(all_steps) - set(logged_steps))
 
 
 def test_too_many_non_finite_steps_roll_back_to_the_same_step_with_few_sync_steps(scale_losses, source, tmp_path):
@@ -134,7 +134,7 @@ def test_a_spike_causes_a_rollback_that_skips_only_its_batch(scale_losses, sourc
     recipe = _recipe(tmp_path / "spiking", source)
     scale_losses(recipe, [14], 3.0)
     log_lines = []
-    run = train_here(recipe, said=log_lines)
+    run = train_here(recipe, log_lines=log_lines)
     (fault,) = _faults(run, "rollback")
     assert (fault.step, fault.batches, fault.resumed_step) == (15, [14], 12)
     assert any("Rolling back to step 12 and skipping 1 batch(es)" in line for line in log_lines)
@@ -142,7 +142,7 @@ def test_a_spike_causes_a_rollback_that_skips_only_its_batch(scale_losses, sourc
     expected = _recipe(tmp_path / "expected", source)
     faults = FaultLog(create_run_folder(expected, prepare(expected)).faults)
     faults.write(Fault(kind="rollback", step=1, reason="test", batches=[14], resumed_step=0))
-    assert_same_end(run, train_here(expected), but_for={"rollbacks"})
+    assert_same_end(run, train_here(expected), ignored_fields={"rollbacks"})
     assert steps_of(run)[-1]["rollbacks"] == 1
 
 
