@@ -13,16 +13,16 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Name the path at which a file or folder is written before it is renamed to `path`."""
+    """Return the temporary path of a file or folder, which is renamed to `path` when it is complete."""
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Generator[Path]:
-    """Yield the path at which to write a file or link; rename it to `path` on success, delete it on failure.
+    """Yield a temporary path for a file or link. Rename it to `path` on success, or delete it after an error.
 
     Args:
-        path: Final path, whose older file is replaced.
+        path: Final path. An existing file is replaced.
     """
     partial = partial_path(path)
     try:
@@ -30,16 +30,16 @@ def atomic_path(path: Path) -> Generator[Path]:
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            partial.unlink()  # a full disk needs the room
+            partial.unlink()  # frees space on a full disk
         raise
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically: it has its old content or its new one, also after a power failure.
+    """Write a file atomically. After a power failure it has either the old or the new content.
 
     Args:
         path: Path of the file.
-        content: Bytes of the file.
+        content: New content of the file.
 
     Raises:
         ConfigError: If the disk is full, or the file cannot be written for another reason.
@@ -51,13 +51,13 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}); make room and run the command again: "
-            "it continues behind what is finished."
+            f"{path} cannot be written ({error.strerror}). Free disk space or correct the permissions, then run the "
+            "command again to continue."
         ) from error
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Rename a finished folder to its final path, and delete the older folder at that path.
+    """Rename a finished folder to its final path, and delete the previous folder at that path.
 
     Args:
         new: Finished folder on the same file system.
@@ -68,12 +68,16 @@ def replace_folder(new: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     new.rename(folder)
-    sync_path(folder.parent)  # before the older folder is deleted, in case the power fails
+    sync_path(folder.parent)  # before the previous folder is deleted, in case of a power failure
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def sync_path(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Write a file, or the entries of a folder, from the system cache to the disk.
+
+    Args:
+        path: Path of the file or folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,19 +87,21 @@ def sync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, message_if_locked: str | None = None) -> Generator[None]:
-    """Hold the exclusive lock of a folder, which the system releases however the process ends.
+    """Lock a folder exclusively. The operating system releases the lock when the process ends.
 
     Args:
         folder: Existing folder.
-        message_if_locked: Error message if another process holds the lock; None waits for it.
+        message_if_locked: Error message for a folder that is already locked; None waits for the lock.
 
     Raises:
-        ConfigError: If another process holds the lock, or the folder does not exist any more.
+        ConfigError: If the folder is already locked and a message is set, or the folder does not exist.
     """
     try:
         file = (folder / "lock").open("w")
     except FileNotFoundError as error:
-        raise ConfigError(f"{folder}: has gone; another process may have finished here, run again.") from error
+        raise ConfigError(
+            f"{folder} does not exist any more: another process may have finished it. Run the command again."
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if message_if_locked else 0))
@@ -105,7 +111,7 @@ def lock_folder(folder: Path, message_if_locked: str | None = None) -> Generator
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether a process holds the lock of a folder."""
+    """Return whether a process has locked a folder."""
     path = folder / "lock"
     if not path.exists():
         return False

@@ -1,4 +1,4 @@
-"""Worker pool, CPU count, and processes that end with their parent."""
+"""Worker pool, CPU count, and termination of child processes with their parent."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from mosaicbert.config import ConfigError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MAX_TASKS_PER_WORKER = 3  # tasks that are ready for a worker, or done by it: bounds the memory
+_MAX_TASKS_PER_WORKER = 3  # submitted tasks whose results are not yet consumed, to limit the memory
 
 
 def map_in_order(
@@ -27,16 +27,16 @@ def map_in_order(
     initializer: Callable[..., None] | None = None,
     arguments: tuple[Any, ...] = (),
 ) -> Iterator[Result]:
-    """Yields function(item) of each item in turn, computed on all cores; reads only a few items ahead.
+    """Yield function(item) for each item, in order, computed by one process per CPU.
 
     Args:
-        function: of a module, so that processes can be told its name.
-        items: what it is called with; a single one is done in this process.
-        initializer: called once in each process, this one included.
-        arguments: of the initializer.
+        function: Module-level function, which worker processes import by name.
+        items: Arguments of the function. A few of them are prefetched. A single item is processed in this process.
+        initializer: Function that is called once in each process, including this one; None for no initialization.
+        arguments: Arguments of the initializer.
 
     Raises:
-        ConfigError: the system has ended a process.
+        ConfigError: If a worker process was killed.
     """
     if initializer is not None:
         initializer(*arguments)
@@ -50,60 +50,60 @@ def map_in_order(
         yield from map(function, first)
         return
     num_workers = count_cpus()
-    # Spawned, since a fork of a process with threads may hang.
+    # "spawn", because a fork of a process with threads may hang.
     pool = ProcessPoolExecutor(
         max_workers=num_workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
         initargs=(initializer, arguments),
     )
-    waiting: deque[Future[Result]] = deque()
+    futures: deque[Future[Result]] = deque()
     try:
         for item in first:
-            waiting.append(pool.submit(function, item))
+            futures.append(pool.submit(function, item))
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= _MAX_TASKS_PER_WORKER * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            futures.append(pool.submit(function, item))
+            if len(futures) >= _MAX_TASKS_PER_WORKER * num_workers:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
     except BrokenProcessPool as error:
         raise ConfigError(
-            "a worker process has ended without a word: because memory ran out (run again to continue, with taskset on "
-            "fewer cores), or because a script that calls this lacks `if __name__ == '__main__':`."
+            "A worker process was killed. If memory was exhausted, run the command again with fewer CPUs (taskset) to "
+            "continue. If this is your own script, it must have `if __name__ == '__main__':`."
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def count_cpus(root: Path = Path("/")) -> int:
-    """Count the CPUs that this process may use: its affinity, limited by the CPU quota of its cgroups.
+    """Count the CPUs available to this process: its affinity, limited by the CPU quota of its cgroups.
 
     Args:
-        root: Folder with proc/self/cgroup and sys/fs/cgroup.
+        root: Root folder of proc/self/cgroup and sys/fs/cgroup.
 
     Returns:
-        At least 1; a fraction of a CPU in the quota counts as one.
+        Number of CPUs, at least 1. A fractional quota is rounded up.
     """
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min([num_cpus, *_cgroup_quotas(root)])))
 
 
 def _cgroup_quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quotas, in CPUs, of the process's cgroups (v1 or v2) and of their ancestors."""
+    """Yield the CPU quotas of the cgroups (v1 or v2) of this process and of their ancestors, in CPUs."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        mount = root / "sys/fs/cgroup" / controllers  # v2 has no controllers in its line
+        mount = root / "sys/fs/cgroup" / controllers  # empty in cgroup v2
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # A container may see its cgroup at the mount itself, although the line has the path on the host.
+        # In a container the cgroup may be the mount itself, although the line has the path on the host.
         folder = mount / path.lstrip("/")
         for ancestor in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # no file or "max": no quota here
+            with contextlib.suppress(OSError, ValueError):  # a missing file or "max" means no quota
                 if controllers:
                     quota = int((ancestor / "cpu.cfs_quota_us").read_text())
                     period = int((ancestor / "cpu.cfs_period_us").read_text())
@@ -116,15 +116,15 @@ def _cgroup_quotas(root: Path) -> Iterator[float]:
 
 
 def _start_worker(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal interrupts all processes; the first ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main process ends the workers
     threading.Thread(target=end_with_parent, daemon=True).start()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the threads
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per CPU, so threads are not needed
     if initializer is not None:
         initializer(*arguments)
 
 
 def end_with_parent() -> None:
-    """Waits for the end of the process that started this one, and ends it too; for a thread of a worker."""
+    """Wait for the end of the parent process, then end this process. Call it in a thread of a worker."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

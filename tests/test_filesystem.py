@@ -14,92 +14,95 @@ import sys
 from pathlib import Path
 from mosaicbert.filesystem import lock_folder
 with lock_folder(Path(sys.argv[1])):
-    print("in", flush=True)
+    print("locked", flush=True)
     sys.stdin.read()
 """
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the folder's lock until its input ends."""
+    """Process that holds the lock of the folder until its standard input is closed."""
     command = [sys.executable, "-c", _HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "in\n"
+        assert process.stdout.readline() == "locked\n"
         yield process
         process.kill()
 
 
-def test_a_lock_that_another_process_holds_is_refused_in_the_words_that_were_given(tmp_path, holder):
-    with pytest.raises(ConfigError) as raised, lock_folder(tmp_path, f"{tmp_path}: somebody is in; wait."):
+def test_a_folder_locked_by_another_process_raises_the_given_message(tmp_path, holder):
+    with pytest.raises(ConfigError) as raised, lock_folder(tmp_path, f"{tmp_path} is in use. Wait for it."):
         pass
-    assert str(raised.value) == f"{tmp_path}: somebody is in; wait."
+    assert str(raised.value) == f"{tmp_path} is in use. Wait for it."
     assert holder.poll() is None
 
 
-def test_a_lock_that_is_held_in_the_same_process_is_refused_too(tmp_path):
-    with lock_folder(tmp_path), pytest.raises(ConfigError, match="refused"), lock_folder(tmp_path, "refused"):
+def test_a_folder_locked_by_this_process_raises_the_given_message(tmp_path):
+    with lock_folder(tmp_path), pytest.raises(ConfigError, match="locked"), lock_folder(tmp_path, "locked"):
         pass
 
 
-def test_a_lock_is_lifted_when_its_holder_leaves(tmp_path):
-    with lock_folder(tmp_path, "refused"):
+def test_a_lock_is_released_at_the_end_of_the_block(tmp_path):
+    with lock_folder(tmp_path, "locked"):
         pass
-    with lock_folder(tmp_path, "refused"):
+    with lock_folder(tmp_path, "locked"):
         pass
 
 
-def test_a_lock_is_lifted_when_its_holder_fails(tmp_path):
-    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path, "refused"):
+def test_a_lock_is_released_after_an_exception(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path, "locked"):
         raise ZeroDivisionError
-    with lock_folder(tmp_path, "refused"):
+    with lock_folder(tmp_path, "locked"):
         pass
 
 
-def test_a_lock_is_lifted_when_its_holder_is_killed(tmp_path, holder):
+def test_a_lock_is_released_when_its_process_is_killed(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with lock_folder(tmp_path, "refused"):
+    with lock_folder(tmp_path, "locked"):
         pass
 
 
-def test_without_a_refusal_the_next_one_waits_until_the_holder_leaves(tmp_path, holder):
+def test_without_a_message_lock_folder_waits_for_the_release(tmp_path, holder):
     entered = threading.Event()
 
     def enter():
         with lock_folder(tmp_path):
             entered.set()
 
-    waiting = threading.Thread(target=enter, daemon=True)
-    waiting.start()
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
     assert not entered.wait(0.2)
     holder.stdin.close()
     assert entered.wait(30)
-    waiting.join()
+    thread.join()
 
 
-def test_locks_of_two_folders_do_not_meet(tmp_path):
+def test_locks_of_different_folders_are_independent(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-    with lock_folder(tmp_path / "one", "refused"), lock_folder(tmp_path / "other", "refused"):
+    with lock_folder(tmp_path / "one", "locked"), lock_folder(tmp_path / "other", "locked"):
         pass
 
 
-def test_a_folder_that_has_gone_is_refused_with_what_to_do(tmp_path):
-    with pytest.raises(ConfigError, match=r"gone: has gone; .* run again") as raised, lock_folder(tmp_path / "gone"):
+def test_a_missing_folder_raises_an_error_with_a_remedy(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"missing does not exist any more: .* Run the command again") as raised,
+        lock_folder(tmp_path / "missing"),
+    ):
         pass
     assert "\n" not in str(raised.value)
-    assert not Path(tmp_path / "gone").exists()
+    assert not Path(tmp_path / "missing").exists()
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_deletes_the_temporary_one(tmp_path):
     (tmp_path / "a").write_text("old")
     (tmp_path / "a.partial").symlink_to("/dev/full")
-    with pytest.raises(ConfigError, match=r"/a: cannot be written \(No space left on device\); make room and run the"):
+    with pytest.raises(ConfigError, match=r"/a cannot be written \(No space left on device\)\. Free disk space"):
         write_file(tmp_path / "a", b"new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
 
 
-def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path):
+def test_an_exception_during_a_write_keeps_the_old_file(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a") as partial:
         partial.write_text("half")
@@ -107,9 +110,9 @@ def test_a_file_that_fails_while_it_is_written_leaves_the_old_one(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
 
 
-@pytest.mark.parametrize("older", [None, "old"], ids=["new", "older"])
-def test_a_finished_folder_replaces_an_older_one(tmp_path, older):
-    for name, content in (("new", "new"), ("folder", older)):
+@pytest.mark.parametrize("previous", [None, "old"], ids=["new", "previous"])
+def test_a_finished_folder_replaces_the_previous_one(tmp_path, previous):
+    for name, content in (("new", "new"), ("folder", previous)):
         if content is not None:
             (tmp_path / name).mkdir()
             (tmp_path / name / "file").write_text(content)

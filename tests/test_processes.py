@@ -24,19 +24,19 @@ def _shift(number):
     return number + _offset
 
 
-def _process(_):
+def _get_pid(_):
     return os.getpid()
 
 
-def _end_at_three(number):
+def _kill_at_three(number):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 
 
-def _refuse_three(number):
+def _raise_at_three(number):
     if number == 3:
-        raise ConfigError("three is refused")
+        raise ConfigError("three is not supported")
     return number
 
 
@@ -44,16 +44,16 @@ def _wait_long(seconds):
     time.sleep(seconds)
 
 
-def test_results_come_in_the_order_of_the_items_from_processes_that_were_initialised():
+def test_results_are_in_the_order_of_the_items_and_workers_are_initialized():
     assert list(map_in_order(_shift, iter(range(50)), _start, (1000,))) == list(range(1000, 1050))
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_single_item_needs_no_process(count):
-    assert list(map_in_order(_process, range(count))) == [os.getpid()] * count
+@pytest.mark.parametrize("num_items", [0, 1])
+def test_a_single_item_is_processed_without_a_worker(num_items):
+    assert list(map_in_order(_get_pid, range(num_items))) == [os.getpid()] * num_items
 
 
-def test_only_a_few_items_are_read_ahead():
+def test_only_a_few_items_are_prefetched():
     items = iter(range(1000))
     results = map_in_order(_shift, items)
     for _ in range(3):
@@ -62,25 +62,25 @@ def test_only_a_few_items_are_read_ahead():
     assert next(items) <= 3 * count_cpus() + 3
 
 
-def test_an_error_in_a_process_is_raised_here():
-    with pytest.raises(ConfigError, match="three is refused"):
-        list(map_in_order(_refuse_three, range(6)))
+def test_an_exception_in_a_worker_is_raised_in_the_caller():
+    with pytest.raises(ConfigError, match="three is not supported"):
+        list(map_in_order(_raise_at_three, range(6)))
 
 
-def test_a_process_ended_by_the_system_is_one_line_that_says_how_to_go_on():
-    with pytest.raises(ConfigError, match="run again to continue") as caught:
-        list(map_in_order(_end_at_three, range(6)))
+def test_a_killed_worker_raises_an_error_of_one_line_with_a_remedy():
+    with pytest.raises(ConfigError, match="run the command again with fewer CPUs") as caught:
+        list(map_in_order(_kill_at_three, range(6)))
     assert "\n" not in str(caught.value)
 
 
-def test_no_process_is_left_once_the_results_are_abandoned():
-    results = map_in_order(_process, range(100))
+def test_closing_the_iterator_ends_all_workers():
+    results = map_in_order(_get_pid, range(100))
     worker = psutil.Process(next(results))
     results.close()
     assert wait_until_gone([worker])
 
 
-def test_no_process_outlives_a_killed_parent_even_in_the_middle_of_its_work():
+def test_busy_workers_end_when_their_parent_is_killed():
     code = "from tests.test_processes import *; from tests.test_processes import _wait_long\n"
     code += "list(map_in_order(_wait_long, [600] * 4))"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1])
@@ -117,12 +117,12 @@ _CASES = {
 
 
 @pytest.mark.parametrize(("lines", "files", "expected"), _CASES.values(), ids=_CASES)
-def test_cpus_are_counted_within_the_quota_of_the_cgroups(tmp_path, monkeypatch, lines, files, expected):
+def test_the_cpu_count_respects_the_quota_of_the_cgroups(tmp_path, monkeypatch, lines, files, expected):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert count_cpus(_write_cgroups(tmp_path, lines, files)) == expected
 
 
-def test_cpus_are_counted_where_there_are_no_cgroups(tmp_path, monkeypatch):
+def test_the_cpu_count_without_cgroups_is_the_affinity(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert count_cpus(tmp_path) == 8
 
@@ -131,9 +131,9 @@ def _wait_for_children(pid):
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         children = psutil.Process(pid).children(recursive=True)
-        # The tracker of the system's resources, and workers, which sleep once they are past their imports.
+        # Children are the resource tracker and the workers, which sleep after their imports.
         busy = [child for child in children if child.cpu_times().user > 0.1 and child.status() == "sleeping"]
         if len(busy) >= count_cpus():
             return children
         time.sleep(0.02)
-    raise AssertionError("the processes did not start")
+    raise AssertionError("the workers did not start within 30 seconds")

@@ -1,1 +1,1 @@
-"""Text to batches: source -> tokenizer -> token store -> sample order -> masks -> MicroBatch."""
+"""Data pipeline: text sources, tokenizer, token store, sample order, masking and micro-batches."""

@@ -1,11 +1,11 @@
-"""The token store: Arrow shards of token ids with a store.json that says where they came from.
+"""Token store: Arrow shards of token ids, with their origin in store.json.
 
-    <folder>/store.json      tokenizer's hash, sources, counts, checksums
+    <folder>/store.json      hash of the tokenizer, sources, counts, checksums
     <folder>/tokenizer.json
-    <folder>/<split>/        opened by `TokenStore`, and by `datasets.load_from_disk` as well
+    <folder>/<split>/        shards, opened by `TokenStore` or by `datasets.load_from_disk`
 
-A sample is a document, or a piece of one, as token ids without [CLS] and [SEP], at most max_seq_len - 2 of them. The
-samples of a source stand together.
+A sample is a document or a chunk of a document: at most max_seq_len - 2 token ids, without [CLS] and [SEP]. The samples
+of a source are consecutive.
 """
 
 import hashlib
@@ -24,12 +24,20 @@ from mosaicbert.config import ConfigError
 from mosaicbert.filesystem import write_file
 
 TRAIN, VALIDATION = "train", "validation"
-_MAX_IDS = 2**22
+_MAX_IDS = 2**22  # per call of bincount, which converts them to 64 bits
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """A file of a split, and what it holds."""
+    """Shard of a split.
+
+    Attributes:
+        file: Name of the file.
+        source: Name of the source of the samples.
+        samples: Number of samples.
+        tokens: Number of tokens.
+        sha256: SHA-256 of the file.
+    """
 
     file: str
     source: str
@@ -40,20 +48,26 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecord:
-    """The files of a split, in the order of their samples."""
+    """Shards of a split.
+
+    Attributes:
+        shards: Shards in the order of their samples.
+    """
 
     shards: list[ShardRecord]
 
     @property
     def samples(self) -> int:
+        """Number of samples."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def tokens(self) -> int:
+        """Number of tokens."""
         return sum(shard.tokens for shard in self.shards)
 
     def samples_by_source(self) -> dict[str, int]:
-        """How many samples each source has, in the order in which they stand."""
+        """Count the samples of each source, in the order of the store."""
         counts: dict[str, int] = {}
         for shard in self.shards:
             counts[shard.source] = counts.get(shard.source, 0) + shard.samples
@@ -62,19 +76,19 @@ class SplitRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreRecord:
-    """The contents of store.json.
+    """Contents of store.json.
 
     Attributes:
-        prepared_from: the recipe's keys that decide what the store holds, with their values.
-        tokenizer_sha256: of the file tokenizer.json.
-        splits: by name.
-        revisions: commit of each source that is a dataset of the Hub.
-        files: that were read, by source: how many, and of how many bytes (0 for the Hub).
-        documents: that were read, by source.
-        text_bytes: of them, in UTF-8, by source.
-        skipped_documents: number of documents left out, by source and reason.
-        unigram_entropy: of the validation split, in nats per token: the loss of a model that knows only how often each
-            token occurs in it.
+        prepared_from: Recipe keys that determine the content of the store, with their values.
+        tokenizer_sha256: SHA-256 of tokenizer.json.
+        splits: Splits by name.
+        revisions: Commit of each source that is a Hub dataset; None for other sources.
+        files: Number of files read and their size in bytes (0 for Hub datasets), by source.
+        documents: Number of documents read, by source.
+        text_bytes: Size of their texts in UTF-8, in bytes, by source.
+        skipped_documents: Number of skipped documents, by source and reason.
+        unigram_entropy: Entropy of the token frequencies of the validation split, in nats per token. It is the loss of
+            a model that predicts these frequencies.
     """
 
     prepared_from: dict[str, Any]
@@ -88,19 +102,26 @@ class StoreRecord:
     unigram_entropy: float
 
     def shard_hashes(self) -> dict[str, list[str]]:
-        """What tells stores apart: the SHA-256 of every shard, by split."""
+        """Return the SHA-256 of every shard, by split. Stores with equal hashes are identical."""
         return {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
 
     def write(self, folder: Path) -> None:
-        """Writes store.json, which appears only when it is complete."""
+        """Write store.json atomically.
+
+        Args:
+            folder: Folder of the store.
+        """
         write_file(folder / "store.json", (json.dumps(asdict(self), indent=2) + "\n").encode())
 
     @staticmethod
     def read(folder: Path) -> "StoreRecord":
-        """Reads store.json.
+        """Read store.json.
+
+        Args:
+            folder: Folder of the store.
 
         Raises:
-            ConfigError: there is none, or it is damaged.
+            ConfigError: If the file does not exist or is corrupted.
         """
         path = folder / "store.json"
         try:
@@ -112,29 +133,32 @@ class StoreRecord:
             content["files"] = {name: tuple(counts) for name, counts in content["files"].items()}
             return StoreRecord(**content)
         except FileNotFoundError as error:
-            raise ConfigError(f"{folder}: no token store there; make one with `mosaicbert prepare RECIPE`.") from error
+            raise ConfigError(f"{folder} is not a token store. Prepare it with `mosaicbert prepare RECIPE`.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: damaged ({error}); delete {folder} and prepare it again.") from error
+            raise ConfigError(f"{path} is corrupted ({error}). Delete {folder} and prepare it again.") from error
 
 
 def id_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest unsigned type that holds every id."""
+    """Return the smallest unsigned integer type for all ids of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def write_shard(path: Path, source: str, ids: NDArray[Any], seqlens: NDArray[np.int32]) -> ShardRecord:
-    """Writes samples as one Arrow stream; the file appears in its place only when it is complete.
+    """Write samples atomically as one Arrow stream.
 
     Args:
-        path: of the file.
-        source: that the samples come from.
-        ids: (T,) tokens of all samples, one behind the other.
-        seqlens: (samples,) tokens of each.
+        path: Path of the file.
+        source: Name of the source of the samples.
+        ids: (T,) token ids of all samples, concatenated.
+        seqlens: (samples,) int32, number of tokens of each sample.
+
+    Returns:
+        Record of the shard.
     """
     schema = _features(ids.dtype).arrow_schema
     ends = np.concatenate([[0], np.cumsum(seqlens, dtype=np.int64)])
     column = pa.ListArray.from_arrays(pa.array(ends, type=pa.int32()), pa.array(ids))
-    # A shard is one record batch, so that a reader finds all its tokens in one piece.
+    # One record batch per shard, so that all its tokens are contiguous.
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as stream:
         stream.write_batch(pa.record_batch([column], schema=schema))
@@ -145,30 +169,39 @@ def write_shard(path: Path, source: str, ids: NDArray[Any], seqlens: NDArray[np.
 
 
 def read_shard(path: Path) -> tuple[NDArray[Any], NDArray[np.int32]]:
-    """Maps a shard into memory.
+    """Map a shard into memory.
+
+    Args:
+        path: Path of the file.
 
     Returns:
-        The tokens of all samples (T,), and where each sample begins, with T at the end (samples + 1,).
+        Token ids of all samples (T,), and offset of each sample followed by T (samples + 1,).
 
     Raises:
-        ConfigError: the file is missing or damaged.
+        ConfigError: If the file is missing or corrupted.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: missing; delete the store and prepare it again.")
+        raise ConfigError(f"{path} is missing. Delete the store and prepare it again.")
     mapped = pa.memory_map(str(path))
     try:
-        # Arrow also raises OSError for what is no Arrow stream.
+        # Arrow raises OSError also for a file that is not an Arrow stream.
         (batch,) = pa.ipc.open_stream(mapped)
         column = batch.column("input_ids")
         return column.values.to_numpy(), column.offsets.to_numpy()
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ConfigError(f"{path}: damaged ({error}); delete the store and prepare it again.") from error
+        raise ConfigError(f"{path} is corrupted ({error}). Delete the store and prepare it again.") from error
     finally:
-        mapped.close()  # the file, not the mapping: stores may have more shards than a process may have open files
+        mapped.close()  # closes the file, not the mapping; a store may have more shards than the open-file limit
 
 
 def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord]) -> None:
-    """Writes the two files that `datasets.load_from_disk` looks for."""
+    """Write the two files that `datasets.load_from_disk` requires.
+
+    Args:
+        folder: Folder of the split.
+        dtype: Data type of token ids.
+        shards: Shards of the split, in order.
+    """
     info = {"features": _features(dtype).to_dict()}
     state = {
         "_data_files": [{"filename": shard.file} for shard in shards],
@@ -184,21 +217,21 @@ def write_index(folder: Path, dtype: np.dtype[Any], shards: Sequence[ShardRecord
 
 
 def count_ids(ids: NDArray[Any], num_ids: int) -> NDArray[np.int64]:
-    """How often each id below `num_ids` occurs, (num_ids,)."""
+    """Count the occurrences of each id below `num_ids`: (num_ids,) int64."""
     counts = np.zeros(num_ids, dtype=np.int64)
-    for first in range(0, len(ids), _MAX_IDS):  # bincount makes 64 bits of each
+    for first in range(0, len(ids), _MAX_IDS):
         counts += np.bincount(ids[first : first + _MAX_IDS], minlength=num_ids)
     return counts
 
 
 def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
-    """Entropy in nats of the distribution that gives each token its frequency: -sum p log p."""
-    shares = frequencies[frequencies > 0] / frequencies.sum()
-    return float(-(shares * np.log(shares)).sum())
+    """Compute the entropy of token frequencies in nats: -sum p log p."""
+    probabilities = frequencies[frequencies > 0] / frequencies.sum()
+    return float(-(probabilities * np.log(probabilities)).sum())
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):
@@ -207,14 +240,14 @@ def sha256_of(path: Path) -> str:
 
 
 class TokenStore:
-    """One split of a store, memory-mapped; a shard is opened when it is first asked for.
+    """Memory-mapped split of a token store. Each shard is opened at its first use.
 
     Args:
-        folder: of the store.
-        split: to read.
+        folder: Folder of the store.
+        split: Name of the split.
 
     Raises:
-        ConfigError: there is no store, or its record is damaged.
+        ConfigError: If the store does not exist or its record is corrupted.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -228,20 +261,23 @@ class TokenStore:
         self._open: dict[int, tuple[NDArray[Any], NDArray[np.int32]]] = {}
 
     def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path, str]]:
-        return TokenStore, (self.folder, self.split)  # a worker process opens the files itself
+        return TokenStore, (self.folder, self.split)  # worker processes open the files themselves
 
     def read(self, samples: NDArray[np.int64]) -> list[NDArray[Any]]:
-        """The token ids of some samples, as views of the mapped files.
+        """Return the token ids of samples, as views of the mapped files.
+
+        Args:
+            samples: (N,) indices of the samples.
 
         Raises:
-            ConfigError: a shard that they are in is missing, damaged or not what store.json says.
+            ConfigError: If a shard is missing, is corrupted or does not match store.json.
         """
         shards = np.searchsorted(self._first_samples, samples, side="right") - 1
         rows = samples - self._first_samples[shards]
         documents: list[NDArray[Any]] = []
         for shard, row in zip(shards.tolist(), rows.tolist(), strict=True):
-            opened = self._open.get(shard)
-            values, offsets = self._open_shard(shard) if opened is None else opened
+            open_shard = self._open.get(shard)
+            values, offsets = self._open_shard(shard) if open_shard is None else open_shard
             documents.append(values[offsets[row] : offsets[row + 1]])
         return documents
 
@@ -251,24 +287,31 @@ class TokenStore:
         values, offsets = read_shard(path)
         if (len(offsets) - 1, len(values)) != (record.samples, record.tokens):
             raise ConfigError(
-                f"{path}: holds {len(offsets) - 1:,} samples of {len(values):,} tokens, store.json says "
-                f"{record.samples:,} of {record.tokens:,}; delete the store and prepare it again."
+                f"{path} must have {record.samples:,} samples and {record.tokens:,} tokens, the counts in store.json, "
+                f"got {len(offsets) - 1:,} and {len(values):,}. Delete the store and prepare it again."
             )
         self._open[shard] = values, offsets
         return values, offsets
 
 
 def open_tokenizer(folder: Path, record: StoreRecord) -> Tokenizer:
-    """The tokenizer that a store was made with.
+    """Load the tokenizer of a store.
+
+    Args:
+        folder: Folder of the store.
+        record: Record of the store.
 
     Raises:
-        ConfigError: it is not the one that the store was made with.
+        ConfigError: If tokenizer.json is missing or does not match its hash in store.json.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ConfigError(f"{path}: missing; delete {folder} and prepare it again.")
+        raise ConfigError(f"{path} is missing. Delete {folder} and prepare it again.")
     if sha256_of(path) != record.tokenizer_sha256:
-        raise ConfigError(f"{path}: not the tokenizer that the store was made with; delete {folder}, prepare it again.")
+        raise ConfigError(
+            f"{path} must be the tokenizer that the store was prepared with, got a different file. "
+            f"Delete {folder} and prepare it again."
+        )
     return Tokenizer.from_file(str(path))
 
 

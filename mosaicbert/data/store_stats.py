@@ -1,4 +1,4 @@
-"""A look at every byte of a token store: checksums, ids, lengths, frequencies, repetitions."""
+"""Statistics and integrity check of a token store: checksums, ids, lengths, frequencies and duplicates."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ from mosaicbert.data.store import (
 from mosaicbert.data.tokenizer import vocabulary_of
 from mosaicbert.processes import map_in_order
 
-_MAX_HASHES = 2**23  # hashes held in memory; of a larger store a part of the samples, chosen by hash
+_MAX_HASHES = 2**23  # in memory; in a larger store a subset of the samples, selected by hash, is compared
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInspection:
-    """What a split really holds.
+    """Statistics of a split.
 
     Attributes:
-        frequencies: (entries,) int64, how often each token occurs.
-        lengths: (longest + 1,) int64, how many samples have each number of tokens, without [CLS] and [SEP].
-        repeated: share of the samples that are equal to an earlier one; a sample is the beginning of a document, or a
-            piece of it, so documents that differ may share samples.
-        unigram_entropy: in nats per token.
+        frequencies: (num_entries,) int64, number of occurrences of each token.
+        lengths: (max_tokens + 1,) int64, number of samples of each length in tokens, without [CLS] and [SEP].
+        duplicate_fraction: Fraction of the samples that are equal to an earlier one. A sample is a prefix or a chunk of
+            a document, so different documents may have equal samples.
+        unigram_entropy: Entropy of the token frequencies, in nats per token.
     """
 
     frequencies: NDArray[np.int64]
@@ -45,15 +45,15 @@ class SplitInspection:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a store really holds, and what is wrong with it.
+    """Statistics and problems of a token store.
 
     Attributes:
-        record: the contents of store.json.
-        entries: of the tokenizer.
-        unk_id: the id of [UNK].
-        splits: by name.
-        held_out_in_training: share of the held-out samples that are also in training.
-        problems: why the store must not be trained on; one line each.
+        record: Contents of store.json.
+        num_entries: Number of entries of the tokenizer.
+        unk_id: Id of [UNK].
+        splits: Statistics of the splits by name.
+        validation_overlap: Fraction of the validation samples that are also training samples.
+        problems: Reasons why the store must not be used for training, one line each.
     """
 
     record: StoreRecord
@@ -65,7 +65,7 @@ class Inspection:
 
 
 def inspect_store(folder: Path, record: StoreRecord, max_tokens: int) -> Inspection:
-    """Read every byte of a store, on all CPUs.
+    """Read a whole store on all CPUs, and compute its statistics.
 
     Args:
         folder: Folder of the store.
@@ -73,24 +73,26 @@ def inspect_store(folder: Path, record: StoreRecord, max_tokens: int) -> Inspect
         max_tokens: Maximum number of tokens of a sample, without [CLS] and [SEP].
 
     Raises:
-        ConfigError: If the tokenizer is not the one that the store was made with.
+        ConfigError: If the tokenizer is missing or does not match its hash in store.json.
     """
     tokenizer = open_tokenizer(folder, record)
     num_entries = len(vocabulary_of(tokenizer).is_special)
     total = sum(split.samples for split in record.splits.values())
-    below = min(2**64 - 1, 2**64 * _MAX_HASHES // max(1, total))
+    hash_limit = min(2**64 - 1, 2**64 * _MAX_HASHES // max(1, total))
     tasks = [
-        _Task(folder / name, shard, num_entries, max_tokens, below)
+        _Task(folder / name, shard, num_entries, max_tokens, hash_limit)
         for name, split in record.splits.items()
         for shard in split.shards
     ]
-    found: dict[str, list[_ShardInspection]] = {name: [] for name in record.splits}
-    for task, inspected in zip(tasks, map_in_order(_inspect_shard, tasks), strict=True):
-        found[task.folder.name].append(inspected)
-    problems = [problem for shards in found.values() for shard in shards for problem in shard.problems]
-    splits = {name: _sum_up(shards, num_entries) for name, shards in found.items()}
-    validation = np.concatenate([shard.hashes for name, shards in found.items() if name != TRAIN for shard in shards])
-    training = np.concatenate([shard.hashes for shard in found[TRAIN]])
+    inspections: dict[str, list[_ShardInspection]] = {name: [] for name in record.splits}
+    for task, inspection in zip(tasks, map_in_order(_inspect_shard, tasks), strict=True):
+        inspections[task.folder.name].append(inspection)
+    problems = [problem for shards in inspections.values() for shard in shards for problem in shard.problems]
+    splits = {name: _merge(shards, num_entries) for name, shards in inspections.items()}
+    validation = np.concatenate(
+        [shard.hashes for name, shards in inspections.items() if name != TRAIN for shard in shards]
+    )
+    training = np.concatenate([shard.hashes for shard in inspections[TRAIN]])
     return Inspection(
         record=record,
         num_entries=num_entries,
@@ -107,7 +109,7 @@ class _Task:
     shard: ShardRecord
     num_entries: int
     max_tokens: int
-    hashes_below: int
+    hash_limit: int
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,24 @@ class _ShardInspection:
 def _inspect_shard(task: _Task) -> _ShardInspection:
     path = task.folder / task.shard.file
     if not path.is_file():
-        return _unreadable(task, f"{path}: missing")
+        return _empty_inspection(task, f"{path} is missing")
     if sha256_of(path) != task.shard.sha256:
-        return _unreadable(task, f"{path}: its SHA-256 is not the recorded one, bytes have changed")
+        return _empty_inspection(task, f"{path} does not match its SHA-256 in store.json")
     ids, offsets = read_shard(path)
     seqlens = np.diff(offsets)
     problems: list[str] = []
     if (len(seqlens), len(ids)) != (task.shard.samples, task.shard.tokens):
-        problems.append(f"{path}: holds {len(seqlens):,} samples of {len(ids):,} tokens, not what store.json says")
+        problems.append(f"{path} has {len(seqlens):,} samples and {len(ids):,} tokens, unlike store.json")
     if len(ids) and (largest := int(ids.max())) >= task.num_entries:
-        problems.append(f"{path}: holds the id {largest:,}, the tokenizer ends at {task.num_entries - 1:,}")
+        problems.append(
+            f"{path} has the id {largest:,}, but the largest id of the tokenizer is {task.num_entries - 1:,}"
+        )
     if len(seqlens) and not 1 <= seqlens.min() <= seqlens.max() <= task.max_tokens:
         problems.append(
-            f"{path}: holds samples of {seqlens.min()} to {seqlens.max()} tokens, not 1 to {task.max_tokens}"
+            f"{path} has samples of {seqlens.min()} to {seqlens.max()} tokens, outside of 1 to {task.max_tokens}"
         )
     if problems:
-        return _unreadable(task, *problems)
+        return _empty_inspection(task, *problems)
     content = memoryview(ids).cast("B")  # pyright: ignore[reportArgumentType]
     width = ids.dtype.itemsize
     bounds = (offsets.astype(np.int64) * width).tolist()
@@ -148,12 +152,12 @@ def _inspect_shard(task: _Task) -> _ShardInspection:
     return _ShardInspection(
         frequencies=count_ids(ids, task.num_entries),
         lengths=np.bincount(seqlens, minlength=task.max_tokens + 1),
-        hashes=hashes[hashes <= np.uint64(task.hashes_below)],
+        hashes=hashes[hashes <= np.uint64(task.hash_limit)],
         problems=[],
     )
 
 
-def _unreadable(task: _Task, *problems: str) -> _ShardInspection:
+def _empty_inspection(task: _Task, *problems: str) -> _ShardInspection:
     return _ShardInspection(
         frequencies=np.zeros(task.num_entries, dtype=np.int64),
         lengths=np.zeros(task.max_tokens + 1, dtype=np.int64),
@@ -162,7 +166,7 @@ def _unreadable(task: _Task, *problems: str) -> _ShardInspection:
     )
 
 
-def _sum_up(shards: Sequence[_ShardInspection], num_entries: int) -> SplitInspection:
+def _merge(shards: Sequence[_ShardInspection], num_entries: int) -> SplitInspection:
     frequencies = sum((shard.frequencies for shard in shards), np.zeros(num_entries, dtype=np.int64))
     hashes = np.concatenate([shard.hashes for shard in shards])
     return SplitInspection(

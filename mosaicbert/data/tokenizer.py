@@ -1,4 +1,4 @@
-"""The WordPiece tokenizer: trained on the corpus, or loaded from a file or the Hub."""
+"""WordPiece tokenizer: training on the corpus, or loading from a file or the Hub."""
 
 import hashlib
 from collections import Counter
@@ -10,26 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from mosaicbert.config import ConfigError
+from mosaicbert.config.validators import must_be
 
-# BERT's special tokens; a trained tokenizer gives them the first ids, in this order.
+# Special tokens of BERT. A trained tokenizer assigns them the first ids, in this order.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Letters beyond the most frequent thousand, or rarer than one in a million, become [UNK]: each takes two entries.
-_MAX_LETTERS = 1000
-_MIN_LETTER_FREQUENCY = 1e-6
+# Other letters become [UNK], because each letter needs two vocabulary entries.
+_MAX_LETTERS = 1000  # the most frequent ones
+_MIN_LETTER_FREQUENCY = 1e-6  # fraction of all characters
+_SOURCE_REMEDY = "Set a BERT tokenizer, or tokenizer.source=train."
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What masking must know of a tokenizer.
+    """Token ids that masking and padding need.
 
     Attributes:
-        cls_id: the id of [CLS], which begins every sequence.
-        sep_id: the id of [SEP], which ends it.
-        mask_id: the id of [MASK].
-        pad_id: the id of [PAD], which filler consists of.
-        ordinary_ids: (N,) ids of the tokenizer's entries that are not special: what may be masked, and drawn.
-        is_special: (largest id + 1,) bool, True for [PAD], [UNK], [CLS], [SEP], [MASK] and for ids that have no entry.
+        cls_id: Id of [CLS], the first token of every sequence.
+        sep_id: Id of [SEP], the last token of every sequence.
+        mask_id: Id of [MASK].
+        pad_id: Id of [PAD], used for padding.
+        ordinary_ids: (N,) int64, ids of all entries that are not special; random replacements are drawn from them.
+        is_special: (max id + 1,) bool, True for [PAD], [UNK], [CLS], [SEP], [MASK] and for ids without an entry.
     """
 
     cls_id: int
@@ -41,19 +42,20 @@ class Vocabulary:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a lower-casing WordPiece tokenizer with BERT's normalisation and special tokens.
+    """Train an uncased WordPiece tokenizer with BERT's normalization and special tokens.
 
-    The same texts in the same order always give the same tokenizer.
+    The result is deterministic for the same texts in the same order.
 
     Args:
-        texts: the corpus, or a part of it; held in memory.
-        vocab_size: entries at most, special tokens included.
+        texts: Training texts, which are kept in memory.
+        vocab_size: Maximum number of entries, including special tokens.
     """
     texts = list(texts)
     tokenizer = _bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
     alphabet = _alphabet(tokenizer, texts)
-    # The trainer numbers what it does not know yet in the order of a hash table that differs from process to process,
-    # and breaks ties by these numbers. So it is told every letter beforehand, as a special token where it follows one.
+    # The trainer numbers new letters in the order of a hash table, which differs between processes, and breaks ties by
+    # these numbers. For a deterministic result, it gets all letters in advance: continuation letters ("##x") as special
+    # tokens, and the others as the initial alphabet.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*SPECIAL_TOKENS, *(f"##{letter}" for letter in alphabet)],
@@ -67,19 +69,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """Loads a vocab.txt, a tokenizer.json, a folder that holds one of them, or a tokenizer of the Hub by its name.
+    """Load a tokenizer.
+
+    Args:
+        source: Path of a vocab.txt, a tokenizer.json or a folder with one of them, or a name on the Hub.
 
     Raises:
-        ConfigError: nothing is there, it cannot be read, or it lacks one of BERT's special tokens.
+        ConfigError: If the tokenizer does not exist, cannot be read, or does not have all special tokens of BERT.
     """
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
-        if not found:
-            raise ConfigError(f"tokenizer.source={source}: the folder holds neither tokenizer.json nor vocab.txt.")
-        path = found[0]
+        candidates = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        if not candidates:
+            raise must_be("tokenizer.source", "a folder with tokenizer.json or vocab.txt", source)
+        path = candidates[0]
     if not path.is_file() and path.suffix in (".json", ".txt"):
-        raise ConfigError(f"tokenizer.source={source}: no such file.")
+        raise must_be("tokenizer.source", "an existing file, folder or Hub tokenizer", source, "Correct the path.")
     try:
         if path.suffix == ".txt":
             wordpiece = models.WordPiece.from_file(str(path), unk_token="[UNK]")
@@ -89,47 +94,48 @@ def load_tokenizer(source: str) -> Tokenizer:
         else:
             tokenizer = Tokenizer.from_pretrained(source)
     except Exception as error:  # tokenizers raises bare Exception
-        raise ConfigError(f"tokenizer.source={source}: cannot be read: {error}") from error
+        raise must_be("tokenizer.source", f"a readable tokenizer ({error})", source, _SOURCE_REMEDY) from error
     missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
     if missing:
-        raise ConfigError(f"tokenizer.source={source}: lacks {', '.join(missing)}; a BERT needs them.")
-    # What a file may carry from its last use would cut or fill the samples.
+        raise must_be("tokenizer.source", f"a tokenizer with {', '.join(missing)}", source, _SOURCE_REMEDY)
+    # A saved file may have truncation and padding settings, which would change the samples.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def hash_tokenizer(tokenizer: Tokenizer) -> str:
-    """SHA-256 of everything that decides which ids a text becomes."""
+    """Compute the SHA-256 of the tokenizer, including its normalization and pre-tokenization."""
     return hashlib.sha256(tokenizer.to_str(pretty=False).encode()).hexdigest()
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """The ids that masking needs."""
-    found = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    specials = {token: number for token, number in found.items() if number is not None}  # load_tokenizer saw them all
+    """Collect the token ids that masking and padding need."""
+    optional_ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    # `load_tokenizer` has checked that all of them exist.
+    special_ids = {token: token_id for token, token_id in optional_ids.items() if token_id is not None}
     ids = np.array(sorted(tokenizer.get_vocab(with_added_tokens=True).values()))
     is_special = np.ones(ids[-1] + 1, dtype=np.bool_)
     is_special[ids] = False
     is_special[[number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]] = True
-    is_special[list(specials.values())] = True
+    is_special[list(special_ids.values())] = True
     return Vocabulary(
-        cls_id=specials["[CLS]"],
-        sep_id=specials["[SEP]"],
-        mask_id=specials["[MASK]"],
-        pad_id=specials["[PAD]"],
+        cls_id=special_ids["[CLS]"],
+        sep_id=special_ids["[SEP]"],
+        mask_id=special_ids["[MASK]"],
+        pad_id=special_ids["[PAD]"],
         ordinary_ids=(~is_special).nonzero()[0],
         is_special=is_special,
     )
 
 
 def _alphabet(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
-    """The most frequent letters of normalised texts, in the order of their code points."""
+    """Return the most frequent letters of the normalized texts, in the order of their code points."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(tokenizer.normalizer.normalize_str(text))  # pyright: ignore[reportOptionalMemberAccess]
-    least = _MIN_LETTER_FREQUENCY * counts.total()
-    letters = [letter for letter, count in counts.items() if count >= least and not letter.isspace()]
+    min_count = _MIN_LETTER_FREQUENCY * counts.total()
+    letters = [letter for letter, count in counts.items() if count >= min_count and not letter.isspace()]
     return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:_MAX_LETTERS])
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from documents import MADE_UP, cut, real_seqlens, web_like_seqlens
+from documents import SIMULATED, cut, real_seqlens, web_like_seqlens
 from harness import describe, dtype_name, measure, print_record, record, write_lines
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -118,7 +118,7 @@ def gpu_cases(
         if store is None
         else real_seqlens(store, num_tokens)
     )
-    uneven_name = f"{MADE_UP if store is None else 'real'}, up to {max(uneven)}"
+    uneven_name = f"{SIMULATED if store is None else 'real'}, up to {max(uneven)}"
     even = [(f"all {length}", [length] * (num_tokens // length)) for length in lengths]
     for name, seqlens in (even[0], (uneven_name, sorted(uneven, reverse=True)), *even[1:]):
         generator = torch.Generator(device).manual_seed(0)

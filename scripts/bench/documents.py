@@ -1,4 +1,4 @@
-"""Documents to measure on: lengths of a real text, or made up like those of the web, and batches of random tokens."""
+"""Benchmark inputs: document lengths of a token store or of simulated web text, and batches of random tokens."""
 
 import random
 from pathlib import Path
@@ -7,41 +7,60 @@ import torch
 
 from mosaicbert.batch import MicroBatch
 
-MADE_UP = "made up, log-normal"
+SIMULATED = "simulated, log-normal"
 
 
 def real_seqlens(store: Path, num_tokens: int) -> list[int]:
-    """Lengths of documents drawn at random from a token store, the last one cut so that they are `num_tokens`."""
-    import numpy as np  # with what follows, in the trainer's requirements only
+    """Draw random document lengths from a token store, `num_tokens` tokens in total.
+
+    Args:
+        store: Folder of the token store.
+        num_tokens: Total number of tokens. The last document is truncated to match it.
+
+    Raises:
+        ValueError: If the store has fewer tokens.
+    """
+    import numpy as np  # not available without the train extra
 
     from mosaicbert.data.store import TRAIN, TokenStore
 
-    samples = TokenStore(store, TRAIN)
-    order = np.random.default_rng(0).permutation(samples.num_samples)
+    split = TokenStore(store, TRAIN)
+    order = np.random.default_rng(0).permutation(split.num_samples)
     seqlens: list[int] = []
-    for document in samples.read(order):
+    for document in split.read(order):
         seqlens.append(len(document))
         if sum(seqlens) >= num_tokens:
             return cut(seqlens, num_tokens)
-    raise ValueError(f"{store}: holds {sum(seqlens):,} tokens, less than {num_tokens:,}; prepare more text.")
+    raise ValueError(f"{store} must have at least {num_tokens:,} tokens, got {sum(seqlens):,}. Prepare more text.")
 
 
-def web_like_seqlens(num_tokens: int, longest: int) -> list[int]:
-    """Log-normal, half of them under 200 tokens, cut off as a recipe cuts them. They are `num_tokens` at least."""
+def web_like_seqlens(num_tokens: int, max_length: int) -> list[int]:
+    """Draw log-normal document lengths with a median of 200 tokens, at least `num_tokens` tokens in total.
+
+    Args:
+        num_tokens: Minimum total number of tokens.
+        max_length: Maximum length of a document in tokens.
+    """
     draw = random.Random(0)
     seqlens: list[int] = []
     while sum(seqlens) < num_tokens:
-        seqlens.append(min(longest, max(8, round(draw.lognormvariate(5.3, 1.0)))))
+        seqlens.append(min(max_length, max(8, round(draw.lognormvariate(5.3, 1.0)))))
     return seqlens
 
 
 def cut(seqlens: list[int], num_tokens: int) -> list[int]:
-    """Shortens the last document so that all of them are `num_tokens`."""
+    """Truncate the last document to a total of `num_tokens` tokens."""
     return [*seqlens[:-1], num_tokens - sum(seqlens[:-1])]
 
 
 def random_batch(seqlens: list[int], vocab_size: int = 8192, mask_rate: float = 0.15) -> MicroBatch:
-    """Random tokens, masked at random, in documents sorted as the loader deals them out."""
+    """Make a micro-batch of random tokens with random masked positions.
+
+    Args:
+        seqlens: Lengths of the documents in tokens. They are sorted in descending order, as in the loader.
+        vocab_size: Vocabulary size.
+        mask_rate: Fraction of masked tokens.
+    """
     seqlens = sorted(seqlens, reverse=True)
     draw = torch.Generator().manual_seed(0)
     input_ids = torch.randint(5, vocab_size, (sum(seqlens),), generator=draw)

@@ -1,7 +1,7 @@
-"""How fast text becomes a token store, against the tokenizers library alone on the same text, and in how much memory.
+"""Benchmark of `prepare`: speed against the tokenizers library alone on the same text, and peak memory.
 
 Run: python scripts/bench/prepare.py [RECIPE]
-The text is the beginning of what the recipe reads (by default the quickstart's), written to one compressed file.
+The text is the first part of the text of the recipe (default: the quickstart), in one compressed file.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from mosaicbert.data.prepare.sources import list_input_files
 from mosaicbert.data.tokenizer import load_tokenizer, train_tokenizer
 from mosaicbert.processes import count_cpus
 
-LARGEST_TEXT = 60_000_000  # characters
+MAX_CHARACTERS = 60_000_000
 TEXTS_PER_CALL = 1024
 QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 
@@ -35,11 +35,11 @@ QUICKSTART = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 def main() -> None:
     recipe = load_recipe(sys.argv[1] if len(sys.argv) > 1 else QUICKSTART)
     texts: list[str] = []
-    characters = 0
+    num_characters = 0
     for _, text in read_texts(list_input_files(recipe.data.sources), recipe.data.skip_invalid_documents):
         texts.append(text)
-        characters += len(text)
-        if characters > LARGEST_TEXT:
+        num_characters += len(text)
+        if num_characters > MAX_CHARACTERS:
             break
     size = sum(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,15 @@ def in_store(recipe: Recipe, store: str) -> Recipe:
 
 
 def peak_memory(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """MiB that the command holds at its worst: the process that reads and writes, and the largest that tokenises."""
+    """Measure the peak memory of the `prepare` command in MiB: main process, and largest worker process.
+
+    Args:
+        recipe: Recipe to prepare.
+        folder: Folder for the recipe file.
+
+    Raises:
+        ConfigError: If the command fails.
+    """
     path = folder / "recipe.yaml"
     save_recipe(recipe, path)
     process = psutil.Popen(
@@ -104,7 +112,7 @@ def peak_memory(recipe: Recipe, folder: Path) -> dict[str, float]:
             pass
         time.sleep(0.05)
     if process.returncode:
-        raise ConfigError(f"mosaicbert prepare {path} ended with {process.returncode}.")
+        raise ConfigError(f"`mosaicbert prepare {path}` must exit with 0, got {process.returncode}.")
     return peaks
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from documents import MADE_UP, cut, random_batch, real_seqlens, web_like_seqlens
+from documents import SIMULATED, cut, random_batch, real_seqlens, web_like_seqlens
 from harness import TimeLimitExceeded, describe, dtype_name, measure, print_record, record, time_limit, write_lines
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
@@ -147,7 +147,7 @@ class Version:
 def gpu_cases(store: Path | None) -> list[Case]:
     num_tokens = NUM_GPU_TOKENS["base"]
     if store is None:
-        uneven, origin = cut(web_like_seqlens(num_tokens, MAX_WEB_LIKE_LENGTH), num_tokens), MADE_UP
+        uneven, origin = cut(web_like_seqlens(num_tokens, MAX_WEB_LIKE_LENGTH), num_tokens), SIMULATED
     else:
         uneven, origin = real_seqlens(store, num_tokens), "real"
     uneven_name = f"{origin}, up to {max(uneven)}"

@@ -1,4 +1,4 @@
-"""A small corpus of real English for tests: docstrings of the standard library; and what tests of stores share."""
+"""Small English test corpus (docstrings of the standard library), and helpers for tests of token stores."""
 
 import ast
 import functools
@@ -29,91 +29,96 @@ _MODULES = (
 
 
 def texts() -> list[str]:
-    found = []
+    """Collect the docstrings of some standard library modules."""
+    docstrings = []
     for name in _MODULES:
         tree = ast.parse(Path(sysconfig.get_path("stdlib"), name).read_text(encoding="utf-8"))
         nodes = (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)))
-        found += [text for node in nodes if (text := ast.get_docstring(node)) and len(text) > 40]
-    return found
+        docstrings += [text for node in nodes if (text := ast.get_docstring(node)) and len(text) > 40]
+    return docstrings
 
 
-def short_texts(count: int, first: int = 0) -> list[str]:
-    """Short texts, all different; some of them are held out."""
+def short_texts(num_texts: int, first: int = 0) -> list[str]:
+    """Make short, distinct texts. Some of them are in the validation split."""
     words = "token mask batch loss layer head step shard".split()
     return [
-        f"text {number} of {words[number % 8]} and {words[number // 8 % 8]}" for number in range(first, first + count)
+        f"text {number} of {words[number % 8]} and {words[number // 8 % 8]}"
+        for number in range(first, first + num_texts)
     ]
 
 
 def jsonl(documents: Iterable[str], column: str = "text") -> bytes:
+    """Encode texts as JSON lines."""
     return "".join(json.dumps({column: text}) + "\n" for text in documents).encode()
 
 
 def write_jsonl(path: Path, documents: list[str] | None = None, column: str = "text") -> Path:
+    """Write texts, by default `texts()`, as a file of JSON lines."""
     path.write_bytes(jsonl(texts() if documents is None else documents, column))
     return path
 
 
 @functools.cache
 def trained() -> Tokenizer:
-    """A tokenizer of 512 entries, to which "[MASK]" in a text is a word like any other."""
+    """Train a tokenizer with 512 entries that treats "[MASK]" in a text as ordinary text."""
     tokenizer = train_tokenizer(texts(), vocab_size=512)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def write_tokenizer(folder: Path) -> str:
-    """Writes it as tokenizer.json."""
+    """Write the tokenizer of `trained` as tokenizer.json."""
     path = folder / "tokenizer.json"
     trained().save(str(path))
     return str(path)
 
 
-def encode(text: str, longest: int = 30) -> list[int]:
-    """What a recipe of max_seq_len=32 makes of a text with `trained`."""
-    return trained().encode(text, add_special_tokens=False).ids[:longest]
+def encode(text: str, max_tokens: int | None = 30) -> list[int]:
+    """Tokenize a text with `trained`, as a recipe with max_seq_len=32 does."""
+    return trained().encode(text, add_special_tokens=False).ids[:max_tokens]
 
 
 def samples_of(store: Path, split: str) -> list[list[int]]:
-    """All samples of a split, in order."""
-    opened = TokenStore(store, split)
-    return [ids.tolist() for ids in opened.read(np.arange(opened.num_samples))]
+    """Read all samples of a split, in order."""
+    token_store = TokenStore(store, split)
+    return [ids.tolist() for ids in token_store.read(np.arange(token_store.num_samples))]
 
 
 def all_samples(store: Path) -> dict[str, list[list[int]]]:
+    """Read all samples of a store, by split."""
     return {split: samples_of(store, split) for split in StoreRecord.read(store).splits}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The contents of all files below a folder."""
+    """Read all files below a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def map_here(function, items, initializer=None, arguments=()) -> Iterator:
-    """`map_in_order` without its processes, which take a second to start; test_workers.py tests them."""
+    """Map in this process, as a fast replacement of `map_in_order`, whose processes start slowly."""
     if initializer is not None:
         initializer(*arguments)
     return map(function, items)
 
 
 def use_small_shards(monkeypatch: pytest.MonkeyPatch, shard_tokens: int = 60, block_bytes: int = 200) -> None:
-    """Makes a shard of a few short texts, without processes."""
+    """Reduce shards to a few short texts, and disable worker processes."""
     monkeypatch.setattr("mosaicbert.data.prepare.partition.SHARD_TOKENS", shard_tokens)
     monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", block_bytes)
     monkeypatch.setattr("mosaicbert.data.prepare.partition.map_in_order", map_here)
-    monkeypatch.setattr("os.fsync", lambda _: None)  # it matters when the power fails, and takes most of the time
+    monkeypatch.setattr("os.fsync", lambda _: None)  # slow, and only relevant for power failures
 
 
 def wait_until_gone(processes: Iterable[psutil.Process], seconds: float = 10) -> bool:
-    """Whether processes end soon, and ends those that do not; a zombie, whose new parent takes its time, has ended."""
+    """Return whether processes end within a time limit, and kill the others. A zombie process counts as ended."""
     deadline = time.monotonic() + seconds
-    waiting = list(processes)
-    while waiting and time.monotonic() < deadline:
-        waiting = [process for process in waiting if _runs(process)]
+    running = list(processes)
+    while running and time.monotonic() < deadline:
+        running = [process for process in running if _runs(process)]
         time.sleep(0.005)
-    for process in waiting:
+    for process in running:
         process.kill()
-    return not waiting
+    return not running
 
 
 def _runs(process: psutil.Process) -> bool:
@@ -124,7 +129,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def write_hub_dataset(folder: Path, splits: dict[str, list[list[str]]], subset: str = "default") -> Path:
-    """A dataset as the Hub holds it: a file for each shard of each split, and a README.md that names them."""
+    """Write a dataset in the format of the Hub: one file per shard, and a README.md that lists the splits."""
     lines = ["---", "configs:", f"- config_name: {subset}", "  data_files:"]
     (folder / subset).mkdir(parents=True)
     for split, shards in splits.items():
@@ -135,6 +140,6 @@ def write_hub_dataset(folder: Path, splits: dict[str, list[list[str]]], subset: 
     return folder
 
 
-def name_like_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders then stand in for datasets of the Hub: `datasets` opens both alike."""
+def treat_paths_as_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat local folders as Hub datasets, which `datasets` opens in the same way."""
     monkeypatch.setattr("mosaicbert.data.prepare.sources._find_files", lambda _name, _path: [])

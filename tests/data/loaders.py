@@ -1,15 +1,16 @@
-"""Plans and loaders of recipes whose stores are prepared, for tests."""
+"""Training plans and data loaders of prepared recipes, for tests."""
 
 from mosaicbert.data.loading.loader import build_eval_loader, build_train_loader, make_train_plan, open_store
 from mosaicbert.data.store import StoreRecord
 
 
 def plan_of(recipe):
+    """Make the training plan of a recipe."""
     return make_train_plan(recipe.data, recipe.train, StoreRecord.read(recipe.store_folder))
 
 
 def train_loader_of(recipe, rank=0, world_size=1, **fields):
-    """The loader of a rank's training steps. `fields` are first_step and skipped."""
+    """Build the training loader of one rank. `fields` are further arguments of `build_train_loader`."""
     return build_train_loader(
         plan_of(recipe),
         recipe.data,
@@ -23,6 +24,7 @@ def train_loader_of(recipe, rank=0, world_size=1, **fields):
 
 
 def eval_loader_of(recipe, rank=0, world_size=1):
+    """Build the evaluation loader of one rank."""
     return build_eval_loader(
         recipe.eval,
         _open(recipe),

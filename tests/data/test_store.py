@@ -65,7 +65,7 @@ def store(tmp_path):
     return folder
 
 
-def test_samples_are_read_in_any_order_across_shards(store):
+def test_samples_can_be_read_in_any_order_across_shards(store):
     numbers = np.array([5, 0, 2, 3, 0])
     assert [ids.tolist() for ids in TokenStore(store, "train").read(numbers)] == [_ALL[number] for number in numbers]
 
@@ -76,30 +76,30 @@ def test_samples_are_views_of_the_mapped_files(store):
 
 
 def test_a_store_counts_its_samples_by_source(store):
-    opened = TokenStore(store, "train")
-    assert opened.num_samples == 6
-    assert opened.samples_by_source == {"a": 3, "b": 3}
+    token_store = TokenStore(store, "train")
+    assert token_store.num_samples == 6
+    assert token_store.samples_by_source == {"a": 3, "b": 3}
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_hugging_face_datasets_opens_a_split_with_its_type(tmp_path, dtype):
+def test_hugging_face_datasets_reads_a_split_with_its_data_type(tmp_path, dtype):
     _write_split(tmp_path / "train", dtype)
-    opened = datasets.load_from_disk(str(tmp_path / "train"))
-    assert opened["input_ids"][:] == _ALL
-    assert opened.features["input_ids"].feature.dtype == np.dtype(dtype).name
+    dataset = datasets.load_from_disk(str(tmp_path / "train"))
+    assert dataset["input_ids"][:] == _ALL
+    assert dataset.features["input_ids"].feature.dtype == np.dtype(dtype).name
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
-def test_ids_are_stored_in_the_smallest_type_that_holds_them(vocab_size, dtype):
+def test_id_dtype_is_the_smallest_type_for_the_vocabulary(vocab_size, dtype):
     assert id_dtype(vocab_size) == dtype
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_the_largest_id_of_a_type_survives_a_shard(tmp_path, dtype):
-    largest = np.array([np.iinfo(dtype).max], dtype=dtype)
-    write_shard(tmp_path / "a.arrow", "text", largest, np.array([1], dtype=np.int32))
-    ids, ends = read_shard(tmp_path / "a.arrow")
-    assert (ids.dtype, ids.tolist(), ends.tolist()) == (np.dtype(dtype), largest.tolist(), [0, 1])
+def test_a_shard_stores_the_largest_id_of_its_type(tmp_path, dtype):
+    max_id = np.array([np.iinfo(dtype).max], dtype=dtype)
+    write_shard(tmp_path / "a.arrow", "text", max_id, np.array([1], dtype=np.int32))
+    ids, offsets = read_shard(tmp_path / "a.arrow")
+    assert (ids.dtype, ids.tolist(), offsets.tolist()) == (np.dtype(dtype), max_id.tolist(), [0, 1])
 
 
 def test_the_record_of_a_shard_has_the_checksum_of_its_file(store):
@@ -107,67 +107,70 @@ def test_the_record_of_a_shard_has_the_checksum_of_its_file(store):
         assert sha256_of(store / "train" / shard.file) == shard.sha256
 
 
-def test_a_record_survives_its_file(store):
+def test_a_record_is_equal_after_writing_and_reading(store):
     assert StoreRecord.read(store) == _record(store, StoreRecord.read(store).splits)
 
 
-def test_a_store_is_opened_without_its_shards(store):
+def test_a_store_opens_without_reading_its_shards(store):
     for path in store.rglob("*.arrow"):
         path.unlink()
     assert TokenStore(store, "train").num_samples == 6
 
 
-def test_a_missing_shard_is_named_when_it_is_read_and_others_are_read(store):
+def test_only_a_read_of_a_missing_shard_raises_an_error(store):
     (store / "train" / "data-00001.arrow").unlink()
-    opened = TokenStore(store, "train")
-    assert [ids.tolist() for ids in opened.read(np.array([0, 1, 3, 4, 5]))] == _SHARDS[0] + _SHARDS[2]
-    with pytest.raises(ConfigError, match=r"train/data-00001\.arrow: missing"):
-        opened.read(np.array([2]))
+    token_store = TokenStore(store, "train")
+    assert [ids.tolist() for ids in token_store.read(np.array([0, 1, 3, 4, 5]))] == _SHARDS[0] + _SHARDS[2]
+    with pytest.raises(ConfigError, match=r"train/data-00001\.arrow is missing"):
+        token_store.read(np.array([2]))
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, -8, -200])
-def test_a_truncated_shard_is_named_when_it_is_read(tmp_path, keep):
+@pytest.mark.parametrize("end", [0, 1, 100, -8, -200])
+def test_a_read_of_a_truncated_shard_raises_an_error_with_its_path(tmp_path, end):
     folder = tmp_path / "store"
     ids = np.arange(1000, dtype=np.uint16)
     (folder / "train").mkdir(parents=True)
     shard = write_shard(folder / "train" / "data-00000.arrow", "a", ids, np.full(100, 10, dtype=np.int32))
     _record(folder, {"train": SplitRecord(shards=[shard])}).write(folder)
     path = folder / "train" / "data-00000.arrow"
-    path.write_bytes(path.read_bytes()[:keep])
+    path.write_bytes(path.read_bytes()[:end])
     try:
-        read = samples_of(folder, "train")
+        samples = samples_of(folder, "train")
     except ConfigError as error:
-        assert f"{path}: damaged (" in str(error)
+        assert f"{path} is corrupted (" in str(error)
         assert "\n" not in str(error)
     else:
-        assert (keep, read) == (-8, np.arange(1000).reshape(100, 10).tolist())  # nothing but the end mark is gone
+        assert (end, samples) == (
+            -8,
+            np.arange(1000).reshape(100, 10).tolist(),
+        )  # only the end-of-stream marker is missing
 
 
-def test_a_file_of_something_else_is_no_shard(tmp_path):
+def test_an_arrow_file_with_other_columns_is_not_a_shard(tmp_path):
     table = pa.table({"other": [1]})
     with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as stream:
         stream.write_table(table)
-    with pytest.raises(ConfigError, match=r"a\.arrow: damaged"):
+    with pytest.raises(ConfigError, match=r"a\.arrow is corrupted"):
         read_shard(tmp_path / "a.arrow")
 
 
-def test_shards_that_were_exchanged_are_refused_with_what_they_hold(store):
+def test_a_shard_with_other_counts_than_its_record_raises_an_error(store):
     shutil.copy(store / "train" / "data-00002.arrow", store / "train" / "data-00000.arrow")
-    with pytest.raises(ConfigError, match=r"data-00000\.arrow: holds 3 samples of 5 tokens, store\.json says 2 of 4"):
+    with pytest.raises(ConfigError, match=r"data-00000\.arrow must have 2 samples and 4 tokens, .* got 3 and 5"):
         samples_of(store, "train")
 
 
 def _without(key):
-    def corrupt(text):
+    def edit(text):
         content = json.loads(text)
         del content[key]
         return json.dumps(content)
 
-    return corrupt
+    return edit
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corrupt",
     [
         lambda text: text[: len(text) // 2],
         lambda _: "",
@@ -180,56 +183,56 @@ def _without(key):
     ],
     ids=["half", "empty", "list", "object", "null", "other-key", "no-splits", "no-documents"],
 )
-def test_a_damaged_record_is_one_line_that_names_it(store, corrupt):
+def test_a_corrupted_record_raises_an_error_with_its_path(store, corrupt):
     path = store / "store.json"
     path.write_text(corrupt(path.read_text()))
-    with pytest.raises(ConfigError, match=r"store\.json: damaged \(.*delete .* and prepare it again") as caught:
+    with pytest.raises(ConfigError, match=r"store\.json is corrupted \(.*Delete .* and prepare it again") as caught:
         TokenStore(store, "train")
     assert "\n" not in str(caught.value)
 
 
-def test_no_store_says_how_to_make_one(tmp_path):
+def test_a_missing_store_raises_an_error_with_the_prepare_command(tmp_path):
     with pytest.raises(ConfigError, match="mosaicbert prepare RECIPE"):
         StoreRecord.read(tmp_path / "none")
 
 
-def test_a_store_travels_to_other_processes_without_its_tokens(store):
-    opened = TokenStore(store, "train")
-    opened.read(np.arange(6))
-    pickled = pickle.dumps(opened)
+def test_a_pickled_store_does_not_include_its_tokens(store):
+    token_store = TokenStore(store, "train")
+    token_store.read(np.arange(6))
+    pickled = pickle.dumps(token_store)
     assert len(pickled) < 300
     assert [ids.tolist() for ids in pickle.loads(pickled).read(np.arange(6))] == _ALL
 
 
-def test_the_tokenizer_of_a_store_is_opened(store):
+def test_open_tokenizer_returns_the_tokenizer_of_the_store(store):
     assert hash_tokenizer(open_tokenizer(store, StoreRecord.read(store))) == hash_tokenizer(trained())
 
 
 @pytest.mark.parametrize(
-    ("damage", "expected"),
+    ("corrupt", "expected"),
     [
-        (lambda path: path.unlink(), r"tokenizer\.json: missing"),
-        (lambda path: path.write_text("{"), "not the tokenizer that the store was"),
+        (lambda path: path.unlink(), r"tokenizer\.json is missing"),
+        (lambda path: path.write_text("{"), "must be the tokenizer that the store was prepared with"),
         (
             lambda path: path.write_text(path.read_text().replace("true", "false")),
-            "not the tokenizer that the store was",
+            "must be the tokenizer that the store was prepared with",
         ),
     ],
-    ids=["missing", "damaged", "exchanged"],
+    ids=["missing", "corrupted", "different"],
 )
-def test_a_store_whose_tokenizer_is_not_its_own_is_refused(store, corrupt, expected):
+def test_a_missing_or_different_tokenizer_raises_an_error(store, corrupt, expected):
     corrupt(store / "tokenizer.json")
     with pytest.raises(ConfigError, match=expected):
         open_tokenizer(store, StoreRecord.read(store))
 
 
-def test_ids_are_counted_portion_by_portion(monkeypatch):
+def test_counts_do_not_depend_on_the_chunk_size(monkeypatch):
     monkeypatch.setattr("mosaicbert.data.store._MAX_IDS", 7)
     ids = np.random.default_rng(5).integers(0, 20, 100).astype(np.uint16)
     assert count_ids(ids, 20).tolist() == np.bincount(ids, minlength=20).tolist()
 
 
-def test_a_store_of_more_shards_than_a_process_may_open_files_is_read(store):
+def test_open_shards_do_not_count_towards_the_open_file_limit(store):
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
@@ -239,9 +242,9 @@ def test_a_store_of_more_shards_than_a_process_may_open_files_is_read(store):
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
         "print(sum(len(ids) for ids, _ in [read_shard(path) for _ in range(200)]))\n"
     )
-    answer = subprocess.run([sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True)
-    assert int(answer.stdout) > 0
+    result = subprocess.run([sys.executable, "-c", code, str(store)], capture_output=True, text=True, check=True)
+    assert int(result.stdout) > 0
 
 
-def test_entropy_of_an_even_distribution_is_the_logarithm_of_its_size():
+def test_the_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size():
     assert unigram_entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("forked")  # reading a store starts workers
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A store in several shards, with samples that begin alike."""
+    """Recipe with a prepared store of several shards, which has duplicate samples."""
     folder = tmp_path_factory.mktemp("inspection")
     documents = texts()
     longer = [f"{text} And now for something else." for text in documents[:20] if len(text) > 1000]
@@ -47,34 +47,34 @@ def _samples(recipe, split):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_lengths_frequencies_and_repetitions_are_those_of_the_samples(recipe, split):
-    found = _inspect(recipe).splits[split]
+def test_lengths_frequencies_and_duplicates_match_the_samples(recipe, split):
+    inspection = _inspect(recipe).splits[split]
     samples = _samples(recipe, split)
-    assert found.lengths.tolist() == np.bincount([len(ids) for ids in samples], minlength=31).tolist()
-    assert found.frequencies.tolist() == np.bincount(np.concatenate(samples), minlength=512).tolist()
-    assert found.duplicate_fraction == pytest.approx(1 - len(set(samples)) / len(samples))
-    shares = found.frequencies[found.frequencies > 0] / found.frequencies.sum()
-    assert found.unigram_entropy == pytest.approx(-sum(share * math.log(share) for share in shares))
+    assert inspection.lengths.tolist() == np.bincount([len(ids) for ids in samples], minlength=31).tolist()
+    assert inspection.frequencies.tolist() == np.bincount(np.concatenate(samples), minlength=512).tolist()
+    assert inspection.duplicate_fraction == pytest.approx(1 - len(set(samples)) / len(samples))
+    probabilities = inspection.frequencies[inspection.frequencies > 0] / inspection.frequencies.sum()
+    assert inspection.unigram_entropy == pytest.approx(-sum(p * math.log(p) for p in probabilities))
 
 
-def test_held_out_samples_that_are_in_training_are_counted(recipe):
+def test_the_overlap_is_the_fraction_of_validation_samples_in_training(recipe):
     training, validation = set(_samples(recipe, "train")), _samples(recipe, "validation")
     assert _inspect(recipe).validation_overlap == pytest.approx(
         sum(ids in training for ids in validation) / len(validation)
     )
 
 
-def test_repetitions_in_a_large_store_are_estimated_from_a_part_of_it(recipe, monkeypatch):
+def test_duplicates_of_a_large_store_are_estimated_from_a_subset(recipe, monkeypatch):
     exact = _inspect(recipe).splits["train"].duplicate_fraction
     monkeypatch.setattr(store_stats, "_MAX_HASHES", 200)
     assert 0 < _inspect(recipe).splits["train"].duplicate_fraction < 3 * exact
 
 
-def test_a_good_store_has_no_problems(recipe):
+def test_a_valid_store_has_no_problems(recipe):
     assert _inspect(recipe).problems == []
 
 
-def test_every_damaged_shard_is_named(copy):
+def test_every_corrupted_shard_is_reported_with_its_path(copy):
     shards = sorted((copy.store_folder / "train").glob("data-*.arrow"))[:2]
     for shard in shards:
         content = bytearray(shard.read_bytes())
@@ -86,29 +86,29 @@ def test_every_damaged_shard_is_named(copy):
     assert all("SHA-256" in problem for problem in problems)
 
 
-def test_a_missing_shard_is_named(copy):
+def test_a_missing_shard_is_reported_with_its_path(copy):
     shard = copy.store_folder / "train" / "data-00001.arrow"
     shard.unlink()
-    assert _inspect(copy).problems == [f"{shard}: missing"]
+    assert _inspect(copy).problems == [f"{shard} is missing"]
 
 
-def test_an_id_beyond_the_tokenizer_is_named_even_if_the_checksum_is_right(copy):
-    _exchange(copy, lambda ids: np.where(np.arange(len(ids)) == 5, 600, ids))
+def test_an_id_outside_of_the_vocabulary_is_reported_despite_a_correct_checksum(copy):
+    _edit_ids(copy, lambda ids: np.where(np.arange(len(ids)) == 5, 600, ids))
     (problem,) = _inspect(copy).problems
-    assert "holds the id 600, the tokenizer ends at 511" in problem
+    assert "has the id 600, but the largest id of the tokenizer is 511" in problem
 
 
-def test_counts_that_differ_from_the_record_are_named(copy):
+def test_counts_that_differ_from_the_record_are_reported(copy):
     path = copy.store_folder / "store.json"
     content = json.loads(path.read_text())
     content["splits"]["train"]["shards"][0]["samples"] += 1
     path.write_text(json.dumps(content))
     (problem,) = _inspect(copy).problems
-    assert "not what store.json says" in problem
+    assert "unlike store.json" in problem
 
 
-def _exchange(recipe, change):
-    """Changes the tokens of the first shard and its recorded checksum."""
+def _edit_ids(recipe, change):
+    """Edit the token ids of the first shard, and update its recorded checksum."""
     shard = recipe.store_folder / "train" / "data-00000.arrow"
     (batch,) = pa.ipc.open_stream(shard.read_bytes())
     column = batch.column(0)

@@ -1,1 +1,1 @@
-"""Text to token store: sources, readers, tokenization, partitions, deduplication."""
+"""Preparation of a token store from text: sources, readers, tokenization, partitions and deduplication."""

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face Hub, streamed: nothing is downloaded but what is read."""
+"""Streaming access to datasets of the Hugging Face Hub, without downloading whole datasets."""
 
 import functools
 import zlib
@@ -11,17 +11,26 @@ import zstandard
 
 from mosaicbert.config import ConfigError
 
-_ROWS_PER_BATCH = 128  # of documents that may be long
-_UNKNOWN_CLASS = -1  # how datasets of the Hub write that an example has no class
-# What a missing network and damaged files raise from below `datasets`, which itself raises plain RuntimeErrors as well.
+_ROWS_PER_BATCH = 128  # small, because documents may be long
+_UNKNOWN_CLASS = -1  # value that Hub datasets store for an example without a class
+# Exceptions of `datasets` and its dependencies for a missing network and for corrupted files. `datasets` itself raises
+# plain RuntimeErrors as well.
 _UNREADABLE = (OSError, EOFError, RuntimeError, TypeError, ValueError, zlib.error, zstandard.ZstdError)
 
 
 def find_revision(path: str, subset: str | None, revision: str) -> str | None:
-    """The commit that a branch, tag or commit of a Hub dataset stands for; None for a folder.
+    """Find the commit of a branch or tag of a Hub dataset.
+
+    Args:
+        path: Name of the dataset, or a local folder.
+        subset: Configuration of the dataset.
+        revision: Branch, tag or commit.
+
+    Returns:
+        Commit hash; None for a local folder.
 
     Raises:
-        ConfigError: the dataset, its subset or the revision is not there, or the Hub is out of reach.
+        ConfigError: If the dataset, its subset or the revision does not exist, or the Hub cannot be reached.
     """
     if Path(path).is_dir():
         return None
@@ -31,14 +40,23 @@ def find_revision(path: str, subset: str | None, revision: str) -> str | None:
     try:
         return datasets.load_dataset_builder(path, name=subset, revision=revision).hash
     except (DatasetNotFoundError, *_UNREADABLE) as error:
-        raise ConfigError(f"{path}: revision {revision} cannot be opened: {_first_line(error)}") from error
+        raise ConfigError(
+            f"Hub dataset {path}, revision {revision}, cannot be opened ({_first_line(error)}). "
+            "Check its name, subset and revision, and the network connection."
+        ) from error
 
 
 def count_shards(path: str, revision: str | None, subset: str | None, split: str) -> int:
-    """How many shards, usually files, a split of a Hub dataset has.
+    """Count the shards of a split of a Hub dataset, which are usually its files.
+
+    Args:
+        path: Name of the dataset.
+        revision: Commit of the dataset, see `find_revision`.
+        subset: Configuration of the dataset.
+        split: Name of the split.
 
     Raises:
-        ConfigError: the dataset, its subset or its split is not there, or the Hub is out of reach.
+        ConfigError: If the dataset, its subset or its split does not exist, or the Hub cannot be reached.
     """
     return _open(path, revision, subset, split).num_shards
 
@@ -46,31 +64,32 @@ def count_shards(path: str, revision: str | None, subset: str | None, split: str
 def read_hub_shard(
     path: str, revision: str | None, subset: str | None, split: str, shard: tuple[int, int]
 ) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of one shard, always cut into the same batches.
+    """Yield the rows of one shard, always in the same batches.
 
     Args:
-        path: the dataset's name.
-        revision: its commit, see `find_revision`.
-        subset: its configuration.
-        split: to read.
-        shard: which one, and of how many.
+        path: Name of the dataset.
+        revision: Commit of the dataset, see `find_revision`.
+        subset: Configuration of the dataset.
+        split: Name of the split.
+        shard: Index of the shard, and number of shards.
 
     Raises:
-        ConfigError: it cannot be opened or read on.
+        ConfigError: If the shard cannot be opened or read.
     """
-    number, total = shard
-    rows = _open(path, revision, subset, split).shard(num_shards=total, index=number).with_format("arrow")
-    row = 0
+    index, num_shards = shard
+    rows = _open(path, revision, subset, split).shard(num_shards=num_shards, index=index).with_format("arrow")
+    num_rows = 0
     try:
         for table in rows.iter(batch_size=_ROWS_PER_BATCH):
             for batch in table.combine_chunks().to_batches():
-                row += batch.num_rows
+                num_rows += batch.num_rows
                 yield batch
     except ConfigError:
         raise
     except _UNREADABLE as error:
         raise ConfigError(
-            f"{path}: {split} shard {number} cannot be read after row {row}: {_first_line(error)}"
+            f"Hub dataset {path}, {split} shard {index}, cannot be read after row {num_rows} ({_first_line(error)}). "
+            "Check the network connection and run the command again."
         ) from error
 
 
@@ -79,10 +98,10 @@ def load_hub_table(name: str, subset: str | None, split: str, revision: str, *, 
 
     Args:
         name: Name of the dataset.
-        subset: Its configuration.
+        subset: Configuration of the dataset.
         split: Name of the split.
         revision: Branch, tag or commit.
-        with_names: Give classes as names where the dataset has names for them, otherwise as numbers.
+        with_names: True to replace the numbers of classes with their names, where the dataset has names.
 
     Raises:
         ConfigError: If the dataset or its split does not exist, or the Hub cannot be reached.
@@ -93,8 +112,11 @@ def load_hub_table(name: str, subset: str | None, split: str, revision: str, *, 
     try:
         rows = datasets.load_dataset(name, subset, split=split, revision=revision)
     except (DatasetsError, OSError, RuntimeError, TypeError, ValueError, zlib.error) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{name} ({subset}): split {split} cannot be read: {reason}") from error
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"Hub dataset {name} ({subset}), split {split}, cannot be read: {reason}. "
+            "Check its name, subset and split, and the network connection."
+        ) from error
     table: pa.Table = rows.with_format("arrow")[:]
     for column, feature in rows.features.items() if with_names else ():
         names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
@@ -106,11 +128,11 @@ def load_hub_table(name: str, subset: str | None, split: str, revision: str, *, 
 
 def _class_names(cell: Any, names: Sequence[str]) -> Any:
     if isinstance(cell, list):
-        return [_class_names(one, names) for one in cell]
+        return [_class_names(item, names) for item in cell]
     return None if cell is None or cell == _UNKNOWN_CLASS else names[cell]
 
 
-@functools.lru_cache(maxsize=8)  # opening asks the Hub for the list of all files
+@functools.lru_cache(maxsize=8)  # each call requests the list of all files from the Hub
 def _open(path: str, revision: str | None, subset: str | None, split: str) -> Any:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
@@ -118,10 +140,13 @@ def _open(path: str, revision: str | None, subset: str | None, split: str) -> An
     try:
         return datasets.load_dataset(path, name=subset, split=split, revision=revision, streaming=True)
     except (DatasetNotFoundError, *_UNREADABLE) as error:
-        place = path if subset is None else f"{path} ({subset})"
-        raise ConfigError(f"{place}: split {split} cannot be opened: {_first_line(error)}") from error
+        dataset = path if subset is None else f"{path} ({subset})"
+        raise ConfigError(
+            f"Hub dataset {dataset}, split {split}, cannot be opened ({_first_line(error)}). "
+            "Check its name, subset and split, and the network connection."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
     cause = error.__cause__ or error
-    return str(cause).strip().split("\n")[0] or type(cause).__name__
+    return str(cause).strip().split("\n")[0].rstrip(".") or type(cause).__name__

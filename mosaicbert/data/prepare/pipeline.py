@@ -1,4 +1,4 @@
-"""Prepares a token store: inputs, tokenizer, partitions, and the store out of them. Continues where it was cut off."""
+"""Preparation pipeline: input files, tokenizer, partitions, and assembly of the token store. Resumable at any point."""
 
 import json
 from collections import Counter
@@ -11,6 +11,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.config.validators import must_be
 from mosaicbert.data.prepare.dedup import assemble
 from mosaicbert.data.prepare.partition import (
     PartitionRecord,
@@ -37,39 +38,58 @@ from mosaicbert.data.store import (
 from mosaicbert.data.tokenizer import hash_tokenizer, load_tokenizer, train_tokenizer
 from mosaicbert.filesystem import lock_folder, write_file
 
-TOKENIZER_CHARACTERS = 100_000_000  # from the beginnings of all sources, held in memory to train a tokenizer
+TOKENIZER_CHARACTERS = 100_000_000  # of the first texts of all sources, kept in memory to train a tokenizer
 
 
-# --- What other packages call.
+# --- Public functions.
 
 
 def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
-    """Make the token store of `recipe`, continue to make it, or find it made.
+    """Prepare the token store of a recipe, or continue an interrupted session. Does nothing for a finished store.
 
-    A store appears in its place only when it is complete. Until then, what is finished lies in the staging directory
-    beside it; it survives the process, and is the same whenever that was killed.
+    The store folder is created when the store is complete. Until then, finished work is in the staging directory beside
+    it. The content of the store does not depend on interruptions.
+
+    Args:
+        recipe: Recipe of a run.
+        console: Console for the progress; None prints to stderr.
+
+    Returns:
+        Record of the store.
 
     Raises:
-        ConfigError: If a source or the tokenizer cannot be read, no text is left for a split, the tokenizer does not
-            fit the model, the existing store was made from something else, or the recipe names a single partition.
+        ConfigError: If an input cannot be read, a split has no text, the tokenizer does not fit the model, or the
+            recipe does not match the existing store.
     """
     return _prepare_store(PreparePlan.resolve(recipe), console or Console(stderr=True))
 
 
 def prepare_single_partition(recipe: Recipe, partition_number: int, console: Console | None = None) -> PartitionRecord:
-    """Make one of the partitions that `prepare` puts together, beside other machines that make the others.
+    """Prepare one partition of the store, for example on one of several machines.
+
+    Args:
+        recipe: Recipe of a run.
+        partition_number: Number of the partition, from 0.
+        console: Console for the progress; None prints to stderr.
+
+    Returns:
+        Record of the partition.
 
     Raises:
-        ConfigError: If the store is finished, or as `prepare`.
+        ConfigError: If the store is finished, or an error of `prepare` occurs.
     """
     return _prepare_single_partition(PreparePlan.resolve(recipe), partition_number, console or Console(stderr=True))
 
 
 def prepare_and_report(recipe: Recipe, console: Console) -> None:
-    """Prepare the store, or the partition that the recipe names, and print the number of documents of each source.
+    """Prepare the store, or the partition that the recipe selects, and print the counts of each source.
+
+    Args:
+        recipe: Recipe of a run.
+        console: Console for the progress and the counts.
 
     Raises:
-        ConfigError: As `prepare`.
+        ConfigError: If an error of `prepare` occurs.
     """
     plan = PreparePlan.resolve(recipe)
     if plan.partition is None:
@@ -78,29 +98,33 @@ def prepare_and_report(recipe: Recipe, console: Console) -> None:
             f"{plan.store_folder / name}: {split.samples:,} samples, {split.tokens:,} tokens"
             for name, split in record.splits.items()
         ]
-        end = f"unigram entropy of the held-out text: {record.unigram_entropy:.3f} nats"
+        end = f"Unigram entropy of the validation split: {record.unigram_entropy:.3f} nats per token"
     else:
         record = _prepare_single_partition(plan, plan.partition, console)
         folder = partition_folder(plan.staging_folder, plan.partition, plan.num_partitions)
-        lines = [f"{folder}: {record.tokens:,} tokens"]
+        lines = [f"{folder}: {record.num_tokens:,} tokens"]
         end = (
-            f"slice {plan.partition} of {plan.num_partitions} is done; once all are in {folder.parent}, "
-            "leave data.partition out"
+            f"Partition {plan.partition} of {plan.num_partitions} is finished. When all partitions are in "
+            f"{folder.parent}, run the command without `data.partition`."
         )
-    for name, documents in record.documents.items():
+    for name, num_documents in record.documents.items():
         lines.append(
-            f"{name}: {documents:,} documents, {record.text_bytes[name] / 1e6:,.1f} MB; "
-            f"left out: {_describe_skipped({name: record.skipped_documents.get(name, {})})}"
+            f"{name}: {num_documents:,} documents, {record.text_bytes[name] / 1e6:,.1f} MB; "
+            f"skipped: {_describe_skipped({name: record.skipped_documents.get(name, {})})}"
         )
     for line in [*lines, end]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def check_store(recipe: Recipe) -> StoreRecord:
-    """Read the record of an existing store, and check that the store is the one that `recipe` describes.
+    """Read the record of an existing store, and check that the store matches a recipe.
+
+    Args:
+        recipe: Recipe of a run.
 
     Raises:
-        ConfigError: If there is no store, it is corrupted, or it was made from other sources or with another tokenizer.
+        ConfigError: If the store does not exist, is corrupted, or was made from different sources or with a different
+            tokenizer.
     """
     return PreparePlan.resolve(recipe).check_store()
 
@@ -110,7 +134,7 @@ def check_store(recipe: Recipe) -> StoreRecord:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What all partitions share."""
+    """Inputs shared by all partitions."""
 
     input_files: Sequence[InputFile]
     tokenizer: Tokenizer
@@ -119,25 +143,27 @@ class _Inputs:
 
 def _prepare_store(plan: PreparePlan, console: Console) -> StoreRecord:
     if plan.partition is not None:
-        raise ConfigError(
-            f"data.partition={plan.partition}: a slice is no store; "
-            "leave data.partition out once all slices are prepared."
+        raise must_be(
+            "data.partition",
+            "null to prepare the store",
+            plan.partition,
+            "Remove it when all partitions are prepared.",
         )
     if plan.store_folder.exists():
         record = plan.check_store()
-        _warn_of_other_files(plan, record, console)
+        _warn_of_changed_files(plan, record, console)
         return record
     check_sources(plan.sources)
     with open_staging(plan) as staging, Progress(console) as progress:
         inputs, partitions = None, []
-        if not (staging / "store.json").exists():  # else interrupted when all was done but the cleaning up
+        if not (staging / "store.json").exists():  # otherwise only the cleanup was interrupted
             inputs = _find_inputs(plan, staging, progress)
             partitions = [
                 _prepare_partition(plan, staging, inputs, number, progress) for number in range(plan.num_partitions)
             ]
-            progress.log("putting the shards together")
+            progress.log("Assembling the store")
         with lock_folder(staging):
-            if not plan.store_folder.exists():  # another process may have finished while this one waited
+            if not plan.store_folder.exists():  # otherwise another process has finished the store
                 if inputs is not None:
                     _assemble_store(plan, staging, inputs, partitions)
                 publish_store(staging, plan.store_folder)
@@ -146,7 +172,10 @@ def _prepare_store(plan: PreparePlan, console: Console) -> StoreRecord:
 
 def _prepare_single_partition(plan: PreparePlan, number: int, console: Console) -> PartitionRecord:
     if plan.store_folder.exists():
-        raise ConfigError(f"{plan.store_folder}: this store is finished; leave data.partition out.")
+        raise ConfigError(
+            f"`data.partition={number}` is not supported with the finished store {plan.store_folder}. "
+            "Remove `data.partition`."
+        )
     check_sources(plan.sources)
     with open_staging(plan) as staging, Progress(console) as progress:
         inputs = _find_inputs(plan, staging, progress)
@@ -157,25 +186,24 @@ def _find_inputs(plan: PreparePlan, staging: Path, progress: Progress) -> _Input
     revisions = _pin_revisions(plan, staging)
     input_files = list_input_files(plan.sources, revisions)
     if len(input_files) < plan.num_partitions:
-        raise ConfigError(
-            f"data.num_partitions={plan.num_partitions}: the sources have only {len(input_files)} files; "
-            "give at most that number."
+        raise must_be(
+            "data.num_partitions", f"at most {len(input_files)}, the number of input files", plan.num_partitions
         )
     if plan.tokenizer_source != "train":
         tokenizer = load_tokenizer(plan.tokenizer_source)
         plan.check_tokenizer(tokenizer)
         return _Inputs(input_files, tokenizer, revisions)
     path = staging / "tokenizer.json"
-    with lock_folder(staging):  # one of several machines trains it
+    with lock_folder(staging):  # only one of several machines trains the tokenizer
         if not path.exists():
-            progress.log("training a tokenizer")
+            progress.log("Training a tokenizer")
             tokenizer = train_tokenizer(_select_training_texts(plan, input_files), plan.vocab_size)
             write_file(path, tokenizer.to_str(pretty=True).encode())
     return _Inputs(input_files, load_tokenizer(str(path)), revisions)
 
 
 def _pin_revisions(plan: PreparePlan, staging: Path) -> dict[str, str | None]:
-    """Return the commits of the sources that were found first, however datasets change meanwhile."""
+    """Return the commits found by the first process, so that later changes of the datasets have no effect."""
     path = staging / "revisions.json"
     with lock_folder(staging):
         if not path.exists():
@@ -184,28 +212,28 @@ def _pin_revisions(plan: PreparePlan, staging: Path) -> dict[str, str | None]:
 
 
 def _select_training_texts(plan: PreparePlan, input_files: Sequence[InputFile]) -> list[str]:
-    """Select the first texts of the training split of every source, as many characters as its weight says."""
+    """Select the first training texts of every source, with numbers of characters proportional to the weights."""
     texts: list[str] = []
     seen: set[tuple[int, int]] = set()
     total_weight = sum(source.weight or 1.0 for source in plan.sources.values())
     for name, source in plan.sources.items():
-        num_missing = TOKENIZER_CHARACTERS * (source.weight or 1.0) / total_weight
+        num_missing_characters = TOKENIZER_CHARACTERS * (source.weight or 1.0) / total_weight
         files_of_source = [
             input_file for input_file in input_files if input_file.source == name and input_file.split != VALIDATION
         ]
         for input_file, text in read_texts(files_of_source, plan.skip_invalid_documents):
-            if num_missing <= 0:
+            if num_missing_characters <= 0:
                 break
             bits = hash_text(text)
             if len(text) >= plan.min_characters and bits not in seen:
                 seen.add(bits)
                 if split_of(input_file, bits[0], plan.validation_fraction) == TRAIN:
                     texts.append(text)
-                    num_missing -= len(text)
+                    num_missing_characters -= len(text)
     if not texts:
         raise ConfigError(
-            f"{plan.describe_sources()}: no text to train a tokenizer on; "
-            "point it at more text, lower data.min_characters or change data.validation_fraction."
+            f"{plan.describe_sources()} must have text to train a tokenizer, got none. "
+            "Add text, lower `data.min_characters`, or change `data.validation_fraction`."
         )
     return texts
 
@@ -222,14 +250,16 @@ def _prepare_partition(
         dtype=id_dtype(plan.vocab_size),
     )
     input_files = input_files_of_partition(inputs.input_files, number, plan.num_partitions)
-    begun = PartitionRecord(
+    initial = PartitionRecord(
         tokenizer_sha256=hash_tokenizer(inputs.tokenizer),
         input_files=[str(input_file) for input_file in input_files],
         sizes=[input_file.size for input_file in input_files],
     )
-    activity = "tokenising" if plan.num_partitions == 1 else f"tokenising slice {number} of {plan.num_partitions}"
+    activity = "Tokenizing" if plan.num_partitions == 1 else f"Tokenizing partition {number} of {plan.num_partitions}"
     folder = partition_folder(staging, number, plan.num_partitions)
-    return folder, prepare_partition(folder, input_files, begun, rules, plan.skip_invalid_documents, progress, activity)
+    return folder, prepare_partition(
+        folder, input_files, initial, rules, plan.skip_invalid_documents, progress, activity
+    )
 
 
 def _assemble_store(
@@ -247,8 +277,9 @@ def _assemble_store(
     for split, shards in splits.items():
         if not shards.samples:
             raise ConfigError(
-                f"{plan.describe_sources()}: no text for the {split} split (left out: {_describe_skipped(skipped)}); "
-                "point it at more text, lower data.min_characters or change data.validation_fraction."
+                f"{plan.describe_sources()} must have text for the {split} split, got none "
+                f"(skipped documents: {_describe_skipped(skipped)}). "
+                "Add text, lower `data.min_characters`, or change `data.validation_fraction`."
             )
     write_file(staging / "tokenizer.json", inputs.tokenizer.to_str(pretty=True).encode())
     frequencies = np.zeros(plan.vocab_size, dtype=np.int64)
@@ -270,16 +301,16 @@ def _assemble_store(
 # --- Counts and messages.
 
 
-def _warn_of_other_files(plan: PreparePlan, record: StoreRecord, console: Console) -> None:
-    """Print a note if local files were added or removed since; a folder that is gone is not worth a note."""
+def _warn_of_changed_files(plan: PreparePlan, record: StoreRecord, console: Console) -> None:
+    """Print a note if local files have changed since the store was prepared. Deleted sources get no note."""
     for name, source in plan.sources.items():
         files = find_files(name, source)
         size = sum(Path(file).stat().st_size for file in files)
         if files and (len(files), size) != tuple(record.files[name]):
-            number, bytes_then = record.files[name]
+            num_files, num_bytes = record.files[name]
             console.print(
-                f"note: {source.path} holds {len(files):,} files of {size:,} bytes now, {number:,} of {bytes_then:,} "
-                f"when {plan.store_folder} was prepared; delete that folder to prepare them anew.",
+                f"Note: {source.path} has {len(files):,} files of {size:,} bytes. {plan.store_folder} was prepared "
+                f"from {num_files:,} files of {num_bytes:,} bytes. Delete that folder to prepare the store again.",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -288,8 +319,8 @@ def _warn_of_other_files(plan: PreparePlan, record: StoreRecord, console: Consol
 def _count_files(input_files: Sequence[InputFile]) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     for input_file in input_files:
-        number, size = counts.get(input_file.source, (0, 0))
-        counts[input_file.source] = number + 1, size + input_file.size
+        num_files, size = counts.get(input_file.source, (0, 0))
+        counts[input_file.source] = num_files + 1, size + input_file.size
     return counts
 
 
@@ -297,4 +328,4 @@ def _describe_skipped(skipped: Mapping[str, Mapping[str, int]]) -> str:
     reasons: Counter[str] = Counter()
     for counts in skipped.values():
         reasons.update(counts)
-    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "nothing"
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) or "none"

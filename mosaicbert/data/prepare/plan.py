@@ -1,4 +1,4 @@
-"""The prepare plan: what a recipe says about its token store, resolved once."""
+"""Prepare plan: the values of a recipe that determine its token store."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from mosaicbert.config import ConfigError, Recipe, SourceConfig
+from mosaicbert.config import Recipe, SourceConfig
+from mosaicbert.config.recipe import VOCABULARY_MULTIPLE
+from mosaicbert.config.validators import must_be
 from mosaicbert.data.store import StoreRecord, open_tokenizer
 from mosaicbert.data.tokenizer import hash_tokenizer, load_tokenizer
 from mosaicbert.filesystem import partial_path
@@ -16,22 +18,22 @@ from mosaicbert.filesystem import partial_path
 
 @dataclass(frozen=True, kw_only=True)
 class PreparePlan:
-    """Everything that a recipe decides about its token store.
+    """Values of a recipe that determine its token store.
 
     Attributes:
         store_folder: Folder of the finished store.
         sources: Sources by name, in the order in which they are read.
-        tokenizer_source: "train", or the tokenizer to load.
+        tokenizer_source: "train", or the path or Hub name of the tokenizer to load.
         vocab_size: Vocabulary size of the model.
         pad_token_id: Id of [PAD] in the model.
         max_tokens: Maximum number of tokens of a sample, without [CLS] and [SEP].
         sampling: "truncate" or "chunk", see `DataConfig`.
         min_characters: Minimum length of a text in characters.
-        validation_fraction: Fraction of the texts in the validation split, of sources without such a split.
-        skip_invalid_documents: Skip and count documents that cannot be read, instead of stopping.
+        validation_fraction: Fraction of the texts in the validation split, for sources without a validation split.
+        skip_invalid_documents: True to skip and count documents that cannot be read; False stops at the first one.
         num_partitions: Number of partitions of the input files.
-        partition: Number of the only partition to prepare; None prepares the store.
-        prepared_from: Recipe keys that decide the content of the store, with their values.
+        partition: Number of the only partition to prepare; None prepares the whole store.
+        prepared_from: Recipe keys that determine the content of the store, with their values.
     """
 
     store_folder: Path
@@ -50,7 +52,11 @@ class PreparePlan:
 
     @staticmethod
     def resolve(recipe: Recipe) -> "PreparePlan":
-        """Collect the values of a recipe."""
+        """Collect the values of a recipe.
+
+        Args:
+            recipe: Recipe of a run.
+        """
         data = recipe.data
         return PreparePlan(
             store_folder=recipe.store_folder,
@@ -70,19 +76,19 @@ class PreparePlan:
 
     @property
     def staging_folder(self) -> Path:
-        """Folder that becomes the store when it is complete."""
+        """Staging directory, which is renamed to the store folder at the end."""
         return partial_path(self.store_folder)
 
     def describe_sources(self) -> str:
-        """Name all sources for an error message."""
-        return ", ".join(f"data.sources.{name}.path={source.path}" for name, source in self.sources.items())
+        """Format the keys and paths of all sources for an error message."""
+        return ", ".join(f"`data.sources.{name}.path={source.path}`" for name, source in self.sources.items())
 
     def check_store(self) -> StoreRecord:
         """Read the record of the existing store, and check that it is the store of this plan.
 
         Raises:
-            ConfigError: If there is no store, it is corrupted, or it was made from other sources or with another
-                tokenizer.
+            ConfigError: If the store does not exist, is corrupted, or was made from different sources or with a
+                different tokenizer.
         """
         record = StoreRecord.read(self.store_folder)
         self.check_prepared_from(self.store_folder, record.prepared_from)
@@ -90,9 +96,11 @@ class PreparePlan:
         source = self.tokenizer_source
         if source != "train" and Path(source).exists():
             if hash_tokenizer(load_tokenizer(source)) != hash_tokenizer(tokenizer):
-                raise ConfigError(
-                    f"{self.store_folder}: was prepared with another tokenizer than tokenizer.source={source}; "
-                    "point data.store at another folder, or delete this one."
+                raise must_be(
+                    "tokenizer.source",
+                    f"the tokenizer that {self.store_folder} was prepared with",
+                    source,
+                    "Set another `data.store`, or delete that folder.",
                 )
         self.check_tokenizer(tokenizer)
         return record
@@ -101,35 +109,43 @@ class PreparePlan:
         """Check that a folder was prepared with the values of this plan.
 
         Args:
-            folder: Folder of a store, or staging folder.
-            prepared_from: Recipe keys and values that it was prepared with.
+            folder: Folder of a store, or staging directory.
+            prepared_from: Recipe keys and values that the folder was prepared with.
 
         Raises:
             ConfigError: If a value is different.
         """
         for key in dict.fromkeys([*self.prepared_from, *prepared_from]):
             if prepared_from.get(key) != self.prepared_from.get(key):
-                raise ConfigError(
-                    f"{folder}: was prepared with {key}={prepared_from.get(key)}, the recipe says "
-                    f"{self.prepared_from.get(key)}; point data.store at another folder, or delete this one."
+                raise must_be(
+                    key,
+                    f"{prepared_from.get(key)!r}, the value that {folder} was prepared with",
+                    self.prepared_from.get(key),
+                    "Set another `data.store`, or delete that folder.",
                 )
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Check that the model has an embedding for every id of a tokenizer, and the same id of [PAD].
+        """Check that a tokenizer fits the model: its vocabulary size and the id of [PAD].
+
+        Args:
+            tokenizer: Tokenizer to check.
 
         Raises:
-            ConfigError: If the vocabulary is larger than that of the model, or [PAD] has another id.
+            ConfigError: If the vocabulary is larger than that of the model, or the ids of [PAD] are different.
         """
         num_entries, pad_token_id = tokenizer.get_vocab_size(), tokenizer.token_to_id("[PAD]")
         if num_entries > self.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size={self.vocab_size} is smaller than the {num_entries} entries of "
-                f"tokenizer.source={self.tokenizer_source}; set model.vocab_size={math.ceil(num_entries / 64) * 64}."
+            raise must_be(
+                "model.vocab_size",
+                f"at least {num_entries}, the vocabulary size of `tokenizer.source={self.tokenizer_source}`",
+                self.vocab_size,
+                f"Set model.vocab_size={math.ceil(num_entries / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE}.",
             )
         if pad_token_id != self.pad_token_id:
-            raise ConfigError(
-                f"model.pad_token_id={self.pad_token_id} is not the [PAD] of "
-                f"tokenizer.source={self.tokenizer_source}; set model.pad_token_id={pad_token_id}."
+            raise must_be(
+                "model.pad_token_id",
+                f"{pad_token_id}, the id of [PAD] in `tokenizer.source={self.tokenizer_source}`",
+                self.pad_token_id,
             )
 
 

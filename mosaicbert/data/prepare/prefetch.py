@@ -1,4 +1,4 @@
-"""Reading ahead: what comes next is read while what was read before is worked on."""
+"""Prefetching: threads read the next items while the caller processes the current ones."""
 
 import queue
 import threading
@@ -8,33 +8,33 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-_MAX_PREFETCHED_ITEMS = 2  # of each reader: bounds the memory
+_MAX_PREFETCHED_ITEMS = 2  # per reader, to limit the memory
 _END = object()
 
 
 def prefetch(readers: Iterable[Callable[[], Iterator[Item]]], num_threads: int) -> Iterator[Item]:
-    """Yields what each reader yields, one reader after the other, while the next ones already read in threads.
+    """Yield the items of all readers in order, while threads run the next readers.
 
-    Decompressing and waiting for a network leave Python's lock, so that threads do.
+    Decompression and network requests release the global interpreter lock, so threads are sufficient.
 
     Args:
-        readers: each called once, in a thread.
-        num_threads: readers that work at the same time.
+        readers: Functions that return an iterator of items; each is called once, in a thread.
+        num_threads: Maximum number of readers that run at the same time.
 
     Raises:
-        Exception: what a reader raises, when its turn has come.
+        Exception: If a reader raises it; raised after the items of the previous readers.
     """
     remaining = iter(readers)
-    waiting: deque[queue.Queue[Any]] = deque()
+    queues: deque[queue.Queue[Any]] = deque()
     stop = threading.Event()
     try:
         while True:
-            while len(waiting) < num_threads and (reader := next(remaining, None)) is not None:
-                waiting.append(queue.Queue(_MAX_PREFETCHED_ITEMS))
-                threading.Thread(target=_read, args=(reader, waiting[-1], stop), daemon=True).start()
-            if not waiting:
+            while len(queues) < num_threads and (reader := next(remaining, None)) is not None:
+                queues.append(queue.Queue(_MAX_PREFETCHED_ITEMS))
+                threading.Thread(target=_read, args=(reader, queues[-1], stop), daemon=True).start()
+            if not queues:
                 return
-            current = waiting.popleft()
+            current = queues.popleft()
             while (item := current.get()) is not _END:
                 if isinstance(item, Exception):
                     raise item
@@ -50,7 +50,7 @@ def _read(reader: Callable[[], Iterator[Any]], items: "queue.Queue[Any]", stop: 
             if stop.is_set():
                 return
         _put(items, _END, stop)
-    except Exception as error:  # raised where its items are waited for
+    except Exception as error:  # raised again in the consuming thread
         _put(items, error, stop)
 
 

@@ -1,4 +1,4 @@
-"""What `prepare` says while it works: a live line on a terminal, a line now and then elsewhere."""
+"""Progress of `prepare`: a progress bar on a terminal, and a line every 30 seconds otherwise."""
 
 import time
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Documents, tokens, speed and time left; a context manager.
+    """Context manager that shows the number of documents and tokens, the speed and the remaining time.
 
     Args:
-        console: to print to.
+        console: Console for the output.
     """
 
     def __init__(self, console: Console) -> None:
@@ -44,44 +44,59 @@ class Progress:
             self._bar.stop()
 
     def log(self, activity: str) -> None:
-        """Shows what is being done where nothing is counted."""
+        """Show an activity without counts.
+
+        Args:
+            activity: Description of the activity.
+        """
         self._bar.update(self._task, description=activity, total=None, counts="")
         if not self.console.is_terminal:
             self.console.print(f"{activity} ...", highlight=False, soft_wrap=True)
 
     def start(self, activity: str, input_files: Sequence[InputFile], next_input_file: int) -> None:
-        """Begins to count, at a part; what was done before is not this process' work."""
-        # Parts of unknown size count alike.
-        known = all(input_file.size for input_file in input_files)
+        """Start to count, at one of the input files.
+
+        Args:
+            activity: Description of the activity.
+            input_files: All input files of the activity.
+            next_input_file: Index of the first input file that is not finished.
+        """
+        # If a size is unknown, all input files have equal parts of the bar.
+        has_sizes = all(input_file.size for input_file in input_files)
         self._ends = [0.0]
         for input_file in input_files:
-            self._ends.append(self._ends[-1] + (input_file.size if known else 1.0))
-        self._begun_at: float | None = None
-        self._started = time.monotonic()
+            self._ends.append(self._ends[-1] + (input_file.size if has_sizes else 1.0))
+        self._initial: float | None = None
+        self._start_time = time.monotonic()
         self._activity = activity
-        self._documents = self._tokens = self._text_bytes = 0
+        self._num_documents = self._num_tokens = self._text_bytes = 0
         self._bar.update(
             self._task, description=activity, completed=self._ends[next_input_file], total=self._ends[-1] or 1.0
         )
 
-    def advance(self, input_file: int, block: TokenizedBlock) -> None:
-        """Counts a block of one of the parts."""
-        self._documents += block.documents
-        self._tokens += sum(len(samples.ids) for samples in block.samples.values())
+    def advance(self, index: int, block: TokenizedBlock) -> None:
+        """Count a tokenized block.
+
+        Args:
+            index: Index of the input file of the block.
+            block: Tokenized block.
+        """
+        self._num_documents += block.num_documents
+        self._num_tokens += sum(len(samples.ids) for samples in block.samples.values())
         self._text_bytes += block.text_bytes
         now = time.monotonic()
-        done = self._ends[input_file] + block.fraction * (self._ends[input_file + 1] - self._ends[input_file])
-        if self._begun_at is None:  # behind what was finished before, which says nothing about the speed
-            self._begun_at = done
-        seconds = max(now - self._started, 1e-9)
-        speed = (done - self._begun_at) / seconds
-        left = "" if speed <= 0 else f", {timedelta(seconds=round((self._ends[-1] - done) / speed))} left"
+        completed = self._ends[index] + block.fraction * (self._ends[index + 1] - self._ends[index])
+        if self._initial is None:  # work of an earlier session is excluded from the speed
+            self._initial = completed
+        seconds = max(now - self._start_time, 1e-9)
+        speed = (completed - self._initial) / seconds
+        left = "" if speed <= 0 else f", {timedelta(seconds=round((self._ends[-1] - completed) / speed))} left"
         counts = (
-            f"{self._documents:,} documents, {self._tokens / 1e6:,.1f} M tokens, "
+            f"{self._num_documents:,} documents, {self._num_tokens / 1e6:,.1f} M tokens, "
             f"{self._text_bytes / 1e6 / seconds:,.1f} MB/s{left}"
         )
-        self._bar.update(self._task, completed=done, counts=counts)
+        self._bar.update(self._task, completed=completed, counts=counts)
         if not self.console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            share = done / (self._ends[-1] or 1.0)
-            self.console.print(f"{self._activity}: {share:.0%}, {counts}", highlight=False, soft_wrap=True)
+            fraction = completed / (self._ends[-1] or 1.0)
+            self.console.print(f"{self._activity}: {fraction:.0%}, {counts}", highlight=False, soft_wrap=True)

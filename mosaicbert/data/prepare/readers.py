@@ -1,4 +1,7 @@
-"""Parts to blocks to documents. Blocks are cut fast by one process, and taken apart by many."""
+"""Readers: input files to blocks, and blocks to documents.
+
+One process reads the blocks. The documents of a block are decoded in the worker processes.
+"""
 
 import json
 import zlib
@@ -12,27 +15,28 @@ import pyarrow.parquet as pq
 import zstandard
 
 from mosaicbert.config import ConfigError
+from mosaicbert.config.validators import must_be
 from mosaicbert.data.prepare.demo_corpus import read_installed_documentation
 from mosaicbert.data.prepare.hub import read_hub_shard
 from mosaicbert.data.prepare.sources import INSTALLED_DOCUMENTATION, InputFile
 
-BLOCK_BYTES = 2**22  # of text, more or less: what one process tokenises at a time
-_MAX_DOCUMENT_BYTES = 2**25  # bytes
-_TOO_LONG = "too long", f", more than {_MAX_DOCUMENT_BYTES >> 20} MiB; cut it up"
-_CHUNK_BYTES = 2**18  # read from a file at once
+BLOCK_BYTES = 2**22  # approximate size of the text that a worker tokenizes at a time
+_MAX_DOCUMENT_BYTES = 2**25
+_TOO_LONG = "too long", f", more than {_MAX_DOCUMENT_BYTES >> 20} MiB; split it"
+_CHUNK_BYTES = 2**18  # of a file, per read
 _ROWS_PER_BATCH = 1024
-_ARROW_FILE = b"ARROW1"
-_FETCH_AGAIN = "fetch it again and delete the unfinished store, since what was read before may be wrong as well"
+_ARROW_FILE_MAGIC = b"ARROW1"
+_DOWNLOAD_AGAIN = "download it again and delete the unfinished store, because text read before may be wrong too"
 _CORRUPTION_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilePosition:
-    """How far a part has been read.
+    """Position in an input file.
 
     Attributes:
-        rows: lines, or rows of columns.
-        offset: bytes, decompressed, of a part that has lines.
+        rows: Number of lines or table rows before the position.
+        offset: Number of decompressed bytes before the position, in a file of lines.
     """
 
     rows: int = 0
@@ -41,15 +45,15 @@ class FilePosition:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Some consecutive documents of a part, as they were read.
+    """Consecutive documents of an input file, before decoding.
 
     Attributes:
-        part: that they come from.
-        start: of the first of them.
-        end: where the next block begins.
-        fraction: of the part that has been read at its end, 0 if that is not known.
-        content: whole lines, or the texts of a column; None for a single document that is too long.
-        damage: why the part cannot be read any further.
+        input_file: Input file of the documents.
+        start: Position of the first document.
+        end: Position at which the next block starts.
+        fraction: Fraction of the input file read at the end of the block; 0 if unknown.
+        content: Whole lines, or the texts of a column; None for a single document that is too long.
+        corruption: Reason why the input file cannot be read any further, or None.
     """
 
     input_file: InputFile
@@ -62,30 +66,34 @@ class Block:
 
 @dataclass(frozen=True)
 class InvalidDocument:
-    """A document that has no readable text.
+    """Document without a readable text.
 
     Attributes:
-        place: where it stands, for a person to find.
-        kind: what is wrong, for counting.
-        detail: what is wrong, for a person.
+        location: File and line or row, for error messages.
+        reason: Kind of the error, for counting.
+        detail: Further information, for error messages.
     """
 
-    place: str
-    kind: str
+    location: str
+    reason: str
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.kind}{self.detail}"
+        return f"{self.location}: {self.reason}{self.detail}"
 
 
 def read_blocks(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
-    """Yields the blocks of a part from a position on, which must be the end of a block.
+    """Yield the blocks of an input file from a position on.
 
-    Blocks are cut by content alone, so that they are the same wherever reading begins. A damaged part ends with a block
-    that holds what could be read and says why no more.
+    Block boundaries depend on the content only, not on the start. The last block of a corrupted file has the readable
+    documents and the reason of the corruption.
+
+    Args:
+        input_file: Input file to read.
+        start: End of a block, or the start of the file.
 
     Raises:
-        ConfigError: the part has not the text column, or a Hub dataset cannot be read.
+        ConfigError: If the input file does not have the text column, or a Hub dataset cannot be read.
     """
     if input_file.kind in (".jsonl", ".txt"):
         return _read_lines(input_file, start)
@@ -93,13 +101,13 @@ def read_blocks(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
 
 
 def decode(block: Block) -> Iterator[str | InvalidDocument]:
-    """Yields each document of a block: its text, or what is wrong with it."""
+    """Yield each document of a block: its text, or an `InvalidDocument`."""
     first = block.start.rows + 1
-    place = "line"
+    unit = "line"
     if block.content is None:
         texts = [(first, _TOO_LONG)]
     elif isinstance(block.content, list):
-        place = "row"
+        unit = "row"
         texts = ((number, _decode_value(raw)) for number, raw in enumerate(block.content, first))
     elif block.input_file.kind == ".txt":
         texts = _split_paragraphs(block.content, first)
@@ -110,14 +118,18 @@ def decode(block: Block) -> Iterator[str | InvalidDocument]:
             if line.strip()
         )
     for number, text in texts:
-        yield text if isinstance(text, str) else InvalidDocument(f"{block.input_file}, {place} {number}", *text)
+        yield text if isinstance(text, str) else InvalidDocument(f"{block.input_file}, {unit} {number}", *text)
 
 
 def read_texts(input_files: Sequence[InputFile], skip_invalid: bool) -> Iterator[tuple[InputFile, str]]:
-    """Yield the part and the text of every document, in order.
+    """Yield the input file and the text of every document, in order.
+
+    Args:
+        input_files: Input files to read.
+        skip_invalid: True to skip documents and rests of files that cannot be read.
 
     Raises:
-        ConfigError: If a document or the rest of a part cannot be read, unless `skip_invalid` skips it.
+        ConfigError: If a document or the rest of an input file cannot be read, and `skip_invalid` is False.
     """
     for input_file in input_files:
         for block in read_blocks(input_file, FilePosition()):
@@ -125,33 +137,46 @@ def read_texts(input_files: Sequence[InputFile], skip_invalid: bool) -> Iterator
                 if isinstance(document, InvalidDocument):
                     check_document(document, skip_invalid)
                 else:
-                    yield input_file, clean(document)
+                    yield input_file, replace_lone_surrogates(document)
             check_corruption(input_file, block.corruption, skip_invalid)
 
 
-def clean(text: str) -> str:
-    """The text without lone surrogates: JSON can write them, but they are no characters, and tokenizers refuse them."""
+def replace_lone_surrogates(text: str) -> str:
+    """Replace lone surrogates with "?": JSON allows them, but tokenizers raise an error for them."""
     return text.encode("utf-8", "replace").decode()
 
 
 def check_document(document: InvalidDocument | None, skip_invalid: bool) -> None:
-    """Stop at a document that cannot be read, unless such documents are skipped.
+    """Raise an error for an invalid document, unless invalid documents are skipped.
+
+    Args:
+        document: Invalid document, or None.
+        skip_invalid: True to skip invalid documents.
 
     Raises:
-        ConfigError: If there is such a document.
+        ConfigError: If there is an invalid document, and `skip_invalid` is False.
     """
     if document is not None and not skip_invalid:
-        raise ConfigError(f"{document}; mend it, or leave such documents out: data.skip_invalid_documents=true.")
+        raise ConfigError(
+            f"{document}. Correct the document, or set `data.skip_invalid_documents=true` to skip such documents."
+        )
 
 
 def check_corruption(input_file: InputFile, corruption: str | None, skip_invalid: bool) -> None:
-    """Stop where a part cannot be read any further, unless its rest is skipped.
+    """Raise an error for a corrupted input file, unless the rest of such files is skipped.
+
+    Args:
+        input_file: Input file.
+        corruption: Reason why the file cannot be read any further, or None.
+        skip_invalid: True to skip the rest of the file.
 
     Raises:
-        ConfigError: If the part is corrupted.
+        ConfigError: If the file is corrupted, and `skip_invalid` is False.
     """
     if corruption is not None and not skip_invalid:
-        raise ConfigError(f"{input_file}: {corruption}, or leave the rest out: data.skip_invalid_documents=true.")
+        raise ConfigError(
+            f"{input_file}: {corruption}. Or set `data.skip_invalid_documents=true` to skip the rest of the file."
+        )
 
 
 def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
@@ -164,16 +189,16 @@ def _decode_json(line: bytes, column: str) -> str | tuple[str, str]:
     except (ValueError, RecursionError) as error:
         return "not JSON", f" ({error})"
     if not isinstance(record, dict):
-        return "no JSON object", f" but {type(record).__name__}; write one object per line"
+        return "not a JSON object", f", got {type(record).__name__}; write one object per line"
     text: Any = record.get(column)
     if isinstance(text, str):
         return text
-    return "no text", f" in column {column!r}, only {sorted(record)}; set text_column of its source"
+    return "no text", f" in column {column!r}, got columns {sorted(record)}; set `text_column` of the source"
 
 
 def _decode_value(raw: bytes | None) -> str | tuple[str, str]:
     if raw is None:
-        return "no text", ", the column is empty there"
+        return "no text", ", the value is null"
     if len(raw) > _MAX_DOCUMENT_BYTES:
         return _TOO_LONG
     try:
@@ -195,8 +220,8 @@ def _split_paragraphs(content: bytes, first_line: int) -> Iterator[tuple[int, st
 
 
 def _read_lines(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
-    # Blank lines part the texts of a .txt; a line is a document of a .jsonl.
-    cutter = _Cutter((b"\n\n", b"\n\r\n") if input_file.kind == ".txt" else (b"\n",))
+    # Documents of a .txt file are separated by blank lines. Each line of a .jsonl file is a document.
+    cutter = _BlockCutter((b"\n\n", b"\n\r\n") if input_file.kind == ".txt" else (b"\n",))
     position, fraction, corruption = start, 0.0, None
     try:
         for chunk, fraction in _decompress(input_file, start.offset):
@@ -206,39 +231,49 @@ def _read_lines(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
                 position = block.end
     except _CORRUPTION_ERRORS as error:
         if isinstance(error, EOFError):
-            corruption = "ends too early, behind line", "; fetch it again"
+            corruption = "unexpected end of file after line", "; download it again"
         else:
-            corruption = "damaged behind line", f" ({_first_line(error)}); {_FETCH_AGAIN}"
+            corruption = "corrupted after line", f" ({_first_line(error)}); {_DOWNLOAD_AGAIN}"
     if corruption is not None:
-        block = _line_block(input_file, position, cutter.whole_documents(), 1.0)
+        block = _line_block(input_file, position, cutter.take_complete(), 1.0)
         yield replace(block, corruption=f"{corruption[0]} {block.end.rows}{corruption[1]}")
-    elif (piece := cutter.rest()).num_bytes:
+    elif (piece := cutter.take_rest()).num_bytes:
         yield _line_block(input_file, position, piece, 1.0)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Whole documents; no content if it is one that is too long."""
+    """Whole documents.
+
+    Attributes:
+        content: Bytes of the documents; None for a single document that is too long.
+        num_bytes: Number of bytes.
+        num_lines: Number of line breaks.
+    """
 
     content: bytes | None
     num_bytes: int
     num_lines: int
 
 
-class _Cutter:
-    """Cuts a stream into pieces, the same whatever the chunks in which it comes.
+class _BlockCutter:
+    """Cutter of a byte stream into pieces, independent of the chunks in which the stream arrives.
 
-    A piece ends at the first boundary from BLOCK_BYTES on. Where a document reaches _MAX_DOCUMENT_BYTES beyond that, the
-    documents before it are a piece, and it is one without content: a file without boundaries shall not fill the memory.
+    A piece ends at the first boundary at or after BLOCK_BYTES. If there is no boundary within the next
+    _MAX_DOCUMENT_BYTES, the documents before are one piece, and the long document is a piece without content. This
+    limits the memory for a file without boundaries.
+
+    Args:
+        boundaries: Byte strings that separate documents.
     """
 
     def __init__(self, boundaries: Sequence[bytes]) -> None:
         self.boundaries = boundaries
         self._buffer = bytearray()
-        self._skipped: _Piece | None = None  # what is gone of a document that is too long
+        self._skipped: _Piece | None = None  # discarded bytes of a document that is too long
 
     def cut(self, chunk: bytes) -> Iterator[_Piece]:
-        """Takes the next bytes, and yields the pieces that are complete by them."""
+        """Add a chunk of the stream, and yield the pieces that are now complete."""
         self._buffer += chunk
         while True:
             if self._skipped is not None:
@@ -259,12 +294,12 @@ class _Cutter:
             else:
                 return
 
-    def whole_documents(self) -> _Piece:
-        """What is left, without a document that is not complete."""
+    def take_complete(self) -> _Piece:
+        """Return the remaining bytes without an incomplete last document."""
         return self._take(self._find_last(len(self._buffer)) if self._skipped is None else 0)
 
-    def rest(self) -> _Piece:
-        """What is left at the end of the stream."""
+    def take_rest(self) -> _Piece:
+        """Return the remaining bytes at the end of the stream."""
         if self._skipped is None:
             return self._take(len(self._buffer))
         self._skip(len(self._buffer))
@@ -277,22 +312,22 @@ class _Cutter:
 
     def _skip(self, end: int) -> None:
         assert self._skipped is not None
-        gone = self._take(end)
-        self._skipped = _Piece(None, self._skipped.num_bytes + end, self._skipped.num_lines + gone.num_lines)
+        piece = self._take(end)
+        self._skipped = _Piece(None, self._skipped.num_bytes + end, self._skipped.num_lines + piece.num_lines)
 
-    def _find(self, least: int) -> int:
+    def _find(self, min_end: int) -> int:
         ends = [
-            found + len(boundary)
+            start + len(boundary)
             for boundary in self.boundaries
-            if (found := self._buffer.find(boundary, max(0, least - len(boundary)))) >= 0
+            if (start := self._buffer.find(boundary, max(0, min_end - len(boundary)))) >= 0
         ]
         return min(ends, default=0)
 
-    def _find_last(self, most: int) -> int:
+    def _find_last(self, max_end: int) -> int:
         ends = [
-            found + len(boundary)
+            start + len(boundary)
             for boundary in self.boundaries
-            if (found := self._buffer.rfind(boundary, 0, most)) >= 0
+            if (start := self._buffer.rfind(boundary, 0, max_end)) >= 0
         ]
         return max(ends, default=0)
 
@@ -303,7 +338,7 @@ def _line_block(input_file: InputFile, start: FilePosition, piece: _Piece, fract
 
 
 def _decompress(input_file: InputFile, skip: int) -> Iterator[tuple[bytes, float]]:
-    """Yields (bytes, fraction of the file read), without the first `skip` bytes."""
+    """Yield chunks of decompressed bytes after the first `skip`, with the fraction of the file read."""
     size = max(1, input_file.size)
     with Path(input_file.path).open("rb") as file:
         if not input_file.compression:
@@ -311,11 +346,11 @@ def _decompress(input_file: InputFile, skip: int) -> Iterator[tuple[bytes, float
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk, min(1.0, file.tell() / size)
             return
-        # Files may be several compressed streams, one behind the other.
+        # A file may consist of several compressed streams.
         stream = None
         while raw := file.read(_CHUNK_BYTES):
             if stream is None and file.tell() > len(raw):
-                raw = raw.lstrip(b"\0")  # gzip allows zeros behind a stream
+                raw = raw.lstrip(b"\0")  # gzip allows zeros after a stream
             while raw:
                 stream = _new_decompressor(input_file.compression) if stream is None else stream
                 chunk = stream.decompress(raw)
@@ -326,7 +361,7 @@ def _decompress(input_file: InputFile, skip: int) -> Iterator[tuple[bytes, float
                 if len(chunk) > skipped:
                     yield chunk[skipped:], min(1.0, file.tell() / size)
         if stream is not None:
-            raise EOFError("the compressed data ends too early")
+            raise EOFError("unexpected end of the compressed data")
 
 
 def _new_decompressor(compression: str) -> Any:
@@ -337,29 +372,32 @@ def _read_columns(input_file: InputFile, start: FilePosition) -> Iterator[Block]
     position = start
     try:
         for row, texts, fraction in _column_batches(input_file, start.rows):
-            # A batch of long documents becomes several blocks.
-            pieces = max(1, min(len(texts), sum(map(len, filter(None, texts))) // BLOCK_BYTES))
-            for piece in range(pieces):
-                first, behind = len(texts) * piece // pieces, len(texts) * (piece + 1) // pieces
-                if start.rows < row + behind:
-                    begin, position = FilePosition(rows=row + first), FilePosition(rows=row + behind)
-                    content = texts[first:behind]
+            # A batch of long documents is split into several blocks.
+            num_pieces = max(1, min(len(texts), sum(map(len, filter(None, texts))) // BLOCK_BYTES))
+            for piece in range(num_pieces):
+                first, end = len(texts) * piece // num_pieces, len(texts) * (piece + 1) // num_pieces
+                if start.rows < row + end:
+                    begin, position = FilePosition(rows=row + first), FilePosition(rows=row + end)
+                    content = texts[first:end]
                     yield Block(input_file=input_file, start=begin, end=position, fraction=fraction, content=content)
     except _CORRUPTION_ERRORS as error:
         if input_file.kind == "hub":
             raise
-        corruption = f"damaged behind row {position.rows} ({_first_line(error)}); {_FETCH_AGAIN}"
+        corruption = f"corrupted after row {position.rows} ({_first_line(error)}); {_DOWNLOAD_AGAIN}"
         yield Block(
             input_file=input_file, start=position, end=position, fraction=1.0, content=[], corruption=corruption
         )
 
 
 def _column_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[int, list[bytes | None], float]]:
-    """Yields (number of the first row, texts, fraction of the part); may leave out rows that have been read."""
+    """Yield the index of the first row, the texts and the fraction read, per batch.
+
+    Rows before `rows_read` may be omitted.
+    """
     if input_file.kind == INSTALLED_DOCUMENTATION:
         row = 0
         for texts, fraction in read_installed_documentation():
-            yield row, [text.encode("utf-8", "replace") for text in texts], fraction  # some hold half characters
+            yield row, [text.encode("utf-8", "replace") for text in texts], fraction  # lone surrogates
             row += len(texts)
     elif input_file.kind == ".parquet":
         yield from _parquet_batches(input_file, rows_read)
@@ -370,7 +408,7 @@ def _column_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[int
         for batch in read_hub_shard(
             input_file.path, input_file.revision, input_file.subset, input_file.hub_split, input_file.shard
         ):
-            yield row, _texts_of(batch, input_file), 0.0
+            yield row, _column_texts(batch, input_file), 0.0
             row += batch.num_rows
 
 
@@ -383,16 +421,16 @@ def _parquet_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[in
         if row + rows <= rows_read:
             row += rows
             continue
-        rows_at_once = _rows_per_block(rows, _size_of_column(file.metadata.row_group(group), input_file.text_column))
+        rows_at_once = _rows_per_block(rows, _column_bytes(file.metadata.row_group(group), input_file.text_column))
         for batch in file.iter_batches(rows_at_once, row_groups=[group], columns=[input_file.text_column]):
-            yield row, _texts_of(batch, input_file), (row + batch.num_rows) / total
+            yield row, _column_texts(batch, input_file), (row + batch.num_rows) / total
             row += batch.num_rows
 
 
 def _arrow_batches(input_file: InputFile) -> Iterator[tuple[int, list[bytes | None], float]]:
-    # Arrow has a format for files and one for streams, which `datasets` writes; the first bytes tell them apart.
+    # Arrow has a file format and a stream format, which `datasets` writes. They differ in the first bytes.
     with Path(input_file.path).open("rb") as opened:
-        is_file = opened.read(len(_ARROW_FILE)) == _ARROW_FILE
+        is_file = opened.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
     mapped = pa.memory_map(input_file.path)
     row = 0
     if is_file:
@@ -406,39 +444,41 @@ def _arrow_batches(input_file: InputFile) -> Iterator[tuple[int, list[bytes | No
         rows_at_once = _rows_per_block(batch.num_rows, batch.column(input_file.text_column).nbytes)
         for first in range(0, batch.num_rows, rows_at_once):
             piece = batch.slice(first, rows_at_once)
-            yield row, _texts_of(piece, input_file), min(1.0, mapped.tell() / max(1, input_file.size))
+            yield row, _column_texts(piece, input_file), min(1.0, mapped.tell() / max(1, input_file.size))
             row += piece.num_rows
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _size_of_column(group: pq.RowGroupMetaData, name: str) -> int:
+def _column_bytes(group: pq.RowGroupMetaData, name: str) -> int:
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == name)
 
 
 def _rows_per_block(rows: int, size: int) -> int:
-    """How many of some rows of a size in bytes are a block, on average."""
+    """Return the average number of rows in a block, for rows with a total size in bytes."""
     return max(1, min(_ROWS_PER_BATCH, rows * BLOCK_BYTES // max(1, size)))
 
 
-def _texts_of(batch: pa.RecordBatch, input_file: InputFile) -> list[bytes | None]:
+def _column_texts(batch: pa.RecordBatch, input_file: InputFile) -> list[bytes | None]:
     _check_column(batch.schema, input_file)
     column = batch.column(input_file.text_column)
     try:
-        # As bytes, since Arrow believes whoever says that these are UTF-8.
+        # As bytes, because Arrow does not validate strings as UTF-8.
         return column.cast(pa.large_binary()).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ConfigError(
-            f"{input_file}: column {input_file.text_column!r} holds {column.type}, not text; "
-            f"set data.sources.{input_file.source}.text_column."
+            f"`data.sources.{input_file.source}.text_column` must be a column of text in {input_file}, "
+            f"got {input_file.text_column!r} of type {column.type}. Set a column with strings."
         ) from error
 
 
 def _check_column(schema: pa.Schema, input_file: InputFile) -> None:
     if input_file.text_column not in schema.names:
-        raise ConfigError(
-            f"{input_file}: no column {input_file.text_column!r}, only {schema.names}; set data.sources.{input_file.source}.text_column."
+        raise must_be(
+            f"data.sources.{input_file.source}.text_column",
+            f"one of the columns {schema.names} of {input_file}",
+            input_file.text_column,
         )

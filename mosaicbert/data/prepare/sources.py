@@ -1,4 +1,4 @@
-"""Where text comes from: the parts that the recipe's sources consist of, always in the same order."""
+"""Input files of the sources of a recipe, in a fixed order."""
 
 import glob
 from collections.abc import Mapping
@@ -6,34 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mosaicbert.config import ConfigError, SourceConfig
+from mosaicbert.config.validators import must_be
 from mosaicbert.data.prepare.hub import count_shards, find_revision
 from mosaicbert.data.store import TRAIN, VALIDATION
 
 INSTALLED_DOCUMENTATION = "installed-documentation"
 
 
-# Kinds of files; all of them may be followed by .gz or .zst but those of Arrow and Parquet, which compress themselves.
-_LINES = (".jsonl", ".json", ".txt")
-_COLUMNS = (".parquet", ".arrow")
-_COMPRESSIONS = (".gz", ".zst")
+# File formats. Text formats may be compressed; Arrow and Parquet files have their own compression.
+_TEXT_SUFFIXES = (".jsonl", ".json", ".txt")
+_TABLE_SUFFIXES = (".parquet", ".arrow")
+_COMPRESSION_SUFFIXES = (".gz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """What is read from its beginning to its end: a file, or a shard of a Hub dataset.
+    """Input that is read from start to end: a file, or a shard of a Hub dataset.
 
     Attributes:
-        source: its name in the recipe.
-        path: of the file, the name of the Hub dataset, or "installed-documentation".
+        source: Name of the source in the recipe.
+        path: Path of the file, name of the Hub dataset, or "installed-documentation".
         kind: ".jsonl", ".txt", ".parquet", ".arrow", "hub" or "installed-documentation".
         compression: ".gz", ".zst" or "".
-        text_column: that holds the text.
-        split: that all its texts go to; None: each to the one that its hash says.
-        revision: commit of a Hub dataset.
-        subset: configuration of a Hub dataset.
-        hub_split: of a Hub dataset.
-        shard: of a Hub dataset, and how many it has.
-        size: bytes on disk; 0 where that is not known.
+        text_column: Name of the column with the text.
+        split: Split of all texts; None assigns each text to a split by its hash.
+        revision: Commit of the Hub dataset.
+        subset: Configuration of the Hub dataset.
+        hub_split: Split of the Hub dataset.
+        shard: Index of the shard of the Hub dataset, and number of its shards.
+        size: Size on disk in bytes; 0 if unknown.
     """
 
     source: str
@@ -56,10 +57,16 @@ class InputFile:
 
 
 def resolve_revisions(sources: Mapping[str, SourceConfig]) -> dict[str, str | None]:
-    """The commit that each Hub dataset is at; None for everything else.
+    """Find the commit of each Hub dataset.
+
+    Args:
+        sources: Sources by name.
+
+    Returns:
+        Commits by source name; None for a source that is not a Hub dataset.
 
     Raises:
-        ConfigError: as `list_input_files`.
+        ConfigError: If a source cannot be read, see `list_input_files`.
     """
     check_sources(sources)
     return {
@@ -73,41 +80,51 @@ def resolve_revisions(sources: Mapping[str, SourceConfig]) -> dict[str, str | No
 def list_input_files(
     sources: Mapping[str, SourceConfig], revisions: Mapping[str, str | None] | None = None
 ) -> list[InputFile]:
-    """The parts of all sources, in the order of the recipe; of a source, training before validation.
+    """List the input files of all sources, in the order of the recipe.
+
+    The training split of a Hub dataset precedes its validation split.
 
     Args:
-        sources: by name.
-        revisions: of each, if `resolve_revisions` has found them before.
+        sources: Sources by name.
+        revisions: Result of `resolve_revisions`; None resolves the revisions now.
 
     Raises:
-        ConfigError: a source does not exist, holds files of no known kind, or is asked for splits it does not have.
+        ConfigError: If a source does not exist, has files of an unknown format, or does not have the requested splits.
     """
     check_sources(sources)
-    found = resolve_revisions(sources) if revisions is None else revisions
-    return [input_file for name, source in sources.items() for input_file in _list_source(name, source, found[name])]
+    commits = resolve_revisions(sources) if revisions is None else revisions
+    return [input_file for name, source in sources.items() for input_file in _list_source(name, source, commits[name])]
 
 
 def check_sources(sources: Mapping[str, SourceConfig]) -> None:
-    """Refuses sources that cannot be read, as far as that shows without opening them.
+    """Check the paths and options of all sources without opening a file or a Hub dataset.
+
+    Args:
+        sources: Sources by name.
 
     Raises:
-        ConfigError: as `list_input_files`, but for datasets of the Hub.
+        ConfigError: If a local source does not exist, has files of an unknown format, or has options of a Hub dataset.
     """
     for name, source in sources.items():
         files = _find_files(name, source.path)
         kinds = sorted({_file_kind(name, file)[0] for file in files})
         if len(kinds) > 1:
-            raise ConfigError(
-                f"data.sources.{name}.path={source.path}: holds {' and '.join(kinds)} files; take a glob for one kind, "
-                f"e.g. {source.path}/*{kinds[0]}, and another source for the other."
+            raise must_be(
+                f"data.sources.{name}.path",
+                "files of one format",
+                source.path,
+                f"It has {' and '.join(kinds)} files: use a glob, e.g. {source.path}/*{kinds[0]}, and add a source "
+                "for the other format.",
             )
         if not files and source.path != INSTALLED_DOCUMENTATION:
             continue
         for key in ("subset", "validation_split"):
             if (value := getattr(source, key)) is not None:
-                raise ConfigError(
-                    f"data.sources.{name}.{key}={value}: only datasets of the Hub have that, not {source.path}; "
-                    f"set data.sources.{name}.{key}=null."
+                raise must_be(
+                    f"data.sources.{name}.{key}",
+                    f"null, because `data.sources.{name}.path={source.path}` is not a Hub dataset",
+                    value,
+                    "Remove it.",
                 )
 
 
@@ -122,7 +139,7 @@ def _list_source(name: str, source: SourceConfig, revision: str | None) -> list[
         splits = [(TRAIN, TRAIN), (source.validation_split, VALIDATION)]
     input_files: list[InputFile] = []
     for hub_split, split in splits:
-        total = count_shards(source.path, revision, source.subset, hub_split)
+        num_shards = count_shards(source.path, revision, source.subset, hub_split)
         input_files += [
             InputFile(
                 source=name,
@@ -133,9 +150,9 @@ def _list_source(name: str, source: SourceConfig, revision: str | None) -> list[
                 revision=revision,
                 subset=source.subset,
                 hub_split=hub_split,
-                shard=(number, total),
+                shard=(index, num_shards),
             )
-            for number in range(total)
+            for index in range(num_shards)
         ]
     return input_files
 
@@ -153,8 +170,16 @@ def _describe_file(name: str, source: SourceConfig, file: str) -> InputFile:
 
 
 def find_files(name: str, source: SourceConfig) -> list[str]:
-    """The files of a source, by name; none for a dataset of the Hub, for the installed documentation, and if all have
-    gone that a folder or a glob once named."""
+    """Find the local files of a source, in alphabetical order.
+
+    Args:
+        name: Name of the source.
+        source: Source of the recipe.
+
+    Returns:
+        Paths of the files. The list is empty for a Hub dataset, for the installed documentation, and for a path whose
+        files do not exist any more.
+    """
     try:
         return _find_files(name, source.path)
     except ConfigError:
@@ -164,34 +189,37 @@ def find_files(name: str, source: SourceConfig) -> list[str]:
 def _find_files(name: str, path: str) -> list[str]:
     if path == INSTALLED_DOCUMENTATION:
         return []
-    place = f"data.sources.{name}.path={path}"
+    key = f"data.sources.{name}.path"
     if Path(path).is_dir():
         files = sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _split_suffix(str(file))[0])
         if not files:
-            raise ConfigError(f"{place}: the folder holds no {', '.join((*_LINES, *_COLUMNS))} file.")
+            raise must_be(key, f"a folder with {', '.join((*_TEXT_SUFFIXES, *_TABLE_SUFFIXES))} files", path)
         return files
     if Path(path).is_file():
         return [path]
     files = sorted(glob.glob(path, recursive=True))
     is_hub_name = not (Path(path).is_absolute() or path.startswith(".") or _split_suffix(path)[0] or "*" in path)
     if not files and not is_hub_name:
-        raise ConfigError(f"{place}: no such file; give a path, a folder, a glob or a Hub dataset's name.")
+        raise must_be(key, "an existing file, folder, glob or Hub dataset", path, "Correct the path.")
     return files
 
 
 def _file_kind(name: str, file: str) -> tuple[str, str]:
     kind, compression = _split_suffix(file)
     if not kind:
-        raise ConfigError(
-            f"data.sources.{name}.path: {file} is of no known kind; its name must end in {', '.join(_LINES)} "
-            f"(each also with {' or '.join(_COMPRESSIONS)}), {' or '.join(_COLUMNS)}."
+        raise must_be(
+            f"data.sources.{name}.path",
+            f"a file name that ends in {', '.join(_TEXT_SUFFIXES)} (each also with "
+            f"{' or '.join(_COMPRESSION_SUFFIXES)}), {' or '.join(_TABLE_SUFFIXES)}",
+            file,
+            "Convert or rename the file.",
         )
     return kind, compression
 
 
 def _split_suffix(file: str) -> tuple[str, str]:
     path = Path(file)
-    if path.suffix in _COMPRESSIONS:
+    if path.suffix in _COMPRESSION_SUFFIXES:
         kind = Path(path.stem).suffix
-        return (kind, path.suffix) if kind in _LINES else ("", "")
-    return (path.suffix, "") if path.suffix in (*_LINES, *_COLUMNS) else ("", "")
+        return (kind, path.suffix) if kind in _TEXT_SUFFIXES else ("", "")
+    return (path.suffix, "") if path.suffix in (*_TEXT_SUFFIXES, *_TABLE_SUFFIXES) else ("", "")

@@ -1,11 +1,11 @@
-"""The staging directory `<store>.partial`, in which a token store grows until it is complete.
+"""Staging directory `<store>.partial` of an unfinished token store.
 
-prepared_from.json     recipe keys and values that it is prepared with
+prepared_from.json     recipe keys and values that determine the store
 revisions.json         commits of the Hub datasets
 tokenizer.json         trained tokenizer
-partitions/                partitions, see `partition`
-<split>/, store.json   the store, while it is put together
-lock                   held for short steps that one process takes
+partitions/            partitions, see `partition`
+<split>/, store.json   parts of the store, during its assembly
+lock                   exclusive lock for short steps of one process
 in_use                 usage lock, shared by all processes that prepare partitions
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from mosaicbert.config import ConfigError
+from mosaicbert.config.validators import must_be
 from mosaicbert.data.prepare.partition import partition_folder
 from mosaicbert.data.prepare.plan import PreparePlan
 from mosaicbert.data.store import StoreRecord
@@ -27,10 +28,13 @@ _STAGING_FILES = ("partitions", "prepared_from.json", "revisions.json", "assembl
 
 @contextlib.contextmanager
 def open_staging(plan: PreparePlan) -> Generator[Path]:
-    """Open the staging directory of a plan, or create it; delete a new one if preparing fails before the first shard.
+    """Open or create the staging directory of a plan. Delete a new one if an error occurs before the first shard.
+
+    Args:
+        plan: Prepare plan.
 
     Raises:
-        ConfigError: If the directory cannot be written or was begun with other values, or the store is finished.
+        ConfigError: If the directory cannot be written or was started with different values, or the store is finished.
     """
     staging = plan.staging_folder
     new_folders = [folder for folder in (staging, *staging.parents) if not folder.exists()]
@@ -38,15 +42,15 @@ def open_staging(plan: PreparePlan) -> Generator[Path]:
         staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{plan.store_folder}: cannot be written ({error}); choose another data.store or runs_folder."
+            f"{plan.store_folder} cannot be written ({error}). Set another `data.store` or `runs_folder`."
         ) from error
     with (staging / "in_use").open("w") as usage_lock:
-        fcntl.flock(usage_lock, fcntl.LOCK_SH)  # any number of processes may work here
+        fcntl.flock(usage_lock, fcntl.LOCK_SH)  # shared: several processes may prepare partitions
         try:
-            _begin(plan, staging)
+            _initialize(plan, staging)
             yield staging
         except ConfigError:
-            with contextlib.suppress(OSError):  # another process works here, or another run has put something there
+            with contextlib.suppress(OSError):  # locked by another process, or the folder is not empty
                 fcntl.flock(usage_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if staging in new_folders and not any(staging.glob("partitions/*/*.arrow")):
                     shutil.rmtree(staging)
@@ -56,7 +60,12 @@ def open_staging(plan: PreparePlan) -> Generator[Path]:
 
 
 def publish_store(staging: Path, store_folder: Path) -> None:
-    """Delete what is not part of the store, and rename the staging directory to the store's folder."""
+    """Delete the files that are not part of the store, and rename the staging directory to the store folder.
+
+    Args:
+        staging: Staging directory.
+        store_folder: Folder of the store.
+    """
     for name in _STAGING_FILES:
         path = staging / name
         if path.is_dir():
@@ -66,20 +75,23 @@ def publish_store(staging: Path, store_folder: Path) -> None:
     staging.rename(store_folder)
 
 
-def _begin(plan: PreparePlan, staging: Path) -> None:
+def _initialize(plan: PreparePlan, staging: Path) -> None:
     path = staging / "prepared_from.json"
     with lock_folder(staging):
         if plan.store_folder.exists():
-            raise ConfigError(f"{plan.store_folder}: another process has just finished this store; run again.")
-        if (staging / "store.json").exists():  # interrupted while cleaning up
+            raise ConfigError(f"{plan.store_folder} was finished by another process just now. Run the command again.")
+        if (staging / "store.json").exists():  # the previous session ended during the cleanup
             plan.check_prepared_from(staging, StoreRecord.read(staging).prepared_from)
         elif path.exists():
             plan.check_prepared_from(staging, json.loads(path.read_text()))
         else:
             write_file(path, json.dumps(plan.prepared_from).encode())
         suffix = partition_folder(staging, 0, plan.num_partitions).name.partition("-")[2]
-        if others := [folder for folder in staging.glob("partitions/*") if not folder.name.endswith(suffix)]:
-            raise ConfigError(
-                f"{others[0]}: was begun with another data.num_partitions than {plan.num_partitions}; "
-                f"set that again, or delete {staging} to begin again."
+        started = [folder for folder in staging.glob("partitions/*") if not folder.name.endswith(suffix)]
+        if started:
+            raise must_be(
+                "data.num_partitions",
+                f"the number of partitions that {started[0]} was started with",
+                plan.num_partitions,
+                f"Restore the number, or delete {staging} to start again.",
             )

@@ -1,4 +1,4 @@
-"""Blocks to samples: what a worker process does with the documents of a block."""
+"""Conversion of text blocks to samples, which runs in worker processes."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,27 +10,33 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from mosaicbert.data.prepare.readers import Block, FilePosition, InvalidDocument, clean, decode
+from mosaicbert.data.prepare.readers import (
+    Block,
+    FilePosition,
+    InvalidDocument,
+    decode,
+    replace_lone_surrogates,
+)
 from mosaicbert.data.prepare.sources import InputFile
 from mosaicbert.data.store import TRAIN, VALIDATION
 
-# A text's first characters are enough to find its first tokens; if this many per token are not, all of it is read.
+# A prefix of this many characters per token usually has enough tokens. Otherwise the whole text is tokenized.
 _CHARACTERS_PER_TOKEN = 6
-_MAX_CHARACTERS = 2**19
+_MAX_CHARACTERS = 2**19  # per call of the tokenizer, to limit the memory
 Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRules:
-    """How documents become samples.
+    """Rules for the conversion of documents to samples.
 
     Attributes:
-        tokenizer: as JSON.
-        max_tokens: of a sample, without [CLS] and [SEP].
+        tokenizer: Tokenizer as JSON.
+        max_tokens: Maximum number of tokens of a sample, without [CLS] and [SEP].
         sampling: "truncate" or "chunk", see `DataConfig`.
-        min_characters: shorter texts are left out.
-        validation_fraction: of the texts that belong to no split.
-        dtype: of token ids.
+        min_characters: Minimum length of a text in characters; shorter texts are skipped.
+        validation_fraction: Fraction of the texts in the validation split, for input files without a split.
+        dtype: Data type of token ids.
     """
 
     tokenizer: str
@@ -43,12 +49,12 @@ class SampleRules:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """The samples of some documents, for one split.
+    """Samples of some documents in one split.
 
     Attributes:
-        ids: (T,) tokens of all samples, one behind the other.
-        seqlens: (samples,) int32, tokens of each.
-        hashes: (documents, 2) uint64, the 128 bits that tell texts apart.
+        ids: (T,) token ids of all samples, concatenated.
+        seqlens: (samples,) int32, number of tokens of each sample.
+        hashes: (documents, 2) uint64, 128-bit hash of each text.
         samples_per_document: (documents,) int32.
     """
 
@@ -60,18 +66,18 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedBlock:
-    """What a block became.
+    """Samples and counts of a block.
 
     Attributes:
-        part: that it comes from.
-        end: where the next block begins.
-        fraction: of the part that has been read, 0 if that is not known.
-        damage: why the part cannot be read any further.
-        samples: by split.
-        documents: that were read.
-        text_bytes: of them, in UTF-8.
-        skipped_documents: documents left out, by reason.
-        first_bad: the first that could not be read.
+        input_file: Input file of the block.
+        end: Position at which the next block starts.
+        fraction: Fraction of the input file read at the end of the block; 0 if unknown.
+        corruption: Reason why the input file cannot be read any further, or None.
+        samples: Samples by split.
+        num_documents: Number of documents in the block.
+        text_bytes: Size of their texts in UTF-8, in bytes.
+        skipped_documents: Number of skipped documents by reason.
+        first_invalid: First document that cannot be read, or None.
     """
 
     input_file: InputFile
@@ -79,32 +85,46 @@ class TokenizedBlock:
     fraction: float
     corruption: str | None
     samples: dict[str, Samples]
-    documents: int
+    num_documents: int
     text_bytes: int
     skipped_documents: dict[str, int]
     first_invalid: InvalidDocument | None
 
 
 def hash_text(text: str) -> tuple[int, int]:
-    """128 bits of a text, as two numbers; the first also decides on its split (XXH3)."""
+    """Compute the 128-bit XXH3 hash of a text.
+
+    Returns:
+        The high 64 bits, which also select the split of the text, and the low 64 bits.
+    """
     digest = xxhash.xxh3_128_intdigest(text.encode())
     return digest >> 64, digest & 0xFFFFFFFFFFFFFFFF
 
 
 def split_of(input_file: InputFile, high_bits: int, validation_fraction: float) -> str:
-    """The split of a text: its part's, or what the first of its `hash_text` says."""
+    """Return the split of a text.
+
+    Args:
+        input_file: Input file of the text. Its split, if any, applies to all its texts.
+        high_bits: First number of `hash_text`.
+        validation_fraction: Fraction of the texts in the validation split, for an input file without a split.
+    """
     if input_file.split is not None:
         return input_file.split
     return VALIDATION if high_bits < validation_fraction * 2**64 else TRAIN
 
 
 class BlockTokenizer:
-    """Turns blocks into samples by some rules."""
+    """Callable that converts a block to samples.
+
+    Args:
+        rules: Rules for the samples.
+    """
 
     def __init__(self, rules: SampleRules) -> None:
         self.rules = rules
         self.tokenizer = Tokenizer.from_str(rules.tokenizer)
-        self.tokenizer.encode_special_tokens = True  # a text about BERT may say "[MASK]", and means the word
+        self.tokenizer.encode_special_tokens = True  # the string "[MASK]" in a text is ordinary text
         self._is_local = _is_local(self.tokenizer)
 
     def __call__(self, block: Block) -> TokenizedBlock:
@@ -112,14 +132,14 @@ class BlockTokenizer:
         texts: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
         hashes: dict[str, list[tuple[int, int]]] = {TRAIN: [], VALIDATION: []}
         first_invalid = None
-        documents = text_bytes = 0
+        num_documents = text_bytes = 0
         for document in decode(block):
-            documents += 1
+            num_documents += 1
             if isinstance(document, InvalidDocument):
-                skipped_documents[document.kind] += 1
+                skipped_documents[document.reason] += 1
                 first_invalid = first_invalid or document
                 continue
-            text = clean(document)
+            text = replace_lone_surrogates(document)
             text_bytes += len(text.encode())
             if len(text) < self.rules.min_characters:
                 skipped_documents["too short"] += 1
@@ -130,43 +150,50 @@ class BlockTokenizer:
             hashes[split].append(bits)
         samples: dict[str, Samples] = {}
         for split in texts:
-            samples[split], blank = self._sample(texts[split], hashes[split])
-            skipped_documents["without a token"] += blank
+            samples[split], num_empty = self._sample(texts[split], hashes[split])
+            skipped_documents["no tokens"] += num_empty
         return TokenizedBlock(
             input_file=block.input_file,
             end=block.end,
             fraction=block.fraction,
             corruption=block.corruption,
             samples=samples,
-            documents=documents,
+            num_documents=num_documents,
             text_bytes=text_bytes,
             skipped_documents={reason: count for reason, count in skipped_documents.items() if count},
             first_invalid=first_invalid,
         )
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[Any]]:
-        """The token ids of each text, without special tokens; in mode "truncate" as many as a sample can hold."""
+        """Tokenize texts, without special tokens.
+
+        Args:
+            texts: Texts without lone surrogates.
+
+        Returns:
+            Token ids of each text; at most `max_tokens` of them in mode "truncate".
+        """
         if self.rules.sampling == "chunk" or not self._is_local:
             return self._encode_whole(texts)
         max_tokens = self.rules.max_tokens
         prefixes = [_prefix(text, max_tokens * _CHARACTERS_PER_TOKEN) for text in texts]
         encoded = self._encode_whole(prefixes)
-        # A prefix that ends between two words has the tokens that the text begins with.
-        short = [
+        # A prefix that ends between two words has the same tokens as the start of its text.
+        too_short = [
             index
             for index, (text, prefix, ids) in enumerate(zip(texts, prefixes, encoded, strict=True))
             if len(ids) < max_tokens and len(prefix) < len(text)
         ]
-        for index, ids in zip(short, self._encode_whole([texts[index] for index in short]), strict=True):
+        for index, ids in zip(too_short, self._encode_whole([texts[index] for index in too_short]), strict=True):
             encoded[index] = ids
         return encoded
 
     def _encode_whole(self, texts: Sequence[str]) -> list[NDArray[Any]]:
         end = self.rules.max_tokens if self.rules.sampling == "truncate" else None
         encoded: list[NDArray[Any]] = []
-        # A few at a time, and long ones in pieces: the library takes some hundred bytes for each token.
-        for some in _batches(texts):
-            pieces = [_pieces(text) if self._is_local else [text] for text in some]
+        # Small batches, and long texts in pieces: the library allocates some hundred bytes per token.
+        for batch in _batches(texts):
+            pieces = [_pieces(text) if self._is_local else [text] for text in batch]
             encodings = iter(
                 self.tokenizer.encode_batch_fast([piece for text in pieces for piece in text], add_special_tokens=False)
             )
@@ -177,31 +204,49 @@ class BlockTokenizer:
 
     def _sample(self, texts: list[str], hashes: list[tuple[int, int]]) -> tuple[Samples, int]:
         encoded = self.encode(texts)
-        kept = [index for index, ids in enumerate(encoded) if len(ids)]
-        seqlens = [cut_evenly(len(encoded[index]), self.rules.max_tokens) for index in kept]
+        indices = [index for index, ids in enumerate(encoded) if len(ids)]
+        seqlens = [cut_evenly(len(encoded[index]), self.rules.max_tokens) for index in indices]
         samples = Samples(
-            ids=np.concatenate([np.empty(0, dtype=self.rules.dtype), *(encoded[index] for index in kept)]),
+            ids=np.concatenate([np.empty(0, dtype=self.rules.dtype), *(encoded[index] for index in indices)]),
             seqlens=np.array([length for pieces in seqlens for length in pieces], dtype=np.int32),
-            hashes=np.array([hashes[index] for index in kept], dtype=np.uint64).reshape(-1, 2),
+            hashes=np.array([hashes[index] for index in indices], dtype=np.uint64).reshape(-1, 2),
             samples_per_document=np.array([len(pieces) for pieces in seqlens], dtype=np.int32),
         )
-        return samples, len(texts) - len(kept)
+        return samples, len(texts) - len(indices)
 
 
 def cut_evenly(num_tokens: int, max_tokens: int) -> list[int]:
-    """Cuts a document into as few pieces as fit, as equal in length as can be: no piece is a mere remainder."""
-    pieces = -(-num_tokens // max_tokens)
-    return [num_tokens * (piece + 1) // pieces - num_tokens * piece // pieces for piece in range(pieces)]
+    """Divide a document into the minimum number of chunks, whose lengths differ by at most one token.
+
+    Equal lengths avoid a short last chunk.
+
+    Args:
+        num_tokens: Number of tokens of the document.
+        max_tokens: Maximum number of tokens of a chunk.
+
+    Returns:
+        Number of tokens of each chunk.
+    """
+    num_chunks = -(-num_tokens // max_tokens)
+    return [num_tokens * (chunk + 1) // num_chunks - num_tokens * chunk // num_chunks for chunk in range(num_chunks)]
 
 
 def initialize_worker(rules: SampleRules) -> None:
-    """Makes this process ready for `tokenize_block`."""
+    """Create the tokenizer of this process, which `tokenize_block` uses.
+
+    Args:
+        rules: Rules for the samples.
+    """
     global _block_tokenizer
     _block_tokenizer = BlockTokenizer(rules)
 
 
 def tokenize_block(block: Block) -> TokenizedBlock:
-    """What `BlockTokenizer` makes of a block, by the rules that this process was started with."""
+    """Convert a block to samples with the tokenizer of this process.
+
+    Args:
+        block: Block of documents.
+    """
     assert _block_tokenizer is not None
     return _block_tokenizer(block)
 
@@ -210,18 +255,18 @@ _block_tokenizer: BlockTokenizer | None = None
 
 
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    first = characters = 0
-    for number, text in enumerate(texts):
-        characters += len(text)
-        if characters >= _MAX_CHARACTERS:
-            yield texts[first : number + 1]
-            first, characters = number + 1, 0
+    first = num_characters = 0
+    for index, text in enumerate(texts):
+        num_characters += len(text)
+        if num_characters >= _MAX_CHARACTERS:
+            yield texts[first : index + 1]
+            first, num_characters = index + 1, 0
     if first < len(texts):
         yield texts[first:]
 
 
 def _pieces(text: str) -> list[str]:
-    """A text cut before spaces."""
+    """Split a long text before spaces."""
     pieces: list[str] = []
     first = 0
     while len(text) - first > _MAX_CHARACTERS and (end := text.find(" ", first + _MAX_CHARACTERS)) > 0:
@@ -230,15 +275,15 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text[first:]]
 
 
-def _prefix(text: str, characters: int) -> str:
-    if len(text) <= characters:
+def _prefix(text: str, num_characters: int) -> str:
+    if len(text) <= num_characters:
         return text
-    end = text.rfind(" ", 0, characters)
+    end = text.rfind(" ", 0, num_characters)
     return text if end < 0 else text[:end]
 
 
 def _is_local(tokenizer: Tokenizer) -> bool:
-    """Whether no token depends on what stands beyond a space, as in BERT's own kind of tokenizer."""
+    """Return whether tokens never depend on text across a space, as in BERT's tokenizer."""
     return (
         isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
         and isinstance(tokenizer.normalizer, normalizers.BertNormalizer)

@@ -22,68 +22,68 @@ from tests.data.corpus import (
 )
 from tests.recipes import tiny_recipe
 
-_LARGEST = 2**64 - 1
+_MAX_HASH = 2**64 - 1
 
 
-def _find(tables):
-    """The repetitions of tables of hashes, once they are on disk."""
+def _find_on_disk(tables):
+    """Write tables of hashes to disk, and find their duplicates."""
     with tempfile.TemporaryDirectory() as folder:
-        written = []
+        document_tables = []
         for number, hashes in enumerate(tables):
             path = Path(folder) / f"{number}.documents"
             bits = np.array(hashes, dtype=np.uint64).reshape(-1, 2)
             DocumentTable.write(path, bits, np.ones(len(bits), dtype=np.int32))
-            written.append(DocumentTable(path))
-        return [numbers.tolist() for numbers in find_duplicates(written)]
+            document_tables.append(DocumentTable(path))
+        return [numbers.tolist() for numbers in find_duplicates(document_tables)]
 
 
-def _find_plainly(tables):
-    seen, found = set(), []
+def _find_with_a_set(tables):
+    seen, indices = set(), []
     for hashes in tables:
-        found.append([])
+        indices.append([])
         for number, bits in enumerate(hashes):
             if bits in seen:
-                found[-1].append(number)
+                indices[-1].append(number)
             seen.add(bits)
-    return found
+    return indices
 
 
 _HASHES = st.tuples(
-    st.sampled_from([0, 1, 2**62, 2**63 - 1, 2**63, 2**63 + 1, _LARGEST]), st.sampled_from([0, 1, _LARGEST])
+    st.sampled_from([0, 1, 2**62, 2**63 - 1, 2**63, 2**63 + 1, _MAX_HASH]), st.sampled_from([0, 1, _MAX_HASH])
 )
 
 
-@given(tables=st.lists(st.lists(_HASHES, max_size=12), max_size=6), at_once=st.integers(1, 20))
-def test_repetitions_are_what_stood_before_in_the_same_or_an_earlier_table(tables, at_once):
+@given(tables=st.lists(st.lists(_HASHES, max_size=12), max_size=6), max_documents=st.integers(1, 20))
+def test_duplicates_are_documents_that_occur_earlier_in_any_table(tables, max_documents):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", at_once)
-        found = _find(tables)
-    assert found == _find_plainly(tables)
+        patch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", max_documents)
+        duplicates = _find_on_disk(tables)
+    assert duplicates == _find_with_a_set(tables)
 
 
-@given(seed=st.integers(0, 2**32), at_once=st.sampled_from([10, 100, 5000]))
-def test_repetitions_among_evenly_spread_hashes_are_found(seed, at_once):
+@given(seed=st.integers(0, 2**32), max_documents=st.sampled_from([10, 100, 5000]))
+def test_duplicates_among_random_hashes_are_found(seed, max_documents):
     draw = np.random.default_rng(seed)
-    known = [(int(high), int(low)) for high, low in draw.integers(0, _LARGEST, (300, 2), dtype=np.uint64)]
-    tables = [[known[number] for number in draw.integers(0, 300, size)] for size in (100, 0, 250, 1)]
+    distinct = [(int(high), int(low)) for high, low in draw.integers(0, _MAX_HASH, (300, 2), dtype=np.uint64)]
+    tables = [[distinct[number] for number in draw.integers(0, 300, size)] for size in (100, 0, 250, 1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", at_once)
-        found = _find(tables)
-    assert found == _find_plainly(tables)
+        patch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", max_documents)
+        duplicates = _find_on_disk(tables)
+    assert duplicates == _find_with_a_set(tables)
 
 
-def test_only_a_portion_of_all_documents_is_compared_at_once(monkeypatch):
+def test_only_a_limited_number_of_documents_is_compared_at_a_time(monkeypatch):
     monkeypatch.setattr(dedup, "_MAX_DOCUMENTS_IN_MEMORY", 100)
     sizes = []
     lexsort = np.lexsort
     monkeypatch.setattr(np, "lexsort", lambda keys: (len(keys) == 2 and sizes.append(len(keys[0]))) or lexsort(keys))
-    draw = np.random.default_rng(3).integers(0, _LARGEST, (4, 1000, 2), dtype=np.uint64)
-    _find(draw)
+    draw = np.random.default_rng(3).integers(0, _MAX_HASH, (4, 1000, 2), dtype=np.uint64)
+    _find_on_disk(draw)
     assert sum(sizes) == 4000
     assert max(sizes) < 200
 
 
-# --- In a store.
+# --- Deduplication in a store.
 
 
 def _recipe(folder, documents_by_source, **data):
@@ -110,20 +110,20 @@ def shards(request, monkeypatch):
         [number // 2 for number in range(120)],
         [*range(20), *([5] * 80), *range(60)],
     ],
-    ids=["all-again", "some-again", "one-text-at-both-ends", "each-twice", "shards-of-nothing-else"],
+    ids=["all", "some", "one-text-at-both-ends", "each-twice", "shards-of-duplicates-only"],
 )
-def test_a_store_with_repetitions_has_the_samples_of_one_without(tmp_path, order):
-    known = short_texts(60)
+def test_a_store_prepared_with_duplicates_equals_one_without(tmp_path, order):
+    documents = short_texts(60)
     (tmp_path / "once").mkdir()
-    once = _recipe(tmp_path / "once", {"text": known})
-    again = _recipe(tmp_path, {"text": [known[number] for number in order]})
+    once = _recipe(tmp_path / "once", {"text": documents})
+    again = _recipe(tmp_path, {"text": [documents[number] for number in order]})
     prepare(once)
     assert prepare(again).skipped_documents == {"text": {"duplicate": len(order) - 60}}
     assert all_samples(again.store_folder) == all_samples(once.store_folder)
 
 
 @pytest.mark.usefixtures("shards")
-def test_a_repetition_in_a_later_source_is_left_out_there(tmp_path):
+def test_a_duplicate_in_a_later_source_is_skipped_in_that_source(tmp_path):
     first, second = short_texts(40), short_texts(40, first=30)
     record = prepare(_recipe(tmp_path, {"first": first, "second": second}))
     assert record.skipped_documents == {"first": {}, "second": {"duplicate": 10}}
@@ -132,7 +132,7 @@ def test_a_repetition_in_a_later_source_is_left_out_there(tmp_path):
 
 
 @pytest.mark.usefixtures("shards")
-def test_a_source_of_repetitions_alone_has_no_samples(tmp_path):
+def test_a_source_with_only_duplicates_has_no_samples(tmp_path):
     recipe = _recipe(tmp_path, {"first": short_texts(40), "second": short_texts(40)})
     record = prepare(recipe)
     assert record.skipped_documents == {"first": {}, "second": {"duplicate": 40}}
@@ -140,30 +140,32 @@ def test_a_source_of_repetitions_alone_has_no_samples(tmp_path):
 
 
 @pytest.mark.usefixtures("shards")
-def test_all_pieces_of_a_repeated_document_are_left_out(tmp_path):
-    long = [" ".join(short_texts(20, first=20 * number)) for number in range(30)]
+def test_all_chunks_of_a_duplicate_document_are_skipped(tmp_path):
+    long_documents = [" ".join(short_texts(20, first=20 * number)) for number in range(30)]
     (tmp_path / "once").mkdir()
-    once = _recipe(tmp_path / "once", {"text": long}, sampling="chunk")
-    again = _recipe(tmp_path, {"text": [*long[:10], *long[5:], long[0]]}, sampling="chunk")
+    once = _recipe(tmp_path / "once", {"text": long_documents}, sampling="chunk")
+    again = _recipe(
+        tmp_path, {"text": [*long_documents[:10], *long_documents[5:], long_documents[0]]}, sampling="chunk"
+    )
     assert sum(split.samples for split in prepare(once).splits.values()) > 60
     prepare(again)
     assert all_samples(again.store_folder) == all_samples(once.store_folder)
 
 
 @pytest.mark.usefixtures("shards")
-def test_shards_are_numbered_without_gaps_and_nothing_else_is_left(tmp_path):
+def test_shard_numbers_are_consecutive_and_no_other_files_remain(tmp_path):
     documents = [*short_texts(20), *([short_texts(1)[0]] * 80), *short_texts(40, first=20)]
     recipe = _recipe(tmp_path, {"text": documents})
     record = prepare(recipe)
     for name, split in record.splits.items():
         files = [f"data-{number:05d}.arrow" for number in range(len(split.shards))]
         assert [shard.file for shard in split.shards] == files
-        found = sorted(path.name for path in (recipe.store_folder / name).iterdir())
-        assert found == [*files, "dataset_info.json", "state.json"]
+        names = sorted(path.name for path in (recipe.store_folder / name).iterdir())
+        assert names == [*files, "dataset_info.json", "state.json"]
 
 
 @pytest.mark.usefixtures("shards")
-def test_texts_that_become_the_same_tokens_are_no_repetitions(tmp_path):
+def test_different_texts_with_the_same_tokens_are_not_duplicates(tmp_path):
     documents = [*short_texts(40), *[text.upper() for text in short_texts(40)]]
     recipe = _recipe(tmp_path, {"text": documents})
     assert prepare(recipe).skipped_documents == {"text": {}}

@@ -17,36 +17,36 @@ def _read():
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """A small environment of its own."""
+    """Small Python environment in a temporary folder."""
     for name, content in {
-        "stdlib/module.py": '"""What the module is for."""\ndef f():\n    """What the function\n    does."""\n',
-        "stdlib/test/test_module.py": '"""Left out, since it is a test."""\n',
-        "stdlib/site-packages/base.py": '"""Left out, since it is of another environment."""\n',
+        "stdlib/module.py": '"""Module docstring."""\ndef f():\n    """Function\n    docstring."""\n',
+        "stdlib/test/test_module.py": '"""Skipped test module."""\n',
+        "stdlib/site-packages/base.py": '"""Skipped module of the base interpreter."""\n',
         "packages/tool/broken.py": '"""Python 2."""\nprint "x"\n',
-        "packages/tool/guide.rst": "How the tool is used.",
+        "packages/tool/guide.rst": "Usage of the tool.",
         "packages/tool/table.txt": "1 2 3 4 5 6 7 8",
         "packages/tool/latin.txt": "Gr\u00fc\u00dfe".encode("latin-1"),
-        "packages/tool-1.0.dist-info/METADATA": "Name: tool\nVersion: 1.0\n\nWhat the tool does.\n",
+        "packages/tool-1.0.dist-info/METADATA": "Name: tool\nVersion: 1.0\n\nDescription of the tool.\n",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    places = {"stdlib": tmp_path / "stdlib", "purelib": tmp_path / "packages", "platlib": tmp_path / "packages"}
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(places[name]))
+    paths = {"stdlib": tmp_path / "stdlib", "purelib": tmp_path / "packages", "platlib": tmp_path / "packages"}
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(paths[name]))
 
 
 @pytest.mark.usefixtures("environment")
-def test_docstrings_descriptions_and_files_are_read_in_the_order_of_their_paths():
+def test_docstrings_descriptions_and_files_are_read_in_path_order():
     assert _read() == [
-        "How the tool is used.",
-        "What the tool does.\n",
-        "What the module is for.",
-        "What the function\ndoes.",
+        "Usage of the tool.",
+        "Description of the tool.\n",
+        "Module docstring.",
+        "Function\ndocstring.",
     ]
 
 
 @pytest.mark.usefixtures("environment")
-def test_the_source_is_read_on_behind_any_block(monkeypatch):
+def test_reading_can_continue_after_any_block(monkeypatch):
     monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", 25)
     (input_file,) = list_input_files({"docs": SourceConfig(path="installed-documentation")})
     blocks = list(read_blocks(input_file, FilePosition()))
@@ -57,44 +57,44 @@ def test_the_source_is_read_on_behind_any_block(monkeypatch):
     assert [text for block in blocks for text in decode(block)] == _read()
 
 
-def test_processes_read_the_same_texts_as_this_one_does(monkeypatch):
+def test_workers_read_the_same_texts_as_a_single_process(monkeypatch):
     files = set(sorted(demo_corpus._list_files())[:30])
     monkeypatch.setattr(demo_corpus, "_list_files", lambda: files)
-    alone = _read()
+    expected = _read()
     monkeypatch.setattr(demo_corpus, "_FILES_PER_TASK", 7)
-    assert _read() == alone
+    assert _read() == expected
 
 
-def test_the_fraction_of_files_that_was_read_grows_to_all_of_them(monkeypatch):
+def test_the_fraction_of_files_read_increases_to_one(monkeypatch):
     files = set(sorted(demo_corpus._list_files())[:4])
     monkeypatch.setattr(demo_corpus, "_list_files", lambda: files)
     monkeypatch.setattr(demo_corpus, "_FILES_PER_TASK", 1)
     assert [fraction for _, fraction in read_installed_documentation()] == [0.25, 0.5, 0.75, 1.0]
 
 
-def test_this_environment_has_more_documents_than_files_and_no_empty_one():
+def test_this_environment_has_more_documents_than_files_and_no_empty_document():
     files = sorted(demo_corpus._list_files())
-    some = files[:: max(1, len(files) // 150)]
-    found = demo_corpus._read_files(some)
-    assert len(found) > len(some) > 100
-    assert all(found)
+    sample = files[:: max(1, len(files) // 150)]
+    documents = demo_corpus._read_files(sample)
+    assert len(documents) > len(sample) > 100
+    assert all(documents)
 
 
-def test_this_environments_own_packages_are_among_its_files():
+def test_the_files_include_the_installed_packages():
     assert Path(pytest.__file__) in demo_corpus._list_files()
 
 
-def test_a_text_without_a_letter_is_none(tmp_path):
+def test_a_text_without_letters_is_skipped(tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "module.py").write_text('"""  """\ndef function():\n    """Says something."""\n')
+    (tmp_path / "module.py").write_text('"""  """\ndef function():\n    """Function docstring."""\n')
     paths = [tmp_path / "empty.txt", tmp_path / "module.py"]
-    assert demo_corpus._read_files(paths) == ["Says something."]
+    assert demo_corpus._read_files(paths) == ["Function docstring."]
 
 
-def test_half_a_character_in_a_docstring_does_not_stop_the_source(tmp_path, monkeypatch):
+def test_a_lone_surrogate_in_a_docstring_is_replaced(tmp_path, monkeypatch):
     path = tmp_path / "module.py"
-    path.write_text('"""Half a pair \\ud800 in a docstring."""\n')
+    path.write_text('"""Lone surrogate \\ud800 in a docstring."""\n')
     monkeypatch.setattr(demo_corpus, "_list_files", lambda: {path})
     (input_file,) = list_input_files({"docs": SourceConfig(path="installed-documentation")})
     (block,) = itertools.islice(read_blocks(input_file, FilePosition()), 2)
-    assert list(decode(block)) == ["Half a pair ? in a docstring."]
+    assert list(decode(block)) == ["Lone surrogate ? in a docstring."]

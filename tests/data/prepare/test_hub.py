@@ -14,9 +14,9 @@ from mosaicbert.data.prepare.sources import InputFile, list_input_files
 from tests.data.corpus import (
     encode,
     jsonl,
-    name_like_a_hub_dataset,
     samples_of,
     short_texts,
+    treat_paths_as_hub_datasets,
     use_small_shards,
     write_hub_dataset,
     write_tokenizer,
@@ -48,19 +48,19 @@ def _documents(input_file):
     return [document for block in read_blocks(input_file, FilePosition()) for document in decode(block)]
 
 
-def test_a_split_has_a_shard_for_each_file(dataset):
+def test_a_split_has_one_shard_per_file(dataset):
     assert [count_shards(dataset, None, "en", split) for split in ("train", "validation")] == [3, 1]
 
 
-def test_each_shard_holds_the_texts_of_its_file_in_order(dataset):
+def test_each_shard_has_the_texts_of_its_file_in_order(dataset):
     assert [_documents(_input_file(dataset, shard=(number, 3))) for number in range(3)] == _SHARDS
 
 
-def test_each_split_holds_its_own_texts(dataset):
+def test_each_split_has_its_own_texts(dataset):
     assert _documents(_input_file(dataset, "validation")) == _VALIDATION
 
 
-def test_a_subset_holds_its_own_texts(tmp_path):
+def test_each_subset_has_its_own_texts(tmp_path):
     folder = write_hub_dataset(tmp_path / "d", {"train": [["english"]]}, subset="en")
     first = (folder / "README.md").read_text()
     write_hub_dataset(folder, {"train": [["deutsch"]]}, subset="de")
@@ -69,7 +69,7 @@ def test_a_subset_holds_its_own_texts(tmp_path):
     assert _documents(_input_file(str(folder), subset="de")) == ["deutsch"]
 
 
-def test_reading_goes_on_behind_any_block_of_a_shard(dataset, monkeypatch):
+def test_reading_can_continue_after_any_block_of_a_shard(dataset, monkeypatch):
     monkeypatch.setattr("mosaicbert.data.prepare.hub._ROWS_PER_BATCH", 7)
     monkeypatch.setattr("mosaicbert.data.prepare.readers.BLOCK_BYTES", 50)
     input_file = _input_file(dataset, shard=(1, 3))
@@ -79,14 +79,14 @@ def test_reading_goes_on_behind_any_block_of_a_shard(dataset, monkeypatch):
         assert list(read_blocks(input_file, blocks[number].end)) == blocks[number + 1 :]
 
 
-def test_a_dataset_without_a_validation_split_to_use_has_parts_of_training_alone(dataset, monkeypatch):
-    name_like_a_hub_dataset(monkeypatch)
+def test_without_a_validation_split_only_training_shards_are_listed(dataset, monkeypatch):
+    treat_paths_as_hub_datasets(monkeypatch)
     input_files = list_input_files({"text": SourceConfig(path=dataset, subset="en")})
     assert input_files == [_input_file(dataset, shard=(number, 3)) for number in range(3)]
 
 
-def test_a_validation_split_is_held_out_as_it_is(dataset, monkeypatch):
-    name_like_a_hub_dataset(monkeypatch)
+def test_the_validation_split_of_a_dataset_is_the_validation_split(dataset, monkeypatch):
+    treat_paths_as_hub_datasets(monkeypatch)
     input_files = list_input_files({"text": SourceConfig(path=dataset, subset="en", validation_split="validation")})
     expected = [_input_file(dataset, shard=(number, 3), split="train") for number in range(3)]
     assert input_files == [*expected, _input_file(dataset, "validation", split="validation")]
@@ -95,26 +95,24 @@ def test_a_validation_split_is_held_out_as_it_is(dataset, monkeypatch):
 @pytest.mark.parametrize(
     ("make", "subset", "split", "expected"),
     [
-        (str, "en", "test", r"\(en\): split test cannot be opened: .*test"),
-        (str, "fr", "train", r"\(fr\): split train cannot be opened: .*fr"),
-        (lambda dataset: f"{dataset}-missing", None, "train", "-missing: split train cannot be opened: "),
+        (str, "en", "test", r"\(en\), split test, cannot be opened \(.*test"),
+        (str, "fr", "train", r"\(fr\), split train, cannot be opened \(.*fr"),
+        (lambda dataset: f"{dataset}-missing", None, "train", "-missing, split train, cannot be opened "),
     ],
     ids=["split", "subset", "dataset"],
 )
-def test_what_is_not_there_is_refused_in_one_line_that_names_it(dataset, make, subset, split, expected):
+def test_a_missing_split_subset_or_dataset_raises_an_error_of_one_line(dataset, make, subset, split, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
         count_shards(make(dataset), None, subset, split)
     assert "\n" not in str(caught.value)
 
 
-def test_another_column_is_refused_with_those_that_are_there(dataset):
-    with pytest.raises(
-        ConfigError, match=r"train shard 0 of 3: no column 'body', only \['text'\]; set data\.sources\.text"
-    ):
+def test_a_missing_column_raises_an_error_with_the_existing_columns(dataset):
+    with pytest.raises(ConfigError, match=r"must be one of the columns \['text'\] of .*train shard 0 of 3, got 'body'"):
         _documents(_input_file(dataset, shard=(0, 3), text_column="body"))
 
 
-def _damage_gzip(content):
+def _corrupt_gzip(content):
     half = len(content) // 2
     return content[:half] + bytes([content[half] ^ 0xFF]) + content[half + 1 :]
 
@@ -124,16 +122,16 @@ def _damage_gzip(content):
     [
         ("train-0.jsonl", jsonl(short_texts(50)) + b'{"text": '),
         ("train-0.jsonl.gz", gzip.compress(jsonl(short_texts(2000)))[:-1000]),
-        ("train-0.jsonl.gz", _damage_gzip(gzip.compress(jsonl(short_texts(2000))))),
+        ("train-0.jsonl.gz", _corrupt_gzip(gzip.compress(jsonl(short_texts(2000))))),
         ("train-0.parquet", b"no parquet"),
     ],
     ids=["half-a-line", "truncated-gzip", "flipped-byte", "no-parquet"],
 )
-def test_a_damaged_shard_is_refused_in_one_line_that_names_it(tmp_path, name, content):
-    folder = tmp_path / "damaged"
+def test_a_corrupted_shard_raises_an_error_of_one_line_with_its_dataset(tmp_path, name, content):
+    folder = tmp_path / "corrupted"
     folder.mkdir()
     (folder / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=r"damaged: .*train") as caught:
+    with pytest.raises(ConfigError, match=r"corrupted, (split )?train") as caught:
         _documents(_input_file(str(folder), subset=None))
     assert "\n" not in str(caught.value)
 
@@ -142,40 +140,40 @@ def test_a_damaged_shard_is_refused_in_one_line_that_names_it(tmp_path, name, co
 def recipe(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
-        name_like_a_hub_dataset(patch)
+        treat_paths_as_hub_datasets(patch)
         use_small_shards(patch)
         recipe = _recipe(folder, dataset)
         prepare(recipe)
     return recipe
 
 
-def test_a_prepared_dataset_has_the_splits_of_the_hub(recipe):
+def test_a_store_has_the_splits_of_the_dataset(recipe):
     train = [encode(text) for shard in _SHARDS for text in shard]
     assert samples_of(recipe.store_folder, "train") == train
     assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _VALIDATION]
 
 
-def test_a_text_in_both_splits_of_the_hub_stays_in_training(tmp_path, monkeypatch):
-    name_like_a_hub_dataset(monkeypatch)
+def test_a_text_in_both_splits_of_a_dataset_stays_in_training(tmp_path, monkeypatch):
+    treat_paths_as_hub_datasets(monkeypatch)
     use_small_shards(monkeypatch)
-    both = _VALIDATION[3]
-    splits = {"train": [_SHARDS[0], [both]], "validation": [_VALIDATION]}
+    shared = _VALIDATION[3]
+    splits = {"train": [_SHARDS[0], [shared]], "validation": [_VALIDATION]}
     recipe = _recipe(tmp_path, str(write_hub_dataset(tmp_path / "owner" / "name", splits, subset="en")))
     assert prepare(recipe).skipped_documents == {"text": {"duplicate": 1}}
-    assert samples_of(recipe.store_folder, "train")[-1] == encode(both)
-    assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _VALIDATION if text != both]
+    assert samples_of(recipe.store_folder, "train")[-1] == encode(shared)
+    assert samples_of(recipe.store_folder, "validation") == [encode(text) for text in _VALIDATION if text != shared]
 
 
-def test_a_hub_out_of_reach_is_one_line_and_leaves_nothing(tmp_path):
+def test_an_unreachable_hub_raises_an_error_of_one_line_and_leaves_no_files(tmp_path):
     path = tmp_path / "recipe.yaml"
     save_recipe(tiny_recipe(tmp_path / "runs", "nobody/nothing"), path)
     command = [sys.executable, "-m", "mosaicbert", "prepare", str(path)]
-    answer = subprocess.run(
+    result = subprocess.run(
         command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
-    assert answer.returncode == 2
-    assert answer.stderr.splitlines()[-1].startswith(
-        "mosaicbert prepare: nobody/nothing: revision main cannot be opened"
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(
+        "mosaicbert prepare: Hub dataset nobody/nothing, revision main, cannot be opened"
     )
-    assert "Traceback" not in answer.stderr
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()

@@ -7,12 +7,12 @@ import pytest
 from mosaicbert.data.prepare.prefetch import prefetch
 
 
-def _count(first, end, seen=None, error_at=None):
+def _count(first, end, yielded=None, error_at=None):
     for number in range(first, end):
         if number == error_at:
             raise OSError(f"at {number}")
-        if seen is not None:
-            seen.append(number)
+        if yielded is not None:
+            yielded.append(number)
         yield number
 
 
@@ -21,16 +21,16 @@ def _readers(*bounds, **keys):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 7])
-def test_items_come_in_the_order_of_the_readers(num_threads):
+def test_items_are_in_the_order_of_the_readers(num_threads):
     readers = _readers((0, 50), (50, 50), (50, 51), (51, 200))
     assert list(prefetch(readers, num_threads)) == list(range(200))
 
 
-def test_no_readers_give_nothing():
+def test_without_readers_there_are_no_items():
     assert list(prefetch([], 3)) == []
 
 
-def test_an_error_comes_when_the_turn_of_its_reader_has_come():
+def test_an_exception_is_raised_after_the_items_of_the_previous_readers():
     collected = []
     with pytest.raises(OSError, match="at 12"):
         for number in prefetch(_readers((0, 10), (10, 20), error_at=12), 2):
@@ -38,29 +38,29 @@ def test_an_error_comes_when_the_turn_of_its_reader_has_come():
     assert collected == list(range(12))
 
 
-def test_only_a_few_items_are_read_ahead():
-    seen = []
-    items = prefetch(_readers((0, 1000), seen=seen), 1)
+def test_only_a_few_items_are_prefetched():
+    yielded = []
+    items = prefetch(_readers((0, 1000), yielded=yielded), 1)
     next(items)
     time.sleep(0.3)
-    assert len(seen) < 10
+    assert len(yielded) < 10
     items.close()
 
 
-def test_the_next_readers_work_before_their_turn():
-    began = threading.Event()
+def test_the_next_reader_starts_before_the_current_one_ends():
+    started = threading.Event()
 
     def second():
-        began.set()
+        started.set()
         yield 2
 
     items = prefetch([functools.partial(_count, 0, 1000), second], 2)
     next(items)
-    assert began.wait(10)
+    assert started.wait(10)
     items.close()
 
 
-def test_who_stops_early_leaves_no_thread():
+def test_closing_the_iterator_ends_all_threads():
     before = threading.active_count()
     items = prefetch(_readers((0, 1000), (1000, 2000), (2000, 3000)), 3)
     next(items)

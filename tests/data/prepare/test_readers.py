@@ -25,7 +25,7 @@ def _input_file(path, column="text"):
 
 
 def _read(path, column="text"):
-    """The documents of a file; those that cannot be read, as one would be told."""
+    """Read the documents of a file, with invalid documents as error messages."""
     blocks = list(read_blocks(_input_file(path, column), FilePosition()))
     return [doc if isinstance(doc, str) else str(doc) for block in blocks for doc in decode(block)]
 
@@ -50,17 +50,17 @@ def _batch(texts, column="text"):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_every_line_of_a_json_file_is_a_document(tmp_path, name):
+def test_each_line_of_a_json_file_is_a_document(tmp_path, name):
     (tmp_path / name).write_bytes(jsonl(_TEXTS))
     assert _read(tmp_path / name) == _TEXTS
 
 
-def test_the_last_line_of_a_json_file_needs_no_line_break(tmp_path):
+def test_the_last_line_of_a_json_file_does_not_need_a_line_break(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(jsonl(_TEXTS).rstrip())
     assert _read(tmp_path / "a.jsonl") == _TEXTS
 
 
-def test_json_lines_may_end_as_on_windows_begin_with_a_byte_order_mark_and_have_blank_ones_between(tmp_path):
+def test_json_lines_may_have_windows_line_ends_a_byte_order_mark_and_blank_lines(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + jsonl(_TEXTS).replace(b"\n", b"\r\n \r\n\r\n"))
     assert _read(tmp_path / "a.jsonl") == _TEXTS
 
@@ -73,9 +73,7 @@ def test_compressed_json_is_read(tmp_path, suffix, compress):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 2**18])
 @_COMPRESSORS
-def test_compressed_members_one_behind_the_other_are_read_as_one_file(
-    tmp_path, monkeypatch, suffix, compress, chunk_bytes
-):
+def test_concatenated_compressed_streams_are_read_as_one_file(tmp_path, monkeypatch, suffix, compress, chunk_bytes):
     monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
     content = jsonl(_TEXTS)
     cuts = [content[:10], content[10:50], b"", content[50:]]
@@ -84,7 +82,7 @@ def test_compressed_members_one_behind_the_other_are_read_as_one_file(
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 16, 2**18])
-def test_zeros_behind_a_gzip_member_are_padding(tmp_path, monkeypatch, chunk_bytes):
+def test_zeros_after_a_gzip_stream_are_ignored(tmp_path, monkeypatch, chunk_bytes):
     monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk_bytes)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(_TEXTS)) + bytes(100))
     (block,) = read_blocks(_input_file(tmp_path / "a.jsonl.gz"), FilePosition())
@@ -108,7 +106,7 @@ def test_skippable_frames_of_zstd_are_skipped(tmp_path):
     ],
     ids=["plain", "many-blank-lines", "windows", "white-space", "mixed"],
 )
-def test_texts_of_a_txt_file_are_parted_by_blank_lines(tmp_path, content):
+def test_texts_of_a_txt_file_are_separated_by_blank_lines(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     assert _read(tmp_path / "a.txt") == ["One\nstill one", "Two"]
 
@@ -124,7 +122,7 @@ def test_compressed_txt_is_read(tmp_path, suffix, compress):
     [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
     ids=str,
 )
-def test_every_type_of_text_that_parquet_has_is_read(tmp_path, kind):
+def test_every_text_type_of_parquet_is_read(tmp_path, kind):
     column = pa.array(_TEXTS * 3).cast(kind)
     table = pa.table({"number": range(9), "body": column})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
@@ -132,13 +130,13 @@ def test_every_type_of_text_that_parquet_has_is_read(tmp_path, kind):
 
 
 @_ARROW_FORMATS
-def test_both_formats_of_arrow_are_read(tmp_path, new):
+def test_both_arrow_formats_are_read(tmp_path, new):
     path = _write_arrow(tmp_path / "a.arrow", new, _batch(_TEXTS), _batch([]), _batch(_TEXTS[:1]))
     assert _read(path) == [*_TEXTS, _TEXTS[0]]
 
 
 @_ARROW_FORMATS
-def test_dictionaries_are_read_from_both_formats_of_arrow(tmp_path, new):
+def test_dictionaries_are_read_from_both_arrow_formats(tmp_path, new):
     batch = pa.record_batch({"text": pa.array(_TEXTS * 2).dictionary_encode()})
     assert _read(_write_arrow(tmp_path / "a.arrow", new, batch)) == _TEXTS * 2
 
@@ -155,26 +153,29 @@ def test_an_empty_file_has_no_documents(tmp_path, name):
         (b'{"text": "caf\xe9"}', r"not UTF-8 \(invalid continuation byte at byte 14 of the line\)"),
         (b'{"text": "half', r"not JSON \(Unterminated string"),
         (b"[" * 100_000, r"not JSON \("),
-        (b'["text"]', "no JSON object but list; write one object per line"),
-        (b"3", "no JSON object but int"),
-        (b'{"body": "b", "a": 1}', r"no text in column 'text', only \['a', 'body'\]; set text_column of its source"),
+        (b'["text"]', "not a JSON object, got list; write one object per line"),
+        (b"3", "not a JSON object, got int"),
+        (
+            b'{"body": "b", "a": 1}',
+            r"no text in column 'text', got columns \['a', 'body'\]; set `text_column` of the source",
+        ),
         (b'{"text": null}', "no text in column 'text'"),
         (b'{"text": 3}', "no text in column 'text'"),
         (b'{"text": ["a"]}', "no text in column 'text'"),
     ],
     ids=["encoding", "half", "deep", "list", "number", "other-column", "null", "number-for-text", "list-for-text"],
 )
-def test_a_line_that_cannot_be_read_is_named_by_its_number_and_the_others_are_read(tmp_path, line, expected):
+def test_an_invalid_line_is_reported_with_its_number_and_the_others_are_read(tmp_path, line, expected):
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(_TEXTS[:2]) + b"\n" + line + b"\n" + jsonl(_TEXTS[2:]))
-    first, second, bad, third = _read(path)
+    first, second, message, third = _read(path)
     assert [first, second, third] == _TEXTS
-    assert bad.startswith(f"{path}, line 4: ")
-    assert re.search(expected, bad)
-    assert len(bad.splitlines()) == 1
+    assert message.startswith(f"{path}, line 4: ")
+    assert re.search(expected, message)
+    assert len(message.splitlines()) == 1
 
 
-def test_bad_lines_are_numbered_through_all_blocks(tmp_path, monkeypatch):
+def test_line_numbers_of_invalid_lines_continue_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
     path = tmp_path / "a.jsonl"
     path.write_bytes((jsonl(short_texts(9)) + b"{\n") * 5)
@@ -183,7 +184,7 @@ def test_bad_lines_are_numbered_through_all_blocks(tmp_path, monkeypatch):
     ]
 
 
-def test_a_paragraph_that_is_no_utf8_is_named_by_its_first_line(tmp_path):
+def test_a_paragraph_that_is_not_utf8_is_reported_with_its_first_line(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"One\n\n\nTwo\ncaf\xe9\n\nThree\n")
     assert _read(path)[1].startswith(f"{path}, line 4: not UTF-8")
@@ -191,11 +192,11 @@ def test_a_paragraph_that_is_no_utf8_is_named_by_its_first_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, "no text, the column is empty there"), (b"\xff", "not UTF-8 (invalid start byte at byte 1 of the text)")],
+    [(None, "no text, the value is null"), (b"\xff", "not UTF-8 (invalid start byte at byte 1 of the text)")],
     ids=["null", "encoding"],
 )
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_a_row_that_cannot_be_read_is_named_by_its_number_and_the_others_are_read(tmp_path, name, value, expected):
+def test_an_invalid_row_is_reported_with_its_number_and_the_others_are_read(tmp_path, name, value, expected):
     raw = [*[text.encode() for text in _TEXTS[:2]], value, _TEXTS[2].encode()]
     table = pa.table({"text": pa.array(raw, pa.binary())})
     if name == "a.parquet":
@@ -218,24 +219,24 @@ _COLUMN_FORMATS = pytest.mark.parametrize(
 
 
 @_COLUMN_FORMATS
-def test_a_missing_column_is_refused_with_those_that_are_there(tmp_path, name, new):
+def test_a_missing_column_raises_an_error_with_the_existing_columns(tmp_path, name, new):
     path = _write_columns(tmp_path / name, pa.table({"a": ["x"], "b": ["y"]}), new)
-    with pytest.raises(ConfigError, match=r"no column 'text', only \['a', 'b'\]; set data\.sources\.text\.text_column"):
+    with pytest.raises(ConfigError, match=r"text_column` must be one of the columns \['a', 'b'\] of .*, got 'text'"):
         _read(path)
 
 
 @pytest.mark.parametrize("values", [[1], [1.5], [True], [["a"]]], ids=["int", "float", "bool", "list"])
 @_COLUMN_FORMATS
-def test_a_column_of_something_else_than_text_is_refused_with_its_type(tmp_path, name, new, values):
+def test_a_column_without_text_raises_an_error_with_its_type(tmp_path, name, new, values):
     path = _write_columns(tmp_path / name, pa.table({"text": values}), new)
-    with pytest.raises(ConfigError, match=rf"{name}: column 'text' holds .*, not text; set data\.sources\.text\.text_"):
+    with pytest.raises(ConfigError, match=rf"text_column` must be a column of text in .*{name}, got 'text' of type "):
         _read(path)
 
 
 @_COLUMN_FORMATS
-def test_a_column_of_nothing_but_nulls_is_rows_without_text(tmp_path, name, new):
+def test_each_row_of_a_null_column_is_reported_as_without_text(tmp_path, name, new):
     path = _write_columns(tmp_path / name, pa.table({"text": pa.nulls(2)}), new)
-    assert [doc.split(": ")[1] for doc in _read(path)] == ["no text, the column is empty there"] * 2
+    assert [doc.split(": ")[1] for doc in _read(path)] == ["no text, the value is null"] * 2
 
 
 def _truncate(content):
@@ -247,13 +248,13 @@ def _flip(content):
     return content[:half] + bytes([content[half] ^ 0x55]) + content[half + 1 :]
 
 
-def _random_texts(count):
-    """That cannot be compressed well, so that a file of them is several chunks long."""
+def _random_texts(num_texts):
+    """Make texts that compress badly, so that a file of them has several chunks."""
     draw = random.Random(5)
-    return [draw.randbytes(100).hex() for _ in range(count)]
+    return [draw.randbytes(100).hex() for _ in range(num_texts)]
 
 
-def _read_damaged(path, content, monkeypatch):
+def _read_corrupted(path, content, monkeypatch):
     monkeypatch.setattr(readers, "_CHUNK_BYTES", 2**12)
     monkeypatch.setattr(readers, "BLOCK_BYTES", 2**14)
     path.write_bytes(content)
@@ -262,12 +263,14 @@ def _read_damaged(path, content, monkeypatch):
 
 
 @_COMPRESSORS
-def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, monkeypatch, suffix, compress):
+def test_a_truncated_file_is_read_up_to_its_last_complete_line(tmp_path, monkeypatch, suffix, compress):
     documents = _random_texts(1000)
-    read, corruption = _read_damaged(tmp_path / f"a.jsonl{suffix}", _truncate(compress(jsonl(documents))), monkeypatch)
-    assert 500 < len(read) < 800
-    assert read == documents[: len(read)]
-    assert corruption == f"ends too early, behind line {len(read)}; fetch it again"
+    documents_read, corruption = _read_corrupted(
+        tmp_path / f"a.jsonl{suffix}", _truncate(compress(jsonl(documents))), monkeypatch
+    )
+    assert 500 < len(documents_read) < 800
+    assert documents_read == documents[: len(documents_read)]
+    assert corruption == f"unexpected end of file after line {len(documents_read)}; download it again"
 
 
 @pytest.mark.parametrize(
@@ -275,29 +278,31 @@ def test_a_truncated_file_is_read_up_to_its_last_whole_line(tmp_path, monkeypatc
     [(".gz", gzip.compress), (".zst", zstandard.ZstdCompressor(write_checksum=True).compress)],
     ids=[".gz", ".zst"],
 )
-def test_a_flipped_byte_in_a_compressed_file_is_noticed(tmp_path, monkeypatch, suffix, compress):
+def test_a_changed_byte_in_a_compressed_file_is_detected(tmp_path, monkeypatch, suffix, compress):
     documents = _random_texts(1000)
-    read, corruption = _read_damaged(tmp_path / f"a.jsonl{suffix}", _flip(compress(jsonl(documents))), monkeypatch)
-    assert read[:500] == documents[:500]
-    assert corruption.startswith(f"damaged behind line {len(read)} (")
+    documents_read, corruption = _read_corrupted(
+        tmp_path / f"a.jsonl{suffix}", _flip(compress(jsonl(documents))), monkeypatch
+    )
+    assert documents_read[:500] == documents[:500]
+    assert corruption.startswith(f"corrupted after line {len(documents_read)} (")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_file_that_is_not_compressed_as_its_name_says_is_damaged_from_its_first_line(tmp_path, suffix):
+def test_an_uncompressed_file_with_a_compression_suffix_is_corrupted_from_the_first_line(tmp_path, suffix):
     (tmp_path / f"a.jsonl{suffix}").write_bytes(jsonl(_TEXTS))
     (block,) = read_blocks(_input_file(tmp_path / f"a.jsonl{suffix}"), FilePosition())
-    assert block.corruption.startswith("damaged behind line 0 (")
+    assert block.corruption.startswith("corrupted after line 0 (")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
 @pytest.mark.parametrize("content", [b"", b"no such file format at all", b"ARROW1 and nothing more", b"PAR1"])
-def test_a_file_of_columns_that_is_none_is_damaged_from_its_first_row(tmp_path, name, content):
+def test_a_file_with_invalid_table_content_is_corrupted_from_the_first_row(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     (block,) = read_blocks(_input_file(tmp_path / name), FilePosition())
-    assert block.corruption.startswith("damaged behind row 0 (")
+    assert block.corruption.startswith("corrupted after row 0 (")
 
 
-def test_a_parquet_file_is_read_up_to_its_damaged_row_group(tmp_path):
+def test_a_parquet_file_is_read_up_to_its_corrupted_row_group(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": short_texts(40)}), path, row_group_size=20, compression="gzip")
     group = pq.ParquetFile(path).metadata.row_group(1).column(0)
@@ -307,39 +312,39 @@ def test_a_parquet_file_is_read_up_to_its_damaged_row_group(tmp_path):
     path.write_bytes(content)
     *_, last = blocks = list(read_blocks(_input_file(path), FilePosition()))
     assert [text for block in blocks for text in decode(block)] == short_texts(20)
-    assert last.corruption.startswith("damaged behind row 20 (")
+    assert last.corruption.startswith("corrupted after row 20 (")
 
 
-def test_a_truncated_stream_of_arrow_is_read_up_to_its_last_whole_batch(tmp_path):
+def test_a_truncated_arrow_stream_is_read_up_to_its_last_complete_batch(tmp_path):
     path = _write_arrow(tmp_path / "a.arrow", pa.ipc.new_stream, _batch(short_texts(20)), _batch(short_texts(20, 20)))
     path.write_bytes(path.read_bytes()[:-600])
     *_, last = blocks = list(read_blocks(_input_file(path), FilePosition()))
     assert [text for block in blocks for text in decode(block)] == short_texts(20)
-    assert last.corruption.startswith("damaged behind row 20 (")
+    assert last.corruption.startswith("corrupted after row 20 (")
 
 
-_LONG_ONES = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]}
+_LONG_POSITIONS = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
-@pytest.mark.parametrize("places", _LONG_ONES.values(), ids=_LONG_ONES.keys())
+@pytest.mark.parametrize("positions", _LONG_POSITIONS.values(), ids=_LONG_POSITIONS.keys())
 @pytest.mark.parametrize("block_bytes", [50, 3000], ids=["small-blocks", "large-blocks"])
-def test_a_document_too_long_for_the_memory_is_left_out_and_all_others_are_read(
-    tmp_path, monkeypatch, suffix, places, block_bytes
+def test_a_document_that_is_too_long_is_skipped_and_the_others_are_read(
+    tmp_path, monkeypatch, suffix, positions, block_bytes
 ):
     monkeypatch.setattr(readers, "_MAX_DOCUMENT_BYTES", 5000)
     monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
     documents = [f"short text {number}" for number in range(7)]
-    for place in places:
-        documents[place] = "long " * 20_000
+    for index in positions:
+        documents[index] = "long " * 20_000
     path = tmp_path / f"a{suffix}"
     path.write_bytes(gzip.compress(jsonl(documents)) if suffix.endswith("gz") else jsonl(documents))
-    found = [doc for block in read_blocks(_input_file(path), FilePosition()) for doc in decode(block)]
-    bad = {place for place, doc in enumerate(found) if not isinstance(doc, str)}
-    assert bad == set(places)
-    assert [doc for doc in found if isinstance(doc, str)] == [doc for doc in documents if len(doc) < 100]
-    assert all(found[place].kind == "too long" for place in bad)
-    assert all(found[place].place == f"{path}, line {place + 1}" for place in bad)
+    results = [doc for block in read_blocks(_input_file(path), FilePosition()) for doc in decode(block)]
+    invalid = {index for index, doc in enumerate(results) if not isinstance(doc, str)}
+    assert invalid == set(positions)
+    assert [doc for doc in results if isinstance(doc, str)] == [doc for doc in documents if len(doc) < 100]
+    assert all(results[index].reason == "too long" for index in invalid)
+    assert all(results[index].location == f"{path}, line {index + 1}" for index in invalid)
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
@@ -351,19 +356,19 @@ def test_a_file_without_line_breaks_is_one_document_that_is_too_long(tmp_path, m
     (block,) = read_blocks(_input_file(tmp_path / "a.txt"), FilePosition())
     assert block.content is None
     assert block.end.offset == 50_000
-    assert [doc.kind for doc in decode(block)] == ["too long"]
+    assert [doc.reason for doc in decode(block)] == ["too long"]
 
 
-# --- What is read does not depend on where reading begins, nor on the sizes of blocks and chunks.
+# --- Independence of the start position, and of the sizes of blocks and chunks.
 
 
-def _members(content, compress):
-    cut = len(content) // 3
-    return compress(content[:cut]) + compress(content[cut:])
+def _compress_in_two_streams(content, compress):
+    middle = len(content) // 3
+    return compress(content[:middle]) + compress(content[middle:])
 
 
 def _write_random(path, documents, group):
-    """A file of the kind that its name says."""
+    """Write documents in the format of the file name."""
     if path.suffix == ".parquet":
         return pq.write_table(pa.table({"text": pa.array(documents, pa.string())}), path, row_group_size=group)
     if path.suffix == ".arrow":
@@ -374,7 +379,7 @@ def _write_random(path, documents, group):
     else:
         content = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in documents)
     if path.suffix in (".gz", ".zst"):
-        content = _members(content, gzip.compress if path.suffix == ".gz" else _zstd)
+        content = _compress_in_two_streams(content, gzip.compress if path.suffix == ".gz" else _zstd)
     return path.write_bytes(content)
 
 
@@ -394,7 +399,7 @@ def _contents(blocks):
     rows=st.integers(1, 10),
     truncated=st.booleans(),
 )
-def test_reading_from_the_end_of_any_block_gives_exactly_the_blocks_behind_it(
+def test_reading_from_the_end_of_any_block_yields_the_remaining_blocks(
     tmp_path_factory, name, documents, chunk_bytes, block_bytes, rows, truncated
 ):
     path = tmp_path_factory.mktemp("random") / name
@@ -439,7 +444,7 @@ _LINES = st.lists(st.sampled_from(["a", "bcd", "", "\r", " ", "a\r"]), min_size=
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
 @given(content=_LINES, chunk_bytes=st.integers(1, 9), block_bytes=st.integers(3, 30))
-def test_blocks_are_cut_by_their_content_alone(tmp_path_factory, name, content, chunk_bytes, block_bytes):
+def test_block_boundaries_depend_on_the_content_only(tmp_path_factory, name, content, chunk_bytes, block_bytes):
     path = tmp_path_factory.mktemp("random") / name
     path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -450,19 +455,19 @@ def test_blocks_are_cut_by_their_content_alone(tmp_path_factory, name, content, 
 
 
 def _paragraphs(content):
-    """The definition: runs of lines that are not blank, with the number of the first."""
-    found, run = [], []
+    """Split into runs of lines that are not blank, each with the number of its first line. Reference implementation."""
+    paragraphs, run = [], []
     for number, line in enumerate([*content.split(b"\n"), b""], 1):
         if line.strip():
             run.append((number, line.rstrip(b"\r")))
         elif run:
-            found.append((run[0][0], b"\n".join(line for _, line in run)))
+            paragraphs.append((run[0][0], b"\n".join(line for _, line in run)))
             run = []
-    return found
+    return paragraphs
 
 
 @given(content=st.text(alphabet="a\xff \n\n\n\r", max_size=120).map(lambda text: text.encode("latin-1")))
-def test_texts_and_line_numbers_of_a_txt_file_are_those_of_the_definition(tmp_path_factory, content):
+def test_texts_and_line_numbers_of_a_txt_file_match_the_reference(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("random") / "a.txt"
     path.write_bytes(content)
     expected = [
@@ -474,24 +479,24 @@ def test_texts_and_line_numbers_of_a_txt_file_are_those_of_the_definition(tmp_pa
         assert [doc.split(":")[0] for doc in _read(path)] == expected
 
 
-def test_blocks_are_about_as_large_as_they_should_be(tmp_path, monkeypatch):
+def test_blocks_have_approximately_the_configured_size(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(short_texts(500)))
     *blocks, last = read_blocks(_input_file(path), FilePosition())
-    longest = max(map(len, jsonl(short_texts(500)).splitlines())) + 1
-    assert all(1000 <= len(block.content) < 1000 + longest for block in blocks)
-    assert len(last.content) < 1000 + longest
+    max_line_bytes = max(map(len, jsonl(short_texts(500)).splitlines())) + 1
+    assert all(1000 <= len(block.content) < 1000 + max_line_bytes for block in blocks)
+    assert len(last.content) < 1000 + max_line_bytes
 
 
-def test_a_batch_of_long_rows_becomes_several_blocks(tmp_path, monkeypatch):
+def test_a_batch_of_long_rows_is_split_into_several_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x" * 500] * 50}), path)
     assert max(len(b"".join(block.content)) for block in read_blocks(_input_file(path), FilePosition())) <= 1500
 
 
-def test_only_the_row_groups_that_are_left_are_read(tmp_path):
+def test_only_the_remaining_row_groups_are_read(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": short_texts(40)}), path, row_group_size=10)
     content = bytearray(path.read_bytes())
@@ -503,7 +508,7 @@ def test_only_the_row_groups_that_are_left_are_read(tmp_path):
     assert [text for block in blocks for text in decode(block)] == short_texts(30, 10)
 
 
-def test_the_fraction_that_was_read_grows_to_all_of_the_part(tmp_path, monkeypatch):
+def test_the_fraction_read_increases_to_one(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "_CHUNK_BYTES", 500)
     monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     path = tmp_path / "a.jsonl"
@@ -514,8 +519,8 @@ def test_the_fraction_that_was_read_grows_to_all_of_the_part(tmp_path, monkeypat
     assert fractions[-1] == 1.0
 
 
-def test_a_bad_document_says_where_and_what():
+def test_the_message_of_an_invalid_document_has_its_location_and_reason():
     assert (
-        str(InvalidDocument("a.jsonl, line 3", "no text", ", only a picture"))
-        == "a.jsonl, line 3: no text, only a picture"
+        str(InvalidDocument("a.jsonl, line 3", "no text", "; only a picture"))
+        == "a.jsonl, line 3: no text; only a picture"
     )

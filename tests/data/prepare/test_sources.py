@@ -15,14 +15,14 @@ def _write(path, content=""):
     return path
 
 
-def test_a_folder_is_its_files_and_those_of_its_subfolders_in_the_order_of_their_names(tmp_path):
+def test_a_folder_lists_its_files_recursively_in_alphabetical_order(tmp_path):
     for name in ("b/1.jsonl", "a.jsonl", "b/0.jsonl", "c.jsonl.gz", "README.md", ".hidden"):
         _write(tmp_path / name)
     names = [input_file.path.removeprefix(f"{tmp_path}/") for input_file in _list(tmp_path)]
     assert names == ["a.jsonl", "b/0.jsonl", "b/1.jsonl", "c.jsonl.gz"]
 
 
-def test_a_glob_is_the_files_it_matches_in_the_order_of_their_names(tmp_path):
+def test_a_glob_lists_its_matches_in_alphabetical_order(tmp_path):
     for name in ("part-1.jsonl", "part-0.jsonl", "other.jsonl"):
         _write(tmp_path / name)
     assert [input_file.path for input_file in _list(tmp_path / "part-*.jsonl")] == [
@@ -31,7 +31,7 @@ def test_a_glob_is_the_files_it_matches_in_the_order_of_their_names(tmp_path):
     ]
 
 
-def test_sources_stand_in_the_order_of_the_recipe(tmp_path):
+def test_sources_are_in_the_order_of_the_recipe(tmp_path):
     _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.jsonl")
     sources = {name: SourceConfig(path=str(tmp_path / f"{name}.jsonl")) for name in ("b", "a")}
     assert [input_file.source for input_file in list_input_files(sources)] == ["b", "a"]
@@ -50,12 +50,12 @@ def test_sources_stand_in_the_order_of_the_recipe(tmp_path):
         ("a.arrow", ".arrow", ""),
     ],
 )
-def test_a_files_name_says_how_it_is_read(tmp_path, name, kind, compression):
+def test_kind_and_compression_follow_from_the_file_name(tmp_path, name, kind, compression):
     (input_file,) = _list(_write(tmp_path / name))
     assert (input_file.kind, input_file.compression) == (kind, compression)
 
 
-def test_a_part_knows_its_size(tmp_path):
+def test_an_input_file_has_the_size_of_its_file(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["some text"])
     assert _list(path)[0].size == path.stat().st_size
 
@@ -63,17 +63,17 @@ def test_a_part_knows_its_size(tmp_path):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda folder: folder / "missing.jsonl", "no such file"),
-        (lambda folder: folder / "missing-*.jsonl", "no such file"),
-        (lambda folder: folder / "missing", "no such file"),
-        (lambda folder: folder, r"the folder holds no \.jsonl, \.json, \.txt, \.parquet, \.arrow file"),
-        (lambda folder: _write(folder / "notes.md").parent, r"the folder holds no \.jsonl"),
-        (lambda folder: _write(folder / "x.csv"), r"x\.csv is of no known kind; its name must end in \.jsonl"),
-        (lambda folder: _write(folder / "x.parquet.gz"), "is of no known kind"),
+        (lambda folder: folder / "missing.jsonl", "must be an existing file, folder, glob or Hub dataset"),
+        (lambda folder: folder / "missing-*.jsonl", "must be an existing file, folder, glob or Hub dataset"),
+        (lambda folder: folder / "missing", "must be an existing file, folder, glob or Hub dataset"),
+        (lambda folder: folder, r"must be a folder with \.jsonl, \.json, \.txt, \.parquet, \.arrow files"),
+        (lambda folder: _write(folder / "notes.md").parent, r"must be a folder with \.jsonl"),
+        (lambda folder: _write(folder / "x.csv"), r"must be a file name that ends in \.jsonl, .* got .*x\.csv"),
+        (lambda folder: _write(folder / "x.parquet.gz"), "must be a file name that ends in"),
     ],
     ids=["file", "glob", "folder", "empty-folder", "folder-without-texts", "unknown-kind", "compressed-parquet"],
 )
-def test_a_path_without_text_is_refused_in_one_line_that_names_it(tmp_path, make, expected):
+def test_a_path_without_text_raises_an_error_of_one_line_with_the_path(tmp_path, make, expected):
     path = make(tmp_path)
     with pytest.raises(ConfigError, match=expected) as caught:
         _list(path)
@@ -82,16 +82,19 @@ def test_a_path_without_text_is_refused_in_one_line_that_names_it(tmp_path, make
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_two_kinds_is_refused_with_a_glob_to_use_instead(tmp_path):
+def test_a_folder_with_two_formats_raises_an_error_that_suggests_a_glob(tmp_path):
     _write(tmp_path / "a.jsonl"), _write(tmp_path / "b.parquet")
-    with pytest.raises(ConfigError, match=r"holds \.jsonl and \.parquet files; .*/\*\.jsonl"):
+    with pytest.raises(
+        ConfigError,
+        match=r"must be files of one format, .* \.jsonl and \.parquet files: use a glob, e\.g\. .*/\*\.jsonl",
+    ):
         _list(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["subset", "validation_split"])
 @pytest.mark.parametrize("path", ["a.jsonl", "installed-documentation"])
-def test_only_hub_datasets_have_subsets_and_splits(tmp_path, monkeypatch, path, key):
+def test_a_subset_or_split_of_a_local_source_raises_an_error(tmp_path, monkeypatch, path, key):
     monkeypatch.chdir(tmp_path)
     _write(tmp_path / "a.jsonl")
-    with pytest.raises(ConfigError, match=rf"set data\.sources\.text\.{key}=null"):
+    with pytest.raises(ConfigError, match=rf"`data\.sources\.text\.{key}` must be null"):
         _list(path, **{key: "validation"})
