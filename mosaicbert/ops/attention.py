@@ -79,8 +79,8 @@ def _eager(
 def _sdpa(
     qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
-    # Consecutive documents of equal length share one call, so no padding and no document mask is needed. split() is
-    # used instead of slices because the gradient of a slice has the size of the whole tensor.
+    # Consecutive documents of equal length are processed in one call, so no padding and no document mask is needed.
+    # split() is used instead of slices because the gradient of a slice has the size of the whole tensor.
     seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
     equal_length_runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
     chunks = qkv.split([length * count for length, count in equal_length_runs])

@@ -4,11 +4,12 @@ They implement the `triton` backend of `ops.attention`. The algorithm is FlashAt
 an online softmax over tiles of keys, and a backward pass that recomputes the weights from the saved log-sum-exp.
 Differences from FlashAttention-2:
 
-- The bias -slope * |i - j| is computed from positions. No tensor of size L x L is stored in global memory. - Each
-program finds its document by binary search, so the grid size depends only on the numbers of tokens and documents. - The
-backward pass uses no atomics. The order of every sum is fixed, so equal inputs give bit-identical results. - A document
-that fits one tile has a separate backward kernel. One program computes all gradients of the document, evaluates each
-weight once, and does not read the output of the forward pass.
+- The bias -slope * |i - j| is computed from positions. No tensor of size L x L is stored in global memory.
+- Each program finds its document by binary search, so the grid size depends only on the numbers of tokens and
+  documents.
+- The backward pass uses no atomics. The order of every sum is fixed, so equal inputs give bit-identical results.
+- A document that fits one tile has a separate backward kernel. One program computes all gradients of the document,
+  evaluates each weight once, and does not read the output of the forward pass.
 
 Scores are stored before scaling, s = q k^T - (slope / scale) * |i - j|, and exponentials use base 2. Scaling and
 subtracting the maximum are then one fused multiply-add.

@@ -49,7 +49,9 @@ def test_every_checkpoint_is_exported_and_the_newest_is_linked(finished):
 
 
 def _trained_tokens_line(folder):
-    return next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| tokens trained"))
+    return next(
+        line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| training tokens")
+    )
 
 
 def test_each_exported_folder_contains_the_weights_of_its_checkpoint(finished):
@@ -186,13 +188,13 @@ def test_exporting_a_run_without_a_valid_checkpoint_is_an_error(unfinished_run):
     shutil.rmtree(run.hugging_face)
     for path in list_checkpoints(run.checkpoints):
         (path / "state.json").write_text("{}")
-    with pytest.raises(ConfigError, match="no checkpoint to export; train one") as raised:
+    with pytest.raises(ConfigError, match="must have a valid checkpoint to export") as raised:
         export_latest(recipe)
     assert "\n" not in str(raised.value)
 
 
 def test_exporting_a_run_that_has_not_started_is_an_error_that_writes_nothing(tmp_path, source):
-    with pytest.raises(ConfigError, match="no checkpoint to export; train one"):
+    with pytest.raises(ConfigError, match="must have a valid checkpoint to export"):
         export_latest(tiny_recipe(tmp_path / "runs", source))
     assert not (tmp_path / "runs").exists()
 
