@@ -223,9 +223,9 @@ def test_predict_gives_the_logits_of_the_masked_tokens(masked_lm, inputs):
 def test_the_pretraining_loss_is_the_cross_entropy_of_the_predictions(masked_lm, inputs):
     batch = with_padding(make_batch(inputs))
     logits = masked_lm.predict(batch)
-    loss, num_right = masked_lm.masked_lm_loss(batch)
+    loss, num_correct = masked_lm.masked_lm_loss(batch)
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.labels, reduction="sum"))
-    assert num_right == (logits.argmax(dim=1) == batch.labels).sum()
+    assert num_correct == (logits.argmax(dim=1) == batch.labels).sum()
 
 
 def test_a_padded_batch_gives_the_loss_of_the_unpadded_batch(masked_lm, inputs):
