@@ -1,1 +1,1 @@
-"""Scores against what they cost: scores.jsonl of several runs -> frontier table, figure and paired test."""
+"""Pareto figure of GLUE scores against training time and cost, and paired comparison of two checkpoints."""

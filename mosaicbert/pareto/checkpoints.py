@@ -1,4 +1,4 @@
-"""Scored checkpoints, as scores.jsonl of a run folder records them."""
+"""Scored checkpoints, read from the scores.jsonl files of run folders."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,13 @@ from mosaicbert.scores.records import SCORES_FILE, Pretraining, Score, read_scor
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """The fields that scores of a task must share to be averaged or compared: see `mosaicbert.scores.records.Score`."""
+    """Conditions of a score. Only scores of one task with equal conditions are averaged or compared.
+
+    Attributes:
+        protocol: Fingerprint of the fine-tuning settings.
+        initialized_from: Source of the initial weights, see `mosaicbert.scores.records.Score`.
+        is_partial: True if the data had fewer examples than the official splits.
+    """
 
     protocol: str
     initialized_from: str
@@ -27,11 +33,11 @@ class ScoredCheckpoint:
     """Scores of one checkpoint of a run, or of an external model.
 
     Attributes:
-        folder: Folder of the scores, as the recipe names it.
+        folder: Folder of scores.jsonl, as written in the recipe.
         step: Step of the run; None for an external model.
-        pretraining: Cost of the pretraining; None if it is not known.
+        pretraining: Cost of the pretraining; None if it is unknown.
         scores: Scores from 0 to 100, by task, variant and seed.
-        num_outdated: Number of unused lines, which are of weights that the run has replaced.
+        num_outdated_scores: Number of unused score records, which belong to weights that the run has replaced.
     """
 
     folder: str
@@ -42,15 +48,18 @@ class ScoredCheckpoint:
 
     @property
     def name(self) -> str:
-        """As `--compare` takes it."""
+        """Name of the checkpoint, as an argument of `--compare`."""
         return self.folder if self.step is None else f"{self.folder}@{self.step}"
 
 
 def read_checkpoints(folder: str) -> list[ScoredCheckpoint]:
-    """Read the scored checkpoints of a run folder, by step. A later line replaces an earlier one of the same score.
+    """Read the scored checkpoints of a folder, sorted by step. Of two records of the same score, the later one is used.
+
+    Args:
+        folder: Run folder, or another folder with a scores.jsonl.
 
     Raises:
-        ConfigError: If there are no scores, or a line is not a score of a GLUE task.
+        ConfigError: If the folder has no scores, or a record is not a score of a GLUE task.
     """
     path = Path(folder) / SCORES_FILE
     by_step: dict[int | None, list[Score]] = {}
@@ -58,72 +67,85 @@ def read_checkpoints(folder: str) -> list[ScoredCheckpoint]:
         _check_score(path, score)
         by_step.setdefault(score.step, []).append(score)
     if not by_step:
-        raise ConfigError(f"{path}: no scores; name the folder of a run that has been scored with mosaicbert glue.")
+        raise ConfigError(f"{path} must have scores, got none. Score the run with `mosaicbert glue`.")
     return [
-        _merge_lines(folder, by_step[step]) for step in sorted(by_step, key=lambda step: -1 if step is None else step)
+        _merge_scores(folder, by_step[step]) for step in sorted(by_step, key=lambda step: -1 if step is None else step)
     ]
 
 
 def find_checkpoint(name: str) -> ScoredCheckpoint:
-    """Read one checkpoint.
+    """Read one scored checkpoint.
 
     Args:
-        name: Folder with scores, or folder@STEP; without a step the newest checkpoint.
+        name: Folder with a scores.jsonl, or FOLDER@STEP. Without a step, the newest checkpoint is selected.
 
     Raises:
-        ConfigError: If the folder has no scores, or the step has none.
+        ConfigError: If the folder has no scores, or the step has not been scored.
     """
-    folder, at, step = name.rpartition("@")
-    if not (at and step.isdecimal()) or Path(name).is_dir():
+    folder, separator, step = name.rpartition("@")
+    if not (separator and step.isdecimal()) or Path(name).is_dir():
         return read_checkpoints(name)[-1]
     checkpoints = read_checkpoints(folder)
-    found = [checkpoint for checkpoint in checkpoints if checkpoint.step == int(step)]
-    if not found:
-        scored = ", ".join("none" if checkpoint.step is None else str(checkpoint.step) for checkpoint in checkpoints)
-        raise ConfigError(f"{name}: step {step} has not been scored; of {folder} there are {scored}.")
-    return found[0]
+    matches = [checkpoint for checkpoint in checkpoints if checkpoint.step == int(step)]
+    if not matches:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints if checkpoint.step is not None)
+        raise ConfigError(
+            f"The step of {name} must be a scored step of {folder} ({steps or 'none'}), got {step}. "
+            "Score it with `mosaicbert glue`."
+        )
+    return matches[0]
 
 
 def describe_outdated_scores(checkpoints: Sequence[ScoredCheckpoint]) -> list[str]:
-    """A sentence on each checkpoint or model whose weights are others than when it was first scored."""
+    """Describe the unused scores of replaced weights, in one sentence per checkpoint."""
     return [
-        f"{one.name}: {one.num_outdated_scores} score(s) of its earlier weights are not used."
-        for one in checkpoints
-        if one.num_outdated_scores
+        f"{checkpoint.name}: {checkpoint.num_outdated_scores} score(s) of earlier weights are not used."
+        for checkpoint in checkpoints
+        if checkpoint.num_outdated_scores
     ]
 
 
 def _check_score(path: Path, score: Score) -> None:
     if score.task not in TASKS:
-        raise ConfigError(f"{path}: a score of task {score.task!r}; the tasks are {', '.join(TASKS)}.")
-    names = TASKS[score.task].metrics
-    if set(score.metrics) != set(names):
         raise ConfigError(
-            f"{path}: a score of {score.task} by {', '.join(score.metrics)}; that task has {', '.join(names)}: "
-            "take the line out."
+            f"{path}: `task` must be one of {', '.join(TASKS)}, got {score.task!r}. Remove the lines of this task."
+        )
+    metrics = TASKS[score.task].metrics
+    if set(score.metrics) != set(metrics):
+        raise ConfigError(
+            f"{path}: `metrics` of {score.task} must be {', '.join(metrics)}, got {', '.join(score.metrics)}. "
+            "Remove the line."
         )
     if not math.isfinite(score.value):
         raise ConfigError(
-            f"{path}: the score of {score.task} with seed {score.seed} is {score.value}, no number: take the line out."
+            f"{path}: the score of {score.task} with seed {score.seed} must be a finite number, got {score.value}. "
+            "Remove the line."
         )
 
 
-def _merge_lines(folder: str, lines: list[Score]) -> ScoredCheckpoint:
-    first, num_lines = lines[0], len(lines)
-    cost = next((line.pretraining for line in reversed(lines) if line.pretraining is not None), None)
-    if cost is not None:
-        lines = [line for line in lines if line.pretraining is None or line.pretraining.is_same_training(cost)]
-    if first.step is None:
-        models = sorted({line.model_name for line in lines})
+def _merge_scores(folder: str, scores: list[Score]) -> ScoredCheckpoint:
+    step, num_scores = scores[0].step, len(scores)
+    pretraining = next((score.pretraining for score in reversed(scores) if score.pretraining is not None), None)
+    if pretraining is not None:
+        # A step that was trained again after a rollback has different weights and a different cost.
+        scores = [
+            score for score in scores if score.pretraining is None or score.pretraining.is_same_training(pretraining)
+        ]
+    if step is None:
+        models = sorted({score.model_name for score in scores})
         if len(models) > 1:
-            named = ", ".join(models)
-            raise ConfigError(f"{folder}: scores of several models ({named}); give each a folder of its own.")
-        lines = [line for line in lines if line.model == lines[-1].model]
-    scores: dict[str, dict[Variant, dict[int, float]]] = {}
-    for line in lines:
-        variant = Variant(protocol=line.protocol, initialized_from=line.initialized_from, is_partial=line.is_partial)
-        scores.setdefault(line.task, {}).setdefault(variant, {})[line.seed] = line.value
-    outdated = num_lines - len(lines)
+            raise ConfigError(
+                f"{folder} must have the scores of one model, got {', '.join(models)}. Use one folder per model."
+            )
+        scores = [score for score in scores if score.model == scores[-1].model]
+    by_task: dict[str, dict[Variant, dict[int, float]]] = {}
+    for score in scores:
+        variant = Variant(protocol=score.protocol, initialized_from=score.initialized_from, is_partial=score.is_partial)
+        by_task.setdefault(score.task, {}).setdefault(variant, {})[score.seed] = score.value
     return ScoredCheckpoint(
-        folder=folder, step=first.step, pretraining=cost, scores=scores, num_outdated_scores=outdated
+        folder=folder,
+        step=step,
+        pretraining=pretraining,
+        scores=by_task,
+        num_outdated_scores=num_scores - len(scores),
     )

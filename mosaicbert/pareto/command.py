@@ -1,4 +1,4 @@
-"""`mosaicbert pareto`: scores of runs against their time and money, as tables, records and a figure."""
+"""Command `mosaicbert pareto`: scores of runs against training time and cost, as tables, records and a figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,13 +28,17 @@ from mosaicbert.pareto.tables import as_markdown, cost_grid, name_grid, print_ta
 
 
 def pareto(recipe: ParetoRecipe, console: Console) -> Path:
-    """Print the frontier, and write pareto.png, pareto.jsonl and pareto.md to the folder of the recipe.
+    """Print the tables, and write pareto.png, pareto.jsonl and pareto.md. Existing files are replaced.
+
+    Args:
+        recipe: Series and tasks of the figure, and the folder of the files.
+        console: Console for the tables and the names of the files.
 
     Returns:
-        Path of the figure. Older files are replaced.
+        Path of the figure.
 
     Raises:
-        ConfigError: If a run has no scores or unknown costs, no task can be averaged, or the folder cannot be written.
+        ConfigError: If a run has no scores, no cost is known, no task can be averaged, or the folder is not writable.
     """
     config = recipe.pareto
     trained, notices = _read_trained(config)
@@ -47,7 +51,9 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
         for pairs in (trained, untrained)
     )
     notices += describe_outdated_scores(checkpoints) + describe_unequal_seeds(points + baselines)
-    frontiers = {sign: [*marks, *(None for _ in baselines)] for sign, marks in find_frontiers(points).items()}
+    frontiers = {
+        sign: [*on_frontier, *(None for _ in baselines)] for sign, on_frontier in find_frontiers(points).items()
+    }
 
     rows = points + [replace(baseline, series=f"{baseline.series}, untrained") for baseline in baselines]
     grids = [name_grid(rows), cost_grid(rows, frontiers, selection), task_grid(rows, selection)]
@@ -57,13 +63,13 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
         points,
         PUBLISHED_CURVES if config.reference else (),
         baselines={baseline.series: baseline.average for baseline in baselines},
-        labels={name: _label(name, series, points) for name, series in config.series.items()},
+        labels={name: _legend_label(name, series, points) for name, series in config.series.items()},
         average_name=selection.average_name,
-        caption=" ".join([*caption, "Beside the points, where there is room: what tells a series' points apart."]),
+        caption=" ".join([*caption, "Labels: run or step of a point; labels without enough space are omitted."]),
         is_comparable=selection.is_paper_average,
     )
     records = [
-        point_record(point, selection, {sign: marks[index] for sign, marks in frontiers.items()})
+        point_record(point, selection, {sign: on_frontier[index] for sign, on_frontier in frontiers.items()})
         | {"is_untrained": point in baselines}
         for index, point in enumerate(points + baselines)
     ]
@@ -81,48 +87,50 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
 
 
 def _read_trained(config: ParetoConfig) -> tuple[list[tuple[str, ScoredCheckpoint]], list[str]]:
-    found: list[tuple[str, ScoredCheckpoint]] = []
+    trained: list[tuple[str, ScoredCheckpoint]] = []
     notices: list[str] = []
     for name, series in config.series.items():
         for run in series.runs:
-            known, left_out = exclude_unknown_costs(name, read_checkpoints(run))
-            found += [(name, checkpoint) for checkpoint in known]
-            notices += left_out
-    if not found:
+            checkpoints, skip_notices = exclude_unknown_costs(name, read_checkpoints(run))
+            trained += [(name, checkpoint) for checkpoint in checkpoints]
+            notices += skip_notices
+    if not trained:
         raise ConfigError(
-            f"pareto.series: no point is left. {' '.join(notices)} Score a checkpoint that is still there."
+            "`pareto.series` must have a scored checkpoint of known cost, got none. "
+            f"{' '.join(notices)} Score a checkpoint that still exists."
         )
-    return found, notices
+    return trained, notices
 
 
 def _read_untrained(config: ParetoConfig) -> list[tuple[str, ScoredCheckpoint]]:
-    named = [(name, series.untrained) for name, series in config.series.items()]
-    found = [(name, checkpoint) for name, run in named if run is not None for checkpoint in read_checkpoints(run)]
-    for name, checkpoint in found:
+    folders = {name: series.untrained for name, series in config.series.items() if series.untrained is not None}
+    untrained = [(name, checkpoint) for name, folder in folders.items() for checkpoint in read_checkpoints(folder)]
+    for name, checkpoint in untrained:
         if checkpoint.step != 1 or checkpoint.pretraining is None:
             raise ConfigError(
-                f"pareto.series.{name}.untrained: {checkpoint.name} is not of a run of one step whose cost is known; "
-                "make one with train.duration=1steps, whose weights are almost as they were drawn, and score it."
+                f"`pareto.series.{name}.untrained` must be a scored run of one step, got {checkpoint.name}. "
+                "Train a run with train.duration=1steps and score it."
             )
-    return found
+    return untrained
 
 
-def _label(name: str, series: SeriesConfig, points: Sequence[Point]) -> str:
-    """The series, and what its hours and dollars are of."""
-    own = [point for point in points if point.series == name]
-    used = dict.fromkeys(f"{point.num_devices} x {point.pretraining.device}" for point in own)
-    price = series.dollars_per_device_hour
-    priced = (
-        "" if price is None else f", ${price:.2f}/h{' each' if any(point.num_devices > 1 for point in own) else ''}"
-    )
-    return f"{name}: {' or '.join(used)}{priced}"
+def _legend_label(name: str, series: SeriesConfig, points: Sequence[Point]) -> str:
+    series_points = [point for point in points if point.series == name]
+    hardware = dict.fromkeys(f"{point.num_devices} x {point.pretraining.device}" for point in series_points)
+    label = f"{name}: {' or '.join(hardware)}"
+    if series.dollars_per_device_hour is None:
+        return label
+    suffix = " each" if any(point.num_devices > 1 for point in series_points) else ""
+    return f"{label}, ${series.dollars_per_device_hour:.2f}/h{suffix}"
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error}); choose another runs_folder or run_name.") from error
+        raise ConfigError(
+            f"{folder} must be writable, got {error}. Set another `runs_folder` or `run_name`."
+        ) from error
     for name, content in contents.items():
         write_file(folder / name, content)
     return [folder / name for name in contents]

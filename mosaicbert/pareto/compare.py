@@ -1,4 +1,4 @@
-"""`mosaicbert pareto --compare`: a paired test of two checkpoints over tasks and seeds."""
+"""Command `mosaicbert pareto --compare`: paired test of two checkpoints over tasks and seeds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,37 +15,43 @@ from mosaicbert.pareto.selection import Selection, select_tasks
 from mosaicbert.pareto.tables import Grid, format_interval, print_tables
 from mosaicbert.scores.statistics import SIGNIFICANCE_LEVEL, PairedTest, mean_over_tasks, paired_test
 
-_PairedScores = Mapping[str, tuple[dict[int, float], dict[int, float]]]  # by task: those of A and of B, by seed
+_PairedScores = Mapping[str, tuple[dict[int, float], dict[int, float]]]  # scores of A and B by seed, grouped by task
 
 
 def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> PairedTest:
-    """Test whether one checkpoint is better than another, over paired tasks and seeds, and print the answer.
+    """Test whether one checkpoint is better than another, and print the result.
 
     Args:
-        recipe: Recipe whose tasks are compared; all common tasks if it names none.
-        first: Folder with scores, or folder@STEP; without a step its newest checkpoint.
-        second: Another one, likewise.
-        console: Console for the table and the answer.
+        recipe: Recipe with the tasks to compare; without tasks, all common tasks are compared.
+        first: Folder with a scores.jsonl, or FOLDER@STEP. Without a step, the newest checkpoint is selected.
+        second: Second checkpoint, in the same format.
+        console: Console for the table and the result.
+
+    Returns:
+        Result of the paired test.
 
     Raises:
-        ConfigError: If a checkpoint has no scores, both are the same, or they have no task and seed in common.
+        ConfigError: If a checkpoint has no scores, both checkpoints are the same, or no task has a common seed.
     """
-    pair = [find_checkpoint(name) for name in (first, second)]
-    if pair[0].step == pair[1].step and Path(pair[0].folder).resolve() == Path(pair[1].folder).resolve():
-        raise ConfigError(f"--compare {first} {second}: both are {pair[0].name}; name two checkpoints.")
-    selection = select_tasks(pair, recipe.pareto.tasks, recipe.pareto.init_from_mnli)
-    notices = [*describe_outdated_scores(pair), *selection.notices]
-    paired, unpaired_notices = _pair_scores(pair[0], pair[1], selection)
-    notices += unpaired_notices
+    checkpoints = [find_checkpoint(name) for name in (first, second)]
+    folders = [Path(checkpoint.folder).resolve() for checkpoint in checkpoints]
+    if checkpoints[0].step == checkpoints[1].step and folders[0] == folders[1]:
+        raise ConfigError(f"`--compare` must be two different checkpoints, got {checkpoints[0].name} twice.")
+    selection = select_tasks(checkpoints, recipe.pareto.tasks, recipe.pareto.init_from_mnli)
+    paired, unpaired_notices = _pair_scores(checkpoints[0], checkpoints[1], selection)
+    notices = [*describe_outdated_scores(checkpoints), *selection.notices, *unpaired_notices]
     if not paired:
-        raise ConfigError(f"--compare {first} {second}: no seed of a task is common to both; score both with the same.")
+        raise ConfigError(
+            f"The checkpoints of `--compare` must have a common seed of a task, got {first} and {second}. "
+            "Score both with the same seeds."
+        )
     selection = Selection(variants={task: selection.variants[task] for task in paired}, notices=notices)
     test = paired_test([_differences(*scores) for scores in paired.values()])
     tested = [list(paired)[index] for index in test.tested_tasks]
-    print_line(console, f"A: {pair[0].name}\nB: {pair[1].name}")
+    print_line(console, f"A: {checkpoints[0].name}\nB: {checkpoints[1].name}")
     remarks = _test_remarks(test, tested, selection)
     print_tables(console, [_comparison_grid(paired, test, tested, selection)], notices + remarks)
-    print_line(console, _conclude(test, paired, selection.average_name))
+    print_line(console, _describe_result(test, paired, selection.average_name))
     return test
 
 
@@ -55,14 +61,15 @@ def _pair_scores(
     paired: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
     notices: list[str] = []
     for task, variant in selection.variants.items():
-        of_first, of_second = (checkpoint.scores[task][variant] for checkpoint in (first, second))
-        seeds = [seed for seed in of_first if seed in of_second]
-        if num_unpaired := len(of_first) + len(of_second) - 2 * len(seeds):
+        first_scores, second_scores = (checkpoint.scores[task][variant] for checkpoint in (first, second))
+        seeds = [seed for seed in first_scores if seed in second_scores]
+        if num_unpaired := len(first_scores) + len(second_scores) - 2 * len(seeds):
             notices.append(
-                f"{TASKS[task].title}: {num_unpaired} score(s) without a partner of the same seed are not used."
+                f"{TASKS[task].title}: {num_unpaired} score(s) are not used, because the other checkpoint has no score "
+                "of their seed."
             )
         if seeds:
-            paired[task] = {seed: of_first[seed] for seed in seeds}, {seed: of_second[seed] for seed in seeds}
+            paired[task] = {seed: first_scores[seed] for seed in seeds}, {seed: second_scores[seed] for seed in seeds}
     return paired, notices
 
 
@@ -74,15 +81,16 @@ def _comparison_grid(
 ) -> Grid:
     rows: list[list[str]] = []
     for task, (first, second) in paired.items():
-        alone = paired_test([_differences(first, second)])
+        task_test = paired_test([_differences(first, second)])
         name = TASKS[task].label + (" (partial)" if selection.variants[task].is_partial else "")
-        rows.append(_comparison_row(name, [(first, second)], alone.interval))
-    is_all = len(tested) == len(paired)
-    rows.append(_comparison_row(selection.average_name, list(paired.values()), test.interval if is_all else None))
-    if tested and not is_all:
-        name = f"of them the {len(tested)} with several pairs"
+        rows.append(_comparison_row(name, [(first, second)], task_test.interval))
+    are_all_tested = len(tested) == len(paired)
+    name = f"Score: {selection.average_name}"
+    rows.append(_comparison_row(name, list(paired.values()), test.interval if are_all_tested else None))
+    if tested and not are_all_tested:
+        name = f"Mean of the {len(tested)} tested task(s)"
         rows.append(_comparison_row(name, [paired[task] for task in tested], test.interval))
-    return Grid(header=["task", "A", "B", "A - B [95%]", "pairs"], rows=rows, num_name_columns=1)
+    return Grid(header=["Task", "A", "B", "A - B [95% CI]", "Pairs"], rows=rows, num_name_columns=1)
 
 
 def _comparison_row(
@@ -93,46 +101,48 @@ def _comparison_row(
     return [name, f"{first:.2f}", f"{second:.2f}", format_interval(first - second, interval, "+"), str(num_pairs)]
 
 
-def _conclude(test: PairedTest, paired: _PairedScores, average_name: str) -> str:
+def _describe_result(test: PairedTest, paired: _PairedScores, average_name: str) -> str:
     if test.p_value is None and test.has_zero_variance:
-        return "Nothing to test: the seeds of each task all differ by the same, so chance has no measure."
+        return "No test is possible: the differences of each task are equal, so their variance is zero."
     if test.p_value is None:
         return (
-            "Too few seeds to tell: how far scores scatter by chance is not known from "
-            f"{test.num_pairs or 'no'} pair(s) in tasks that have two or more; score with more seeds."
+            f"Too few seeds for a test: {test.num_pairs} pair(s) in tasks with at least two pairs. Score more seeds of "
+            "both checkpoints."
         )
-    p = f"p {_describe_p(test.p_value)}"
-    is_all = len(test.tested_tasks) == len(paired)
-    where = "" if is_all else f" on the {len(test.tested_tasks)} tested of {len(paired)} tasks"
+    p_value = f"p {_format_p_value(test.p_value)}"
+    num_tested = len(test.tested_tasks)
+    scope = "" if num_tested == len(paired) else f" on {num_tested} of {len(paired)} tasks"
     if test.p_value >= SIGNIFICANCE_LEVEL:
-        return f"No difference shown{where}: {test.difference:+.2f} could be chance ({p})."
+        return f"No significant difference{scope}: {test.difference:+.2f} points ({p_value})."
     better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
-    answer = f"{better} is better than {worse}{where}: by {abs(test.difference):.2f} ({p})."
-    whole = mean_over_tasks([_differences(*scores) for scores in paired.values()])
-    if whole * test.difference >= 0:
-        return answer
-    return f"{answer} But the {average_name}, untested ones included, is {abs(whole):.2f} in favour of {worse}."
+    result = f"{better} is better than {worse}{scope} by {abs(test.difference):.2f} points ({p_value})."
+    total_difference = mean_over_tasks([_differences(*scores) for scores in paired.values()])
+    if total_difference * test.difference >= 0:
+        return result
+    return (
+        f"{result} Including untested tasks, {worse} is better by {abs(total_difference):.2f} points ({average_name})."
+    )
 
 
 def _test_remarks(test: PairedTest, tested: Sequence[str], selection: Selection) -> list[str]:
-    found: list[str] = []
+    remarks: list[str] = []
     if test.p_value is not None:
-        found.append(
-            f"Test: {test.num_pairs} pairs of the same task and seed, {len(tested)} task(s), paired t-test stratified "
-            f"by task, two-sided: p {_describe_p(test.p_value)}. It takes the scatter for normally distributed."
+        remarks.append(
+            f"Test: two-sided paired t-test, stratified by task, of {test.num_pairs} pairs in {len(tested)} task(s): "
+            f"p {_format_p_value(test.p_value)}. It assumes normally distributed differences."
         )
-    single = [TASKS[task].title for task in selection.variants if task not in tested]
-    if single:
-        found.append(f"Not tested, having a single pair: {', '.join(single)}.")
-    found += explain_initialization(selection)
-    found.append(
-        "This is about these two checkpoints under other fine-tuning seeds, not about their recipes under other "
-        "pretraining seeds."
+    untested = [TASKS[task].title for task in selection.variants if task not in tested]
+    if untested:
+        remarks.append(f"Tasks with a single pair, which are not tested: {', '.join(untested)}.")
+    remarks += explain_initialization(selection)
+    remarks.append(
+        "The result applies to these two checkpoints with other fine-tuning seeds. It does not apply to their recipes "
+        "with other pretraining seeds."
     )
-    return found
+    return remarks
 
 
-def _describe_p(value: float) -> str:
+def _format_p_value(value: float) -> str:
     return f"= {value:.2g}" if value >= 0.001 else "< 0.001"
 
 

@@ -1,20 +1,23 @@
-"""The points that the paper published, for comparison. Measured on other machines, and averaged over all tasks."""
+"""Published scores of the MosaicBERT paper against training time.
+
+They were measured on other hardware than the runs of this repository, and are averages over all eight GLUE tasks.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCurve:
-    """A published curve.
+    """Published scores of one model at several training times.
 
     Attributes:
-        name: of the model.
-        hours: of training, wall-clock.
-        averages: of GLUE's eight development sets, 0 to 100.
-        devices: that trained it.
-        device: their name.
-        dollars_per_device_hour: the price that the paper reckons with.
-        num_tasks: in the averages.
+        name: Name of the model.
+        hours: Wall-clock training times in hours.
+        averages: Average scores on the development sets of GLUE at these times, 0 to 100.
+        num_devices: Number of devices of the training.
+        device: Name of the device.
+        dollars_per_device_hour: Price of the paper, in US dollars per device and hour.
+        num_tasks: Number of averaged tasks.
     """
 
     name: str
@@ -31,13 +34,13 @@ class PublishedCurve:
 
     @property
     def label(self) -> str:
-        """For a legend."""
-        return f"{self.name}: {self.num_devices} x {self.device}, {self.num_tasks} tasks, paper (digitised)"
+        """Label of the curve in the legend."""
+        return f"{self.name}: {self.num_devices} x {self.device}, {self.num_tasks} tasks, paper (digitized)"
 
 
-# Figure 1B of MosaicBERT (arXiv:2312.17482), read off its picture to 0.02 hours and 0.1 points. Each is a mean of five
-# pretraining seeds. Their distances fit checkpoints after 5, 15, 25, 35, 45, 60, 70, 80, 90 and 100% of one schedule of
-# 70,000 steps: all but the last were taken before the learning rate had come down.
+# Source: Figure 1B of MosaicBERT (arXiv:2312.17482), digitized with a resolution of 0.02 hours and 0.1 points. Each
+# value is a mean over five pretraining seeds. The times match checkpoints after 5, 15, 25, 35, 45, 60, 70, 80, 90 and
+# 100% of one schedule of 70,000 steps. All but the last were therefore saved before the end of the learning rate decay.
 PUBLISHED_CURVES = (
     PublishedCurve(
         name="MosaicBERT-Base",

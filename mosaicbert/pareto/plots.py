@@ -1,4 +1,4 @@
-"""pareto.png: scores against hours and against dollars, with the frontier and the paper's points."""
+"""Figure pareto.png: scores against training time and cost, with the frontier and the published points."""
 
 import io
 import itertools
@@ -24,9 +24,9 @@ from mosaicbert.pareto.paper_points import PublishedCurve
 from mosaicbert.pareto.points import Point, find_frontier
 from mosaicbert.report.plots import run_color
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # of the series, so that a print without colours can be read
-_REFERENCE_MARKERS = ("o", "s")
-_REFERENCE_COLOURS = ("#7a7a7a", "#b0b0b0")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one per series, to distinguish series without color
+_PUBLISHED_MARKERS = ("o", "s")
+_PUBLISHED_COLORS = ("#7a7a7a", "#b0b0b0")
 _GREY = "#4d4d4d"
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -42,26 +42,26 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _GREY,
     "text.usetex": False,
 }
-_NOTHING = ("None", "none", " ", "", None)  # matplotlib's names for no line and no marker
+_INVISIBLE = ("None", "none", " ", "", None)  # values of matplotlib for no line and no marker
 _DPI = 300
-_FIGURE_WIDTHS = {1: 4.7, 2: 7.2, 3: 9.6}  # inches, by its panels; two make a page of a journal
-_PANEL_HEIGHT = 3.0
-_LEGEND_ROW = 0.17
-_WIDEST_LEGEND = 0.98  # of the figure
-_CAPTION_ROW = 0.13
-_CHARACTERS_PER_INCH = 20  # of the caption
-_LONGEST_ENTRY = 90  # of the legend
-_LONGEST_LABEL = 24  # of a point
-_ROOM = 1.5  # factor that the cost axis goes on beyond the points
-_FEWEST_DECADES = 0.7  # that it spans
-_TICKS = (
+_FIGURE_WIDTHS = {1: 4.7, 2: 7.2, 3: 9.6}  # inches, by number of panels
+_PANEL_HEIGHT = 3.0  # inches
+_LEGEND_ROW_HEIGHT = 0.17  # inches
+_CAPTION_ROW_HEIGHT = 0.13  # inches
+_MAX_LEGEND_WIDTH = 0.98  # fraction of the figure width
+_CHARACTERS_PER_INCH = 20  # for wrapping the caption
+_MAX_ENTRY_LENGTH = 90  # characters of a legend entry
+_MAX_LABEL_LENGTH = 24  # characters of a point label
+_COST_MARGIN = 1.5  # factor between the limits of the cost axis and the points
+_MIN_DECADES = 0.7  # decades of the cost axis
+_TICKS = (  # maximum number of decades, multiples of powers of ten
     (1.2, (1.0, 2.0, 3.0, 5.0, 7.0)),
     (2.5, (1.0, 2.0, 5.0)),
     (math.inf, (1.0,)),
-)  # multiples, up to so many decades
-_MARGIN = 0.09  # of the scores' span, above and below: room for labels
-_FEWEST_POINTS = 2.0  # of the score that the other axis spans
-_PLACES = (  # of a label: offset in typographic points, and which of its corners is there
+)
+_SCORE_MARGIN = 0.09  # fraction of the score range, above and below the points, for their labels
+_MIN_SCORE_RANGE = 2.0
+_LABEL_POSITIONS = (  # offset from the point in typographic points, horizontal and vertical alignment
     (5, -4, "left", "top"),
     (-5, 4, "right", "bottom"),
     (5, 4, "left", "bottom"),
@@ -77,28 +77,26 @@ _PLACES = (  # of a label: offset in typographic points, and which of its corner
 
 @dataclass(frozen=True, kw_only=True)
 class _CostPanel:
-    """One of the two: what is paid, by ours and by the paper."""
-
     title: str
     cost: Callable[[Point], float | None]
-    reference_cost: Callable[[PublishedCurve], tuple[float, ...]]
+    published_costs: Callable[[PublishedCurve], tuple[float, ...]]
 
 
 _HOURS = _CostPanel(
-    title="wall-clock hours of pretraining",
+    title="Wall-clock pretraining time (hours)",
     cost=lambda point: point.hours,
-    reference_cost=lambda reference: reference.hours,
+    published_costs=lambda curve: curve.hours,
 )
 _DOLLARS = _CostPanel(
-    title="dollars of pretraining",
+    title="Pretraining cost (US dollars)",
     cost=lambda point: point.dollars,
-    reference_cost=lambda reference: reference.dollars,
+    published_costs=lambda curve: curve.dollars,
 )
 
 
 def draw_pareto(
     points: Sequence[Point],
-    references: Sequence[PublishedCurve],
+    published_curves: Sequence[PublishedCurve],
     *,
     baselines: Mapping[str, float],
     labels: Mapping[str, str],
@@ -106,43 +104,48 @@ def draw_pareto(
     caption: str,
     is_comparable: bool,
 ) -> Figure:
-    """Draws the averages against hours, and against dollars if any point has a price.
+    """Plot average scores against hours, and against dollars if any point has a price.
 
     Args:
-        points: one at least.
-        references: drawn in grey, without a part in the frontier.
-        baselines: what the models of a series score from random weights, by its name; a level line.
-        labels: of the series, by their names, for the legend.
-        measure: what the average is, for the axis.
-        caption: what stands below, wrapped to the figure's width.
-        is_comparable: whether the references average the same; else they get a panel of their own.
+        points: At least one point.
+        published_curves: Published scores, plotted in grey and excluded from the frontier.
+        baselines: Scores of the untrained baselines by series, plotted as horizontal lines.
+        labels: Legend labels by series.
+        average_name: Name of the average score, for the vertical axis.
+        caption: Text below the panels, wrapped to the width of the figure.
+        is_comparable: True if the published scores are the same average as those of the points. Otherwise they are
+            plotted in a separate panel.
     """
     has_prices = any(point.dollars is not None for point in points)
     panels = [_HOURS, _DOLLARS] if has_prices else [_HOURS]
     names = list(dict.fromkeys(point.series for point in points))
-    beside, apart = (references, ()) if is_comparable else ((), references)
-    columns = len(panels) + bool(apart)
+    overlaid_curves, separate_curves = (published_curves, ()) if is_comparable else ((), published_curves)
+    num_columns = len(panels) + bool(separate_curves)
     with matplotlib.rc_context(_STYLE):
-        has_intervals = any(point.interval for point in points)
-        has_baselines = any(name in baselines for name in names)
-        entries = _legend_entries(names, labels, references, has_baselines=has_baselines, has_intervals=has_intervals)
-        width = _FIGURE_WIDTHS[columns]
+        entries = _legend_entries(
+            names,
+            labels,
+            published_curves,
+            has_baselines=any(name in baselines for name in names),
+            has_intervals=any(point.interval for point in points),
+        )
+        width = _FIGURE_WIDTHS[num_columns]
         lines = textwrap.wrap(caption, int(_CHARACTERS_PER_INCH * width))
         figure = Figure(figsize=(width, _PANEL_HEIGHT), layout="constrained", dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
-        rows = _add_series_legend(figure, entries)
-        figure.set_figheight(_PANEL_HEIGHT + _LEGEND_ROW * rows + _CAPTION_ROW * len(lines))
+        num_rows = _add_series_legend(figure, entries)
+        figure.set_figheight(_PANEL_HEIGHT + _LEGEND_ROW_HEIGHT * num_rows + _CAPTION_ROW_HEIGHT * len(lines))
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color=_GREY, parse_math=False)
-        row: list[Axes] = list(figure.subplots(1, columns, squeeze=False)[0])
-        if apart:
-            _draw_references(row.pop(), apart, has_prices=has_prices)
-        row[0].set_ylabel(f"score: {average_name}")
+        row: list[Axes] = list(figure.subplots(1, num_columns, squeeze=False)[0])
+        if separate_curves:
+            _draw_published_panel(row.pop(), separate_curves, has_prices=has_prices)
+        row[0].set_ylabel(_score_title(average_name))
         for axes in row[1:]:
             axes.sharey(row[0])
             axes.tick_params(labelleft=False)
         for panel, axes in zip(panels, row, strict=True):
-            _draw_cost_panel(axes, panel, points, names, beside, baselines)
-        canvas.draw()  # lays out, so that it is known where things are
+            _draw_cost_panel(axes, panel, points, names, overlaid_curves, baselines)
+        canvas.draw()  # computes the layout, which the placement of the labels requires
         figure.set_layout_engine("none")
         for panel, axes in zip(panels, row, strict=True):
             _label_points(axes, canvas, panel, points)
@@ -150,11 +153,15 @@ def draw_pareto(
 
 
 def as_png(figure: Figure) -> bytes:
-    """The same bytes for the same figure, with one version of matplotlib."""
+    """Encode a figure as PNG. Equal figures give equal bytes with the same version of matplotlib."""
     png = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
+
+
+def _score_title(average_name: str) -> str:
+    return f"Score: {average_name}"
 
 
 def _draw_cost_panel(
@@ -162,37 +169,39 @@ def _draw_cost_panel(
     panel: _CostPanel,
     points: Sequence[Point],
     names: list[str],
-    references: Sequence[PublishedCurve],
+    published_curves: Sequence[PublishedCurve],
     baselines: Mapping[str, float],
 ) -> None:
-    for index, reference in enumerate(references):
-        axes.plot(panel.reference_cost(reference), reference.averages, **_reference_style(index))
+    for index, curve in enumerate(published_curves):
+        axes.plot(panel.published_costs(curve), curve.averages, **_published_style(index))
     for index, name in enumerate(names):
-        for curve in _curves([point for point in points if point.series == name]):
-            placed = [(cost, point) for point in curve if (cost := panel.cost(point)) is not None]
-            placed.sort(key=lambda pair: pair[0])
-            if placed:
-                _draw_curve(axes, [cost for cost, _ in placed], [point for _, point in placed], index)
+        for connected_points in _connected_points([point for point in points if point.series == name]):
+            pairs = [(cost, point) for point in connected_points if (cost := panel.cost(point)) is not None]
+            pairs.sort(key=lambda pair: pair[0])
+            if pairs:
+                _draw_points(axes, [cost for cost, _ in pairs], [point for _, point in pairs], index)
         if name in baselines and any(panel.cost(point) is not None for point in points if point.series == name):
             axes.axhline(baselines[name], **_baseline_style(run_color(index)), gid=f"untrained {name}")
-    ours = [cost for point in points if (cost := panel.cost(point)) is not None]
-    _scale(axes, [*ours, *(cost for reference in references for cost in panel.reference_cost(reference))])
-    costs, averages = _frontier(panel, points)
-    # A budget buys the best point that costs no more: level up to the next, and beyond the last.
-    steps = axes.step([*costs, axes.get_xlim()[1]], [*averages, averages[-1]], where="post", **_frontier_style())
+    costs = [cost for point in points if (cost := panel.cost(point)) is not None]
+    _scale_axes(axes, [*costs, *(cost for curve in published_curves for cost in panel.published_costs(curve))])
+    frontier_costs, averages = _frontier(panel, points)
+    # Between two points of the frontier, the best affordable score is that of the cheaper point: a step line, which
+    # extends to the end of the axis.
+    steps = axes.step(
+        [*frontier_costs, axes.get_xlim()[1]], [*averages, averages[-1]], where="post", **_frontier_style()
+    )
     steps[0].set_gid("frontier")
     axes.set_xlabel(panel.title)
 
 
-def _draw_references(axes: Axes, references: Sequence[PublishedCurve], *, has_prices: bool) -> None:
-    """What averages something else: beside ours, so that nobody reads its heights against ours."""
-    for index, reference in enumerate(references):
-        axes.plot(reference.hours, reference.averages, **_reference_style(index))
-    _scale(axes, [hours for reference in references for hours in reference.hours])
-    first = references[0]
-    axes.set_title("the paper's, on an axis of its own", fontsize=8, color=_GREY)
-    axes.set_xlabel(f"wall-clock hours of {first.num_devices} {first.device}")
-    axes.set_ylabel(f"score: mean of {first.num_tasks} GLUE tasks", color=_GREY)
+def _draw_published_panel(axes: Axes, curves: Sequence[PublishedCurve], *, has_prices: bool) -> None:
+    for index, curve in enumerate(curves):
+        axes.plot(curve.hours, curve.averages, **_published_style(index))
+    _scale_axes(axes, [hours for curve in curves for hours in curve.hours])
+    first = curves[0]
+    axes.set_title("Published results (separate score axis)", fontsize=8, color=_GREY)
+    axes.set_xlabel(f"Pretraining time (hours on {first.num_devices} {first.device})")
+    axes.set_ylabel(_score_title(f"mean of {first.num_tasks} GLUE tasks"), color=_GREY)
     if has_prices:
         price = first.num_devices * first.dollars_per_device_hour
 
@@ -202,27 +211,27 @@ def _draw_references(axes: Axes, references: Sequence[PublishedCurve], *, has_pr
         def to_hours(dollars: Any) -> Any:
             return dollars / price
 
-        above = axes.secondary_xaxis("top", functions=(to_dollars, to_hours))
-        above.set_xlabel("dollars")
-        _mark(above, *(math.log10(end * price) for end in axes.get_xlim()))
+        dollar_axis = axes.secondary_xaxis("top", functions=(to_dollars, to_hours))
+        dollar_axis.set_xlabel(_DOLLARS.title)
+        _set_ticks(dollar_axis, *(math.log10(limit * price) for limit in axes.get_xlim()))
 
 
-def _curves(points: list[Point]) -> Iterable[list[Point]]:
-    """The checkpoints of a run are a curve; runs of one checkpoint each are one together."""
+def _connected_points(points: list[Point]) -> Iterable[list[Point]]:
+    # A line connects the checkpoints of one run. Runs of one checkpoint each are connected to one line per series.
     by_run = [list(run) for _, run in itertools.groupby(points, key=lambda point: point.folder)]
     return by_run if any(len(run) > 1 for run in by_run) else [points]
 
 
-def _draw_curve(axes: Axes, costs: list[float], points: list[Point], index: int) -> None:
+def _draw_points(axes: Axes, costs: list[float], points: list[Point], index: int) -> None:
     averages = [point.average for point in points]
-    ends = [point.interval or (point.average, point.average) for point in points]
+    intervals = [point.interval or (point.average, point.average) for point in points]
     axes.plot(costs, averages, **_series_style(index))
     axes.errorbar(
         costs,
         averages,
-        yerr=[  # rounding may put a mean outside of an interval without width
-            [max(0.0, average - low) for average, (low, _) in zip(averages, ends, strict=True)],
-            [max(0.0, high - average) for average, (_, high) in zip(averages, ends, strict=True)],
+        yerr=[  # not negative: by rounding, a mean may be outside of an interval of zero width
+            [max(0.0, average - low) for average, (low, _) in zip(averages, intervals, strict=True)],
+            [max(0.0, high - average) for average, (_, high) in zip(averages, intervals, strict=True)],
         ],
         fmt="none",
         ecolor=run_color(index),
@@ -234,27 +243,27 @@ def _draw_curve(axes: Axes, costs: list[float], points: list[Point], index: int)
 
 
 def _frontier(panel: _CostPanel, points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    placed = [(cost, point.average) for point in points if (cost := panel.cost(point)) is not None]
-    best = find_frontier([cost for cost, _ in placed], [average for _, average in placed])
-    along = sorted(pair for pair, is_best in zip(placed, best, strict=True) if is_best)
-    return [cost for cost, _ in along], [average for _, average in along]
+    pairs = [(cost, point.average) for point in points if (cost := panel.cost(point)) is not None]
+    on_frontier = find_frontier([cost for cost, _ in pairs], [average for _, average in pairs])
+    frontier_pairs = sorted(pair for pair, is_member in zip(pairs, on_frontier, strict=True) if is_member)
+    return [cost for cost, _ in frontier_pairs], [average for _, average in frontier_pairs]
 
 
-def _scale(axes: Axes, costs: Sequence[float]) -> None:
-    low, high = math.log10(min(costs) / _ROOM), math.log10(max(costs) * _ROOM)
-    missing = max(0.0, _FEWEST_DECADES - (high - low)) / 2
-    low, high = low - missing, high + missing
+def _scale_axes(axes: Axes, costs: Sequence[float]) -> None:
+    low, high = math.log10(min(costs) / _COST_MARGIN), math.log10(max(costs) * _COST_MARGIN)
+    padding = max(0.0, _MIN_DECADES - (high - low)) / 2
+    low, high = low - padding, high + padding
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
-    _mark(axes, low, high)
-    axes.margins(y=_MARGIN)
+    _set_ticks(axes, low, high)
+    axes.margins(y=_SCORE_MARGIN)
     bottom, top = axes.get_ylim()
-    missing = max(0.0, _FEWEST_POINTS - (top - bottom)) / 2
-    axes.set_ylim(bottom - missing, top + missing)
+    padding = max(0.0, _MIN_SCORE_RANGE - (top - bottom)) / 2
+    axes.set_ylim(bottom - padding, top + padding)
 
 
-def _mark(axes: Any, low: float, high: float) -> None:
-    multiples = next(multiples for decades, multiples in _TICKS if high - low <= decades)
+def _set_ticks(axes: Any, low: float, high: float) -> None:
+    multiples = next(multiples for max_decades, multiples in _TICKS if high - low <= max_decades)
     axes.xaxis.set_major_locator(LogLocator(subs=multiples, numticks=99))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.12g}")
@@ -273,12 +282,10 @@ def _series_style(index: int) -> dict[str, Any]:
     }
 
 
-def _reference_style(index: int) -> dict[str, Any]:
-    color = _REFERENCE_COLOURS[index % len(_REFERENCE_COLOURS)]
-    marker = _REFERENCE_MARKERS[index % len(_REFERENCE_MARKERS)]
+def _published_style(index: int) -> dict[str, Any]:
     return {
-        "color": color,
-        "marker": marker,
+        "color": _PUBLISHED_COLORS[index % len(_PUBLISHED_COLORS)],
+        "marker": _PUBLISHED_MARKERS[index % len(_PUBLISHED_MARKERS)],
         "markersize": 3.2,
         "markerfacecolor": "white",
         "linewidth": 0.8,
@@ -298,57 +305,58 @@ def _frontier_style() -> dict[str, Any]:
 def _legend_entries(
     names: list[str],
     labels: Mapping[str, str],
-    references: Sequence[PublishedCurve],
+    published_curves: Sequence[PublishedCurve],
     *,
     has_baselines: bool,
     has_intervals: bool,
 ) -> list[tuple[Any, str]]:
     entries = [(Line2D([], [], **_series_style(index)), labels[name]) for index, name in enumerate(names)]
-    meaning = "frontier; bars: 95% intervals" if has_intervals else "frontier"
-    entries.append((Line2D([], [], **_frontier_style()), meaning))
+    frontier_label = "Frontier; bars: 95% intervals" if has_intervals else "Frontier"
+    entries.append((Line2D([], [], **_frontier_style()), frontier_label))
     if has_baselines:
-        entries.append((Line2D([], [], **_baseline_style(_GREY)), "level: the same model from random weights"))
+        entries.append((Line2D([], [], **_baseline_style(_GREY)), "Untrained baseline"))
     entries += [
-        (Line2D([], [], **_reference_style(index)), reference.label) for index, reference in enumerate(references)
+        (Line2D([], [], **_published_style(index)), curve.label) for index, curve in enumerate(published_curves)
     ]
     return entries
 
 
 def _add_series_legend(figure: Figure, entries: list[tuple[Any, str]]) -> int:
-    """Puts it above the panels, in as many columns as fit, and returns its rows."""
-    columns = len(entries)
+    # Returns the number of rows. The legend has as many columns as fit in the width of the figure.
+    num_columns = len(entries)
     while True:
         legend = figure.legend(
             [handle for handle, _ in entries],
             [str(index) for index in range(len(entries))],
             loc="outside upper left",
-            ncols=columns,
+            ncols=num_columns,
             fontsize=7.5,
             handlelength=2.5,
         )
-        # Set afterwards: as labels, a leading underscore would hide a series and a dollar sign would begin a formula.
+        # The texts are set afterwards, because matplotlib hides labels with a leading underscore and interprets dollar
+        # signs as formulas.
         for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
             text.set_parse_math(False)
-            text.set_text(_truncate_label(name, _LONGEST_ENTRY))
-        if columns == 1 or legend.get_window_extent().width <= _WIDEST_LEGEND * figure.bbox.width:
-            return math.ceil(len(entries) / columns)
+            text.set_text(_truncate_label(name, _MAX_ENTRY_LENGTH))
+        if num_columns == 1 or legend.get_window_extent().width <= _MAX_LEGEND_WIDTH * figure.bbox.width:
+            return math.ceil(len(entries) / num_columns)
         legend.remove()
-        columns -= 1
+        num_columns -= 1
 
 
 def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points: Sequence[Point]) -> None:
-    """Writes steps or runs beside the points, frontier first; leaves out what finds no free place."""
-    placed = [(cost, point) for point in points if (cost := panel.cost(point)) is not None]
-    best = find_frontier([cost for cost, _ in placed], [point.average for _, point in placed])
-    order = sorted(range(len(placed)), key=lambda index: (not best[index], placed[index][0]))
-    curves, taken = _obstacles(axes)
-    inside = axes.get_window_extent()
+    pairs = [(cost, point) for point in points if (cost := panel.cost(point)) is not None]
+    on_frontier = find_frontier([cost for cost, _ in pairs], [point.average for _, point in pairs])
+    # Points on the frontier come first, because a label without a free position is omitted.
+    order = sorted(range(len(pairs)), key=lambda index: (not on_frontier[index], pairs[index][0]))
+    curves, occupied = _obstacles(axes)
+    frame = axes.get_window_extent()
     names = list(dict.fromkeys(point.series for point in points))
     for index in order:
-        cost, point = placed[index]
-        for x, y, horizontal, vertical in _PLACES:
+        cost, point = pairs[index]
+        for x, y, horizontal, vertical in _LABEL_POSITIONS:
             label = axes.annotate(
-                _truncate_label(_point_label(point, points), _LONGEST_LABEL),
+                _truncate_label(_point_label(point, points), _MAX_LABEL_LENGTH),
                 (cost, point.average),
                 (x, y),
                 textcoords="offset points",
@@ -361,24 +369,24 @@ def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points
                 zorder=5,
             )
             box = _extent(label, canvas)
-            if _is_free(box, inside, curves, taken):
-                taken.append(box)
+            if _is_free(box, frame, curves, occupied):
+                occupied.append(box)
                 break
             label.remove()
 
 
 def _obstacles(axes: Axes) -> tuple[list[Curve], list[Bbox]]:
-    """The lines of a panel, and boxes around its markers, in pixels."""
+    # Returns the lines of the axes, and the bounding boxes of its markers, in pixels.
     curves: list[Curve] = []
     boxes: list[Bbox] = []
     for line in axes.lines:
         pixels = line.get_transform().transform_path(line.get_path())
-        if line.get_linestyle() not in _NOTHING:
+        if line.get_linestyle() not in _INVISIBLE:
             curves.append(pixels)
-        if line.get_marker() not in _NOTHING:
-            reach = (line.get_markersize() / 2 + 0.5) * axes.figure.dpi / 72
+        if line.get_marker() not in _INVISIBLE:
+            radius = (line.get_markersize() / 2 + 0.5) * axes.figure.dpi / 72
             for x, y in np.asarray(pixels.vertices):
-                boxes.append(Bbox.from_extents(x - reach, y - reach, x + reach, y + reach))
+                boxes.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
     for collection in axes.collections:  # error bars
         curves += [collection.get_transform().transform_path(path) for path in collection.get_paths()]
     return curves, boxes
@@ -389,15 +397,14 @@ def _extent(label: Annotation, canvas: FigureCanvasAgg) -> Bbox:
     return Bbox.from_extents(box.x0 - 1, box.y0 - 1, box.x1 + 1, box.y1 + 1)
 
 
-def _is_free(box: Bbox, inside: Bbox, curves: list[Curve], taken: list[Bbox]) -> bool:
-    fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-    if not fits or any(box.overlaps(other) for other in taken):
+def _is_free(box: Bbox, frame: Bbox, curves: list[Curve], occupied: list[Bbox]) -> bool:
+    is_inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+    if not is_inside or any(box.overlaps(other) for other in occupied):
         return False
     return not any(curve.intersects_bbox(box, filled=False) for curve in curves)
 
 
 def _point_label(point: Point, points: Sequence[Point]) -> str:
-    """Steps tell the checkpoints of a run apart, the runs of a series what their folders do not share."""
     runs = sorted({other.folder for other in points if other.series == point.series})
     steps = f"{point.step / 1000:g}k" if point.step >= 1000 else str(point.step)
     if len(runs) == 1:
@@ -407,14 +414,14 @@ def _point_label(point: Point, points: Sequence[Point]) -> str:
 
 
 def _short_run_names(folders: Sequence[str]) -> dict[str, str]:
-    """The words of each folder's name that not all begin or end with: 5min and 10min of runs/a-5min, runs/a-10min."""
+    # Removes common first and last words of the names: runs/a-5min and runs/a-10min become 5min and 10min.
     words = {folder: re.split(r"[-/]", folder.strip("/")) for folder in folders}
-    shortest = min(map(len, words.values())) - 1  # something is left of each
-    first = next((n for n in range(shortest) if len({one[n] for one in words.values()}) > 1), shortest)
-    rest = range(shortest - first)
-    last = next((n for n in rest if len({one[-1 - n] for one in words.values()}) > 1), len(rest))
-    return {folder: "-".join(one[first : len(one) - last]) for folder, one in words.items()}
+    max_common = min(map(len, words.values())) - 1  # at least one word of each name remains
+    num_first = next((n for n in range(max_common) if len({name[n] for name in words.values()}) > 1), max_common)
+    remaining = range(max_common - num_first)
+    num_last = next((n for n in remaining if len({name[-1 - n] for name in words.values()}) > 1), len(remaining))
+    return {folder: "-".join(name[num_first : len(name) - num_last]) for folder, name in words.items()}
 
 
-def _truncate_label(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+def _truncate_label(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."

@@ -1,4 +1,4 @@
-"""Points of the figure: a checkpoint's average score and its cost, and the frontier of several."""
+"""Points of the Pareto figure: average score and cost of a checkpoint, and the frontier of several points."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from mosaicbert.scores.statistics import bootstrap_interval, mean_over_tasks, sa
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A checkpoint in the figure.
+    """Average score and cost of a checkpoint.
 
     Attributes:
-        series: its name.
-        name: run folder and step, as `--compare` takes them.
-        folder: of the run.
-        step: of the run.
-        pretraining: what it had cost.
-        hours: wall-clock, with evaluations and checkpoints.
-        devices: that trained it.
-        dollars: hours x devices x price; None without a price.
-        scores: by task and seed, 0 to 100.
-        average: mean over tasks of the mean over seeds.
-        interval: of the average over fine-tuning seeds, 95%; None if no task has two.
+        series: Name of the series.
+        name: Name of the checkpoint, as an argument of `--compare`.
+        folder: Run folder.
+        step: Step of the run.
+        pretraining: Cost of the pretraining.
+        hours: Wall-clock hours of training, including evaluations and checkpoints.
+        num_devices: Number of devices of the training.
+        dollars: Cost in US dollars: hours x devices x price; None without a price.
+        scores: Scores from 0 to 100, by task and seed.
+        average: Mean over tasks of the mean over seeds.
+        interval: 95% confidence interval of the average over fine-tuning seeds; None if no task has two seeds.
     """
 
     series: str
@@ -48,37 +48,51 @@ class Point:
 def exclude_unknown_costs(
     series: str, checkpoints: Sequence[ScoredCheckpoint]
 ) -> tuple[list[ScoredCheckpoint], list[str]]:
-    """The checkpoints that can stand against time, and a sentence on each of the others.
+    """Select the checkpoints of known cost.
+
+    Args:
+        series: Name of the series, for messages.
+        checkpoints: Checkpoints of the series.
+
+    Returns:
+        Checkpoints of known cost, and one sentence on each skipped checkpoint.
 
     Raises:
-        ConfigError: the scores are of no run of ours, or a cost cannot be.
+        ConfigError: If the scores are those of an external model, or a training time is not positive and finite.
     """
-    known: list[ScoredCheckpoint] = []
+    usable: list[ScoredCheckpoint] = []
     notices: list[str] = []
     for checkpoint in checkpoints:
         if checkpoint.step is None:
             raise ConfigError(
-                f"pareto.series.{series}: {checkpoint.name} holds scores of a model that is no run of ours, and its "
-                "training time is not known; name run folders only."
+                f"`pareto.series.{series}` must have run folders only, got {checkpoint.name} with scores of an "
+                "external model. Remove the folder, because its training time is unknown."
             )
         if checkpoint.pretraining is None:
-            notices.append(f"Left out: {checkpoint.name} (removed before it was scored, so its cost is not known).")
+            notices.append(f"Skipped: {checkpoint.name} (deleted before it was scored, so its cost is unknown).")
             continue
         if not 0 < checkpoint.pretraining.wall_seconds < math.inf:
             raise ConfigError(
-                f"pareto.series.{series}: {checkpoint.name} took {checkpoint.pretraining.wall_seconds} s, which has no "
-                f"place on a logarithmic axis; take its lines out of {SCORES_FILE}."
+                f"`pareto.series.{series}`: `wall_seconds` of {checkpoint.name} must be positive and finite for a "
+                f"logarithmic axis, got {checkpoint.pretraining.wall_seconds}. Remove its lines from {SCORES_FILE}."
             )
-        known.append(checkpoint)
-    return known, notices
+        usable.append(checkpoint)
+    return usable, notices
 
 
 def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, selection: Selection) -> Point:
-    """Puts a checkpoint's average beside what it had cost, which must be known."""
-    spent = checkpoint.pretraining
-    assert spent is not None and checkpoint.step is not None
-    hours = spent.wall_seconds / 3600
-    num_devices = config.devices or spent.num_devices
+    """Create the point of a checkpoint.
+
+    Args:
+        series: Name of the series.
+        config: Number of devices and price of the series.
+        checkpoint: Checkpoint of a run, with known cost.
+        selection: Tasks to average.
+    """
+    pretraining = checkpoint.pretraining
+    assert pretraining is not None and checkpoint.step is not None
+    hours = pretraining.wall_seconds / 3600
+    num_devices = config.devices or pretraining.num_devices
     price = config.dollars_per_device_hour
     scores = {task: checkpoint.scores[task][variant] for task, variant in selection.variants.items()}
     values = [list(seeds.values()) for seeds in scores.values()]
@@ -87,7 +101,7 @@ def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, 
         name=checkpoint.name,
         folder=checkpoint.folder,
         step=checkpoint.step,
-        pretraining=spent,
+        pretraining=pretraining,
         hours=hours,
         num_devices=num_devices,
         dollars=None if price is None else hours * num_devices * price,
@@ -98,33 +112,58 @@ def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, 
 
 
 def describe_unequal_seeds(points: Sequence[Point]) -> list[str]:
-    """A sentence on the tasks that points have other seeds of, whose averages are then not quite alike."""
-    uneven = [
+    """Describe the tasks whose seeds differ between points, in at most one sentence."""
+    titles = [
         TASKS[task].title for task in points[0].scores if len({frozenset(point.scores[task]) for point in points}) > 1
     ]
-    return [f"Not all points have the same seeds of {', '.join(uneven)}; score what is missing."] if uneven else []
+    return [f"Points have different seeds of {', '.join(titles)}. Score the missing seeds."] if titles else []
 
 
 def find_frontier(costs: Sequence[float], averages: Sequence[float]) -> list[bool]:
-    """Whether each point is on the frontier: none is better without costing more, or cheaper without scoring less."""
+    """Find the points on the frontier.
+
+    A point is on the frontier if no other point has a higher score at the same or lower cost, or the same score at
+    lower cost. Equal points are on the frontier together.
+
+    Args:
+        costs: Cost of each point.
+        averages: Average score of each point.
+
+    Returns:
+        True for each point on the frontier.
+    """
     points = list(zip(costs, averages, strict=True))
     return [
-        not any(c <= cost and a >= average and (c, a) != (cost, average) for c, a in points) for cost, average in points
+        not any(
+            other_cost <= cost and other_average >= average and (other_cost, other_average) != (cost, average)
+            for other_cost, other_average in points
+        )
+        for cost, average in points
     ]
 
 
 def find_frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
-    """Mark the points on the frontier against hours ("h") and dollars ("$"); None for a point without a price."""
+    """Find the points on the frontiers of hours and of dollars.
+
+    Returns:
+        For "h" (hours) and "$" (dollars): True for each point on the frontier, None for a point without a price.
+    """
     averages = [point.average for point in points]
     by_hours: list[bool | None] = [*find_frontier([point.hours for point in points], averages)]
     priced = [index for index, point in enumerate(points) if point.dollars is not None]
     dollars = [point.dollars for point in points if point.dollars is not None]
-    marks = dict(zip(priced, find_frontier(dollars, [averages[index] for index in priced]), strict=True))
-    return {"h": by_hours, "$": [marks.get(index) for index in range(len(points))]}
+    by_dollars = dict(zip(priced, find_frontier(dollars, [averages[index] for index in priced]), strict=True))
+    return {"h": by_hours, "$": [by_dollars.get(index) for index in range(len(points))]}
 
 
-def point_record(point: Point, selection: Selection, marks: Mapping[str, bool | None]) -> dict[str, Any]:
-    """Build the line of pareto.jsonl of a point, which is on the frontiers that `marks` says."""
+def point_record(point: Point, selection: Selection, on_frontier: Mapping[str, bool | None]) -> dict[str, Any]:
+    """Create the record of a point in pareto.jsonl.
+
+    Args:
+        point: Point of the figure.
+        selection: Averaged tasks.
+        on_frontier: Membership of the frontiers, by "h" and "$".
+    """
     return {
         "series": point.series,
         "run": point.folder,
@@ -144,8 +183,8 @@ def point_record(point: Point, selection: Selection, marks: Mapping[str, bool | 
             task: _task_record(task, list(point.scores[task].values())) | asdict(variant)
             for task, variant in selection.variants.items()
         },
-        "on_frontier_hours": marks["h"],
-        "on_frontier_dollars": marks["$"],
+        "on_frontier_hours": on_frontier["h"],
+        "on_frontier_dollars": on_frontier["$"],
     }
 
 

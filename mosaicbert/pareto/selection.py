@@ -1,4 +1,4 @@
-"""Selection of the tasks that can be averaged: those that all checkpoints have scores of under one protocol."""
+"""Selection of the tasks to average: those that all checkpoints have scores of, with one protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,16 +8,16 @@ from mosaicbert.config.glue import MNLI, TASKS
 from mosaicbert.pareto.checkpoints import ScoredCheckpoint, Variant
 from mosaicbert.scores.records import PRETRAINED, SCORES_FILE
 
-_MAX_NAMES = 3  # of checkpoints in a line; the others are counted
+_MAX_LISTED_NAMES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which scores are averaged.
+    """Scores to average.
 
     Attributes:
-        variants: of each task, in the order of TASKS.
-        notices: one sentence on each task that is left out, and on scores that are not used.
+        variants: Variant of each task, in the order of TASKS.
+        notices: One sentence per reason for skipped tasks, and one per task with unused scores.
     """
 
     variants: dict[str, Variant]
@@ -29,14 +29,14 @@ class Selection:
 
     @property
     def average_name(self) -> str:
-        """What the average is, for a title."""
-        count = len(self.variants)
-        named = f"mean of {count} GLUE tasks" if count > 1 else f"{TASKS[next(iter(self.variants))].title} of GLUE"
-        return f"{named}, on partial data" if self.is_partial else named
+        """Name of the average score, for titles and axes."""
+        num_tasks = len(self.variants)
+        name = f"mean of {num_tasks} GLUE tasks" if num_tasks > 1 else f"GLUE {TASKS[next(iter(self.variants))].title}"
+        return f"{name} (partial data)" if self.is_partial else name
 
     @property
     def is_paper_average(self) -> bool:
-        """Whether the average is of what the paper averages: all tasks, whole, and begun with the same weights."""
+        """True if the average is that of the paper: all tasks, complete data, the same initialization."""
         return all(
             task in self.variants
             and not self.variants[task].is_partial
@@ -46,86 +46,103 @@ class Selection:
 
 
 def select_tasks(
-    checkpoints: Sequence[ScoredCheckpoint], wanted: Sequence[str], init_from_mnli: bool | None
+    checkpoints: Sequence[ScoredCheckpoint], tasks: Sequence[str], init_from_mnli: bool | None
 ) -> Selection:
-    """Chooses the tasks that all checkpoints have, each under one protocol, and says what is left out.
+    """Select the tasks that all checkpoints have scores of, and one variant of each.
 
     Args:
-        checkpoints: to be compared.
-        wanted: the tasks to average, partial data included; empty: all whose data are complete.
-        init_from_mnli: whether tasks that the paper begins with MNLI have done so; None: whichever all checkpoints
-            have.
+        checkpoints: Checkpoints to compare.
+        tasks: Names of the tasks to average, including partial data; empty for all tasks with complete data.
+        init_from_mnli: True for scores initialized from MNLI where the paper does so, False for scores initialized
+            from the pretrained model, None for those that all checkpoints have.
 
     Raises:
-        ConfigError: a wanted task, or every task, cannot be averaged; or a task has several protocols to choose from.
+        ConfigError: If a task of `tasks` cannot be averaged, no task can be averaged, or a task has several common
+            protocols.
     """
-    checkpoints = [_with_initialization(checkpoint, init_from_mnli) for checkpoint in checkpoints]
+    checkpoints = [_filter_initialization(checkpoint, init_from_mnli) for checkpoint in checkpoints]
     variants: dict[str, Variant] = {}
-    left_out: dict[str, list[str]] = {}  # titles by the reason
-    unused: list[str] = []
+    skipped: dict[str, list[str]] = {}  # titles by reason
+    unused_notices: list[str] = []
     for task in TASKS:
-        if wanted and task not in wanted:
+        if tasks and task not in tasks:
             if any(task in checkpoint.scores for checkpoint in checkpoints):
-                left_out.setdefault("not named by pareto.tasks", []).append(TASKS[task].title)
+                skipped.setdefault("not in `pareto.tasks`", []).append(TASKS[task].title)
             continue
-        shared = set.intersection(*({*checkpoint.scores.get(task, {})} for checkpoint in checkpoints))
-        usable = {variant for variant in shared if not variant.is_partial} or (shared if wanted else set[Variant]())
-        # Two protocols that all checkpoints share are two comparisons. The newer is not the better one: it may be there
-        # for this task alone, and the average would mix it with the others' older one. So the user decides.
+        common = set.intersection(*({*checkpoint.scores.get(task, {})} for checkpoint in checkpoints))
+        usable = {variant for variant in common if not variant.is_partial} or (common if tasks else set[Variant]())
+        # The newest protocol is not chosen automatically: other tasks may have the older one alone, and the average
+        # would mix both.
         if len(usable) > 1:
             raise ConfigError(
-                f"{task} was scored in several ways ({'; '.join(sorted(map(str, usable)))}), which no average may mix; "
-                "set pareto.init_from_mnli, or take the lines of all but one out of the "
-                f"{SCORES_FILE} of {_list_names(checkpoints)}, which say what each protocol is."
+                f"Scores of {task} must have one protocol, got {'; '.join(sorted(map(str, usable)))}. "
+                f"Set `pareto.init_from_mnli`, or remove the lines of the other protocols from {SCORES_FILE} of "
+                f"{_list_names(checkpoints)}."
             )
         if not usable:
-            reason = _why_not(task, checkpoints)
-            if wanted:
-                raise ConfigError(f"pareto.tasks names {task}, but: {reason}; score it there, or name other tasks.")
-            left_out.setdefault(reason, []).append(TASKS[task].title)
+            reason = _skip_reason(task, checkpoints, is_required=bool(tasks))
+            if tasks:
+                raise ConfigError(
+                    f"`pareto.tasks` must be tasks that can be averaged, got {task} ({reason}). "
+                    "Score the task, or remove it from `pareto.tasks`."
+                )
+            skipped.setdefault(reason, []).append(TASKS[task].title)
             continue
         (variants[task],) = usable
-        unused += _unused(task, variants[task], checkpoints)
-    notices = [f"Left out: {', '.join(titles)} ({reason})." for reason, titles in left_out.items()]
+        unused_notices += _describe_unused_scores(task, variants[task], checkpoints)
+    notices = [f"Skipped: {', '.join(titles)} ({reason})." for reason, titles in skipped.items()]
     if not variants:
-        raise ConfigError(f"no task can be averaged. {' '.join(notices)} Score one under one protocol everywhere.")
-    return Selection(variants=variants, notices=notices + unused)
+        raise ConfigError(
+            "All checkpoints must have scores of a common task and protocol, got none. "
+            f"{' '.join(notices)} Score one task of all checkpoints with the same protocol."
+        )
+    return Selection(variants=variants, notices=notices + unused_notices)
 
 
-def _with_initialization(checkpoint: ScoredCheckpoint, init_from_mnli: bool | None) -> ScoredCheckpoint:
+def _filter_initialization(checkpoint: ScoredCheckpoint, init_from_mnli: bool | None) -> ScoredCheckpoint:
     if init_from_mnli is None:
         return checkpoint
-    kept: dict[str, dict[Variant, dict[int, float]]] = {}
-    for task, ways in checkpoint.scores.items():
+    scores: dict[str, dict[Variant, dict[int, float]]] = {}
+    for task, by_variant in checkpoint.scores.items():
         initialization = MNLI if init_from_mnli and TASKS[task].from_mnli else PRETRAINED
-        chosen = {variant: seeds for variant, seeds in ways.items() if variant.initialized_from == initialization}
-        if chosen:
-            kept[task] = chosen
-    return replace(checkpoint, scores=kept)
+        selected = {
+            variant: seeds for variant, seeds in by_variant.items() if variant.initialized_from == initialization
+        }
+        if selected:
+            scores[task] = selected
+    return replace(checkpoint, scores=scores)
 
 
-def _why_not(task: str, checkpoints: Sequence[ScoredCheckpoint]) -> str:
-    lacking = [checkpoint for checkpoint in checkpoints if task not in checkpoint.scores]
-    if lacking:
-        return "no score" if len(lacking) == len(checkpoints) else f"no score of {_list_names(lacking)}"
-    parts = [one for one in checkpoints if all(variant.is_partial for variant in one.scores[task])]
-    if parts:
-        return f"partial data of {_list_names(parts)}; it is averaged if pareto.tasks names it"
-    ways = sorted({str(variant) for checkpoint in checkpoints for variant in checkpoint.scores[task]})
-    return f"no protocol common to all: {'; '.join(ways)}"
+def _skip_reason(task: str, checkpoints: Sequence[ScoredCheckpoint], *, is_required: bool) -> str:
+    unscored = [checkpoint for checkpoint in checkpoints if task not in checkpoint.scores]
+    if unscored:
+        return "no score" if len(unscored) == len(checkpoints) else f"no score of {_list_names(unscored)}"
+    partial = [
+        checkpoint for checkpoint in checkpoints if all(variant.is_partial for variant in checkpoint.scores[task])
+    ]
+    if partial:
+        remedy = "" if is_required else "; add the task to `pareto.tasks` to include it"
+        return f"partial data of {_list_names(partial)}{remedy}"
+    variants = sorted({str(variant) for checkpoint in checkpoints for variant in checkpoint.scores[task]})
+    return f"no common protocol: {'; '.join(variants)}"
 
 
-def _unused(task: str, variant: Variant, checkpoints: Sequence[ScoredCheckpoint]) -> list[str]:
-    others = [(other, seeds) for one in checkpoints for other, seeds in one.scores[task].items() if other != variant]
-    if not others:
+def _describe_unused_scores(task: str, selected: Variant, checkpoints: Sequence[ScoredCheckpoint]) -> list[str]:
+    unused = [
+        (variant, seeds)
+        for checkpoint in checkpoints
+        for variant, seeds in checkpoint.scores[task].items()
+        if variant != selected
+    ]
+    if not unused:
         return []
-    ways = "; ".join(sorted({str(other) for other, _ in others}))
-    count = sum(len(seeds) for _, seeds in others)
-    return [f"{TASKS[task].title} is taken as scored under {variant}; {count} score(s) under {ways} are not used."]
+    variants = "; ".join(sorted({str(variant) for variant, _ in unused}))
+    num_scores = sum(len(seeds) for _, seeds in unused)
+    return [f"{TASKS[task].title}: scores of {selected} are used; {num_scores} score(s) of {variants} are not used."]
 
 
 def _list_names(checkpoints: Sequence[ScoredCheckpoint]) -> str:
     names = [checkpoint.name for checkpoint in checkpoints]
-    if len(names) > _MAX_NAMES:
-        return f"{', '.join(names[:_MAX_NAMES])} and {len(names) - _MAX_NAMES} more"
+    if len(names) > _MAX_LISTED_NAMES:
+        return f"{', '.join(names[:_MAX_LISTED_NAMES])} and {len(names) - _MAX_LISTED_NAMES} more"
     return ", ".join(names)

@@ -1,4 +1,4 @@
-"""Tables of names, costs and tasks, for the console and as Markdown."""
+"""Tables of names, costs and task scores, for the console and as Markdown."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,20 @@ _UNITS = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table before it is printed: cells may hold line breaks; the first `num_names` columns are names."""
+    """Table of texts, independent of the output format.
+
+    Attributes:
+        header: Column titles, which may contain line breaks.
+        rows: Cells of each row, which may contain line breaks.
+        num_name_columns: Number of left-aligned text columns, before the right-aligned number columns.
+    """
 
     header: list[str]
     rows: list[list[str]]
     num_name_columns: int
 
     def as_rich(self) -> Table:
-        """For a console. Brackets in names are no markup."""
+        """Convert to a rich table. Square brackets in cells are not interpreted as markup."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
         for index, name in enumerate(self.header):
             is_name = index < self.num_name_columns
@@ -37,72 +43,88 @@ class Grid:
 
     def as_markdown(self) -> str:
         rule = ["---" if index < self.num_name_columns else "---:" for index in range(len(self.header))]
-        return "".join(f"| {' | '.join(map(_flat, row))} |\n" for row in (self.header, rule, *self.rows))
+        return "".join(f"| {' | '.join(map(_markdown_cell, row))} |\n" for row in (self.header, rule, *self.rows))
 
 
-def _flat(cell: str) -> str:
+def _markdown_cell(cell: str) -> str:
     return cell.replace("\n", " ").replace("|", "\\|")
 
 
 def format_number(value: float) -> str:
-    """Three digits and a unit: 36.7 B."""
+    """Format a number with three significant digits and a unit, e.g. "36.7 B"."""
     unit, name = next(((unit, name) for unit, name in _UNITS if value >= unit), (1.0, ""))
     return f"{value / unit:.3g}{name}"
 
 
 def format_interval(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    """A value with its ends, if there are any."""
-    ends = "" if interval is None else f" [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
-    return f"{value:{sign}.2f}{ends}"
+    """Format a value and its confidence interval, e.g. "48.56 [47.85, 49.23]".
+
+    Args:
+        value: Value in the interval.
+        interval: Lower and upper bound; None without an interval.
+        sign: Sign option of the number format, e.g. "+".
+    """
+    bounds = "" if interval is None else f" [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+    return f"{value:{sign}.2f}{bounds}"
 
 
 def name_grid(points: Sequence[Point]) -> Grid:
-    """One row per point; the tables below have its number alone, to be no wider than a terminal."""
+    """Create the table of series and checkpoints, one row per point.
+
+    The other tables contain only the row number, so that they fit in the width of a terminal.
+    """
     rows = [[str(number), point.series, point.name] for number, point in enumerate(points, start=1)]
-    return Grid(header=["#", "series", "run@step"], rows=rows, num_name_columns=3)
+    return Grid(header=["#", "Series", "Run@step"], rows=rows, num_name_columns=3)
 
 
 def cost_grid(points: Sequence[Point], frontiers: Mapping[str, Sequence[bool | None]], selection: Selection) -> Grid:
-    """One row per point.
+    """Create the table of costs and average scores, one row per point.
 
     Args:
-        points: in the order of the rows.
-        frontiers: whether each point is on one, by the sign of what is paid: h, $.
-        selection: what is averaged.
+        points: Points in the order of the rows.
+        frontiers: Membership of each point in the frontiers, by "h" (hours) and "$" (dollars).
+        selection: Averaged tasks.
     """
     rows = [
         [
             str(number),
-            _digits(point.hours),
-            "-" if point.dollars is None else _digits(point.dollars),
+            _format_cost(point.hours),
+            "-" if point.dollars is None else _format_cost(point.dollars),
             format_number(point.pretraining.tokens),
             f"{point.pretraining.flops:.3g}",
             format_interval(point.average, point.interval),
-            " ".join(sign for sign, marks in frontiers.items() if marks[number - 1]) or "-",
+            " ".join(sign for sign, on_frontier in frontiers.items() if on_frontier[number - 1]) or "-",
         ]
         for number, point in enumerate(points, start=1)
     ]
-    count = len(selection.variants)
-    average = f"mean of {count} task{'s' if count > 1 else ''}\n[95%]{', partial data' if selection.is_partial else ''}"
-    header = ["#", "hours", "dollars", "tokens", "FLOPs", average, "frontier"]
+    num_tasks = len(selection.variants)
+    average = f"Mean of {num_tasks} task{'s' if num_tasks > 1 else ''}\n[95% CI]"
+    if selection.is_partial:
+        average += "\n(partial data)"
+    header = ["#", "Hours", "Dollars", "Tokens", "FLOPs", average, "Frontier"]
     return Grid(header=header, rows=rows, num_name_columns=1)
 
 
 def task_grid(points: Sequence[Point], selection: Selection) -> Grid:
-    """One row per point, one column per task: mean, standard deviation and number of seeds."""
+    """Create the table of task scores: mean, standard deviation and number of seeds.
+
+    Args:
+        points: Points in the order of the rows.
+        selection: Averaged tasks, in the order of the columns.
+    """
     header = ["#"]
     for task, variant in selection.variants.items():
         title, _, metrics = TASKS[task].label.partition(" ")
         header.append(f"{title}\n{metrics}" + ("\n(partial)" if variant.is_partial else ""))
     rows = [
-        [str(number), *(_describe_seeds(list(point.scores[task].values())) for task in selection.variants)]
+        [str(number), *(_format_seeds(list(point.scores[task].values())) for task in selection.variants)]
         for number, point in enumerate(points, start=1)
     ]
     return Grid(header=header, rows=rows, num_name_columns=1)
 
 
 def print_tables(console: Console, grids: Sequence[Grid], remarks: Sequence[str]) -> None:
-    """Print tables, and remarks below them."""
+    """Print tables, followed by remarks."""
     for grid in grids:
         console.print(grid.as_rich())
     for remark in remarks:
@@ -110,16 +132,16 @@ def print_tables(console: Console, grids: Sequence[Grid], remarks: Sequence[str]
 
 
 def as_markdown(title: str, grids: Sequence[Grid], remarks: Sequence[str]) -> str:
-    """Write tables and remarks as a Markdown page."""
+    """Format a title, tables and remarks as a Markdown page."""
     tables = "\n".join(grid.as_markdown() for grid in grids)
     return f"# {title}\n\n{tables}\n" + "".join(f"- {remark}\n" for remark in remarks)
 
 
-def _describe_seeds(seeds: list[float]) -> str:
+def _format_seeds(seeds: list[float]) -> str:
     deviation = sample_deviation(seeds)
-    spread = "" if deviation is None else f"±{deviation:.2f} "
-    return f"{mean_over_tasks([seeds]):.2f}\n{spread}({len(seeds)})"
+    deviation_text = "" if deviation is None else f"±{deviation:.2f} "
+    return f"{mean_over_tasks([seeds]):.2f}\n{deviation_text}({len(seeds)})"
 
 
-def _digits(value: float) -> str:
+def _format_cost(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -8,7 +8,7 @@ from tests.pareto.scored import FIVE_TASKS, make_scores, pareto_recipe, write_sc
 
 @pytest.fixture
 def two_runs(tmp_path, monkeypatch) -> ParetoRecipe:
-    """A run of two checkpoints, the later one dearer and better, and a run that is beaten in both."""
+    """Create a run of two checkpoints, and a run with lower scores at higher cost than the second checkpoint."""
     monkeypatch.chdir(tmp_path)
     write_scores(Path("runs/a"), make_scores(100, 3600.0, 70.0, tasks=FIVE_TASKS))
     write_scores(Path("runs/a"), make_scores(900, 9 * 3600.0, 80.0, tasks=FIVE_TASKS))

@@ -1,4 +1,4 @@
-"""Folders of runs that have been scored, made without training."""
+"""Synthetic score records, without training."""
 
 import json
 import random
@@ -14,12 +14,12 @@ FIVE_TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
 
 
 def pareto_recipe(folder: Path, series, **changes) -> ParetoRecipe:
-    """A recipe of these series, whose files go to `folder`/figure."""
+    """Create a recipe whose output folder is `folder`/figure."""
     return ParetoRecipe(run_name="figure", runs_folder=str(folder), pareto=ParetoConfig(series=series, **changes))
 
 
 def make_score(task: str, value: float, **changes) -> Score:
-    """A score of `value`, 0 to 100, at step 100 of a run that took an hour."""
+    """Create a score of `value` (0 to 100), at step 100 of a run of one hour."""
     fields = {
         "model": "runs/x",
         "step": 100,
@@ -39,7 +39,7 @@ def make_score(task: str, value: float, **changes) -> Score:
 
 
 def make_pretraining(steps: int, wall_seconds: float) -> Pretraining:
-    """What so many steps cost, at a thousand tokens a step."""
+    """Create the cost of a run with 1000 tokens per step."""
     return Pretraining(
         steps=steps,
         tokens=1000 * steps,
@@ -51,25 +51,25 @@ def make_pretraining(steps: int, wall_seconds: float) -> Pretraining:
     )
 
 
-def write_scores(folder: Path, lines) -> str:
-    """A folder with these lines, as a recipe names it."""
+def write_scores(folder: Path, scores) -> str:
+    """Append scores to the scores.jsonl of a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / SCORES_FILE).open("a") as file:
-        file.writelines(json.dumps(asdict(score)) + "\n" for score in lines)
+        file.writelines(json.dumps(asdict(score)) + "\n" for score in scores)
     return str(folder)
 
 
 def read_folders(tmp_path: Path, *folders) -> list[ScoredCheckpoint]:
-    """The checkpoints of folders with these lines."""
+    """Write each list of scores to its own folder, and read the checkpoints of all folders."""
     return [
         checkpoint
-        for index, lines in enumerate(folders)
-        for checkpoint in read_checkpoints(write_scores(tmp_path / f"run{index}", lines))
+        for index, scores in enumerate(folders)
+        for checkpoint in read_checkpoints(write_scores(tmp_path / f"run{index}", scores))
     ]
 
 
 def make_scores(steps: int, wall_seconds: float, average: float, *, tasks=tuple(TASKS), spread=0.5) -> list[Score]:
-    """The lines of a checkpoint, each task with as many seeds as in the paper."""
+    """Create the scores of a checkpoint, with the number of seeds of the paper for each task."""
     noise = random.Random(f"{steps} {wall_seconds} {average}")
     return [
         make_score(

@@ -9,7 +9,7 @@ from tests.pareto.scored import make_pretraining, make_score, make_scores, read_
 _PAPER = Variant(protocol="cola-paper", initialized_from="pretraining", is_partial=False)
 
 
-def test_checkpoints_stand_in_the_order_of_their_steps(tmp_path):
+def test_checkpoints_are_sorted_by_step(tmp_path):
     lines = [
         *make_scores(300, 90.0, 70.0),
         *make_scores(20, 6.0, 60.0),
@@ -18,12 +18,12 @@ def test_checkpoints_stand_in_the_order_of_their_steps(tmp_path):
     assert [checkpoint.step for checkpoint in read_folders(tmp_path, lines)] == [20, 100, 300]
 
 
-def test_of_two_lines_about_the_same_the_later_stands(tmp_path):
+def test_a_later_record_of_the_same_score_replaces_an_earlier_one(tmp_path):
     (checkpoint,) = read_folders(tmp_path, [make_score("cola", 50.0), make_score("cola", 60.0)])
     assert checkpoint.scores["cola"] == {_PAPER: {19: 60.0}}
 
 
-def test_a_step_that_was_trained_again_is_what_it_is_now(tmp_path):
+def test_scores_of_a_step_that_was_trained_again_replace_earlier_scores(tmp_path):
     before, now = make_pretraining(100, 7.0), make_pretraining(100, 9.0)
     lines = [
         make_score("cola", 50.0, pretraining=before),
@@ -33,10 +33,10 @@ def test_a_step_that_was_trained_again_is_what_it_is_now(tmp_path):
     (checkpoint,) = read_folders(tmp_path, lines)
     assert (checkpoint.pretraining, checkpoint.scores) == (now, {"cola": {_PAPER: {19: 60.0}}})
     (notice,) = describe_outdated_scores([checkpoint])
-    assert notice.endswith("run0@100: 2 score(s) of its earlier weights are not used.")
+    assert notice.endswith("run0@100: 2 score(s) of earlier weights are not used.")
 
 
-def test_a_cost_that_is_only_reckoned_otherwise_is_the_same_training(tmp_path):
+def test_a_different_flops_estimate_is_the_same_training(tmp_path):
     lines = [
         make_score("cola", 50.0),
         make_score("rte", 50.0, pretraining=replace(make_pretraining(100, 3600.0), flops=7.0)),
@@ -46,14 +46,14 @@ def test_a_cost_that_is_only_reckoned_otherwise_is_the_same_training(tmp_path):
     assert describe_outdated_scores([checkpoint]) == []
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "empty"])
-def test_a_folder_without_scores_is_refused(tmp_path, folder):
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_folder_without_scores_raises_an_error(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=f"{folder}.*no scores"):
+    with pytest.raises(ConfigError, match=f"{folder}.*must have scores, got none"):
         read_checkpoints(str(tmp_path / folder))
 
 
-def test_of_a_model_from_elsewhere_the_last_weights_stand(tmp_path):
+def test_the_last_scored_weights_of_an_external_model_are_used(tmp_path):
     first, second = "bert@0123456789ab", "bert@ba9876543210"
     lines = [
         make_score(task, value, step=None, pretraining=None, model=model)
@@ -63,24 +63,27 @@ def test_of_a_model_from_elsewhere_the_last_weights_stand(tmp_path):
     assert [list(seeds.values()) for variants in checkpoint.scores.values() for seeds in variants.values()] == [[60.0]]
     assert list(checkpoint.scores) == ["rte"]
     (notice,) = describe_outdated_scores([checkpoint])
-    assert notice.endswith(": 2 score(s) of its earlier weights are not used.")
+    assert notice.endswith(": 2 score(s) of earlier weights are not used.")
 
 
 @pytest.mark.parametrize(
-    "lines, words",
+    "scores, message",
     [
-        ([replace(make_score("cola", 50.0), task="wnli")], "'wnli'"),
-        ([make_score("mrpc", 0.0, metrics={"accuracy": 0.5})], "that task has accuracy, f1"),
-        ([make_score("cola", float("nan"))], "no number"),
-        ([make_score("cola", 5.0, step=None, pretraining=None, model=name) for name in "ab"], "several models"),
+        ([replace(make_score("cola", 50.0), task="wnli")], "`task` must be one of .*, got 'wnli'"),
+        ([make_score("mrpc", 0.0, metrics={"accuracy": 0.5})], "`metrics` of mrpc must be accuracy, f1, got accuracy"),
+        ([make_score("cola", float("nan"))], "must be a finite number, got nan"),
+        (
+            [make_score("cola", 5.0, step=None, pretraining=None, model=name) for name in "ab"],
+            "must have the scores of one model, got a, b",
+        ),
     ],
     ids=["unknown-task", "other-metrics", "nan", "several-models"],
 )
-def test_scores_that_cannot_be_right_are_refused(tmp_path, lines, words):
-    with pytest.raises(ConfigError, match=words):
-        read_folders(tmp_path, lines)
+def test_invalid_scores_raise_an_error(tmp_path, scores, message):
+    with pytest.raises(ConfigError, match=message):
+        read_folders(tmp_path, scores)
 
 
-def test_a_checkpoint_that_was_removed_while_it_was_scored_keeps_its_cost(tmp_path):
+def test_a_checkpoint_that_was_deleted_during_scoring_keeps_its_cost(tmp_path):
     (checkpoint,) = read_folders(tmp_path, [make_score("cola", 50.0, pretraining=None), make_score("rte", 60.0)])
     assert checkpoint.pretraining == make_pretraining(100, 3600.0)

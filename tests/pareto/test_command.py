@@ -13,16 +13,16 @@ from mosaicbert.pareto.plots import draw_pareto
 from tests.pareto.scored import FIVE_TASKS, make_pretraining, make_score, make_scores, pareto_recipe, write_scores
 
 
-def _lines(recipe: ParetoRecipe) -> list[dict]:
+def _records(recipe: ParetoRecipe) -> list[dict]:
     return [json.loads(text) for text in (recipe.run_folder / "pareto.jsonl").read_text().splitlines()]
 
 
-def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two_runs, console):
-    picture = pareto(two_runs, console)
-    assert picture == Path("runs/figure/pareto.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["pareto.jsonl", "pareto.md", "pareto.png"]
-    first, second, third = _lines(two_runs)
+def test_each_point_has_a_record_with_its_cost_and_scores(two_runs, console):
+    figure_path = pareto(two_runs, console)
+    assert figure_path == Path("runs/figure/pareto.png")
+    assert figure_path.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in figure_path.parent.iterdir()) == ["pareto.jsonl", "pareto.md", "pareto.png"]
+    first, second, third = _records(two_runs)
     assert (first["series"], first["run"], first["step"]) == ("Ours", "runs/a", 100)
     assert (first["hours"], first["dollars"], first["tokens"], first["flops"]) == (1.0, 6.0, 100_000, 1e14)
     assert (third["hours"], third["dollars"]) == (10.0, None)
@@ -32,11 +32,11 @@ def test_a_line_per_point_says_what_it_cost_and_what_it_scored(two_runs, console
     mrpc = first["tasks"]["mrpc"]
     assert (mrpc["metrics"], mrpc["num_seeds"], mrpc["initialized_from"]) == (["accuracy", "f1"], 5, "mnli")
     assert (mrpc["protocol"], mrpc["is_partial"]) == ("mrpc-paper", False)
-    assert [one["on_frontier_hours"] for one in (first, second, third)] == [True, True, False]
-    assert [one["on_frontier_dollars"] for one in (first, second, third)] == [True, True, None]
+    assert [record["on_frontier_hours"] for record in (first, second, third)] == [True, True, False]
+    assert [record["on_frontier_dollars"] for record in (first, second, third)] == [True, True, None]
 
 
-def test_in_a_terminal_of_80_columns_names_and_numbers_are_whole(tmp_path, monkeypatch):
+def test_names_and_numbers_are_not_truncated_in_80_columns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = "runs/mosaicbert-of-a-long-name"
     write_scores(Path(run), make_scores(123_456, 1e7, 70.0))
@@ -55,7 +55,7 @@ def _with_untrained(recipe: ParetoRecipe, run: str) -> ParetoRecipe:
     return replace(recipe, pareto=replace(recipe.pareto, series=series))
 
 
-def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(two_runs, console, monkeypatch):
+def test_an_untrained_baseline_is_in_the_tables_but_not_on_the_frontiers(two_runs, console, monkeypatch):
     run = write_scores(Path("runs/none"), make_scores(1, 1.0, 90.0, tasks=FIVE_TASKS[1:]))
     recipe, drawn = _with_untrained(two_runs, run), {}
     monkeypatch.setattr(
@@ -63,56 +63,56 @@ def test_the_same_model_from_random_weights_is_in_the_tables_and_on_no_frontier(
         lambda *points, **arguments: drawn.update(arguments) or draw_pareto(*points, **arguments),
     )
     pareto(recipe, console)
-    *trained, untrained = _lines(recipe)
+    *trained, untrained = _records(recipe)
     assert (untrained["series"], untrained["run"], untrained["step"]) == ("Theirs", run, 1)
     assert untrained["average"] == pytest.approx(90.0, abs=1.0)
     assert drawn["baselines"] == {"Theirs": untrained["average"]}
     assert untrained["on_frontier_hours"] is untrained["on_frontier_dollars"] is None
-    assert [line["is_untrained"] for line in (*trained, untrained)] == [False, False, False, True]
+    assert [record["is_untrained"] for record in (*trained, untrained)] == [False, False, False, True]
     rows = [row.split(" | ") for row in (recipe.run_folder / "pareto.md").read_text().splitlines() if row[:2] == "| "]
     assert ["| 4", "Theirs, untrained", "runs/none@1 |"] in rows
     assert [row[-1] for row in rows if row[0] == "| 4" and len(row) == 7] == ["- |"]
-    # It beats all of them at next to no cost, and takes nothing from them; but only what it has, too, is averaged.
-    assert [line["on_frontier_hours"] for line in trained] == [True, True, False]
+    # The baseline has the highest score and the lowest cost. It limits the averaged tasks, but not the frontier.
+    assert [record["on_frontier_hours"] for record in trained] == [True, True, False]
     assert list(trained[0]["tasks"]) == [task for task in TASKS if task in FIVE_TASKS[1:]]
-    assert "Left out: CoLA (no score of runs/none@1)." in console.export_text()
+    assert "Skipped: CoLA (no score of runs/none@1)." in console.export_text()
 
 
-def test_a_run_of_more_than_a_step_is_not_untrained(two_runs, console):
+def test_an_untrained_baseline_of_several_steps_or_without_steps_raises_an_error(two_runs, console):
     run = write_scores(Path("runs/some"), make_scores(2, 1.0, 90.0, tasks=FIVE_TASKS))
-    with pytest.raises(ConfigError, match=r"pareto.series.Theirs.untrained: runs/some@2 is not of a run of one step"):
+    with pytest.raises(ConfigError, match=r"Theirs.untrained` must be a scored run of one step, got runs/some@2"):
         pareto(_with_untrained(two_runs, run), console)
     run = write_scores(Path("runs/other"), [make_score("cola", 50.0, step=None, pretraining=None)])
-    with pytest.raises(ConfigError, match=r"untrained: runs/other is not of a run of one step"):
+    with pytest.raises(ConfigError, match=r"untrained` must be a scored run of one step, got runs/other"):
         pareto(_with_untrained(two_runs, run), console)
 
 
-def test_what_is_printed_fits_100_columns_and_names_points_metrics_and_the_number_of_tasks(two_runs):
+def test_the_tables_fit_100_columns_and_have_points_metrics_and_the_number_of_tasks(two_runs):
     console = Console(record=True, width=100)
     pareto(two_runs, console)
     text = console.export_text()
-    tables = text[: text.index("Left out")]
+    tables = text[: text.index("Skipped")]
     assert max(map(len, tables.splitlines())) <= 100
     assert "…" not in tables
-    for word in ("runs/a@100", "runs/[b]@500", "mean of 5 tasks", "tokens", "FLOPs", "Matthews", "acc/F1", "Spearman"):
+    for word in ("runs/a@100", "runs/[b]@500", "Mean of 5 tasks", "Tokens", "FLOPs", "Matthews", "acc/F1", "Spearman"):
         assert word in tables
-    assert "Left out: QNLI (no score of runs/a@100, runs/a@900)." in text
-    assert "Left out: QQP, MNLI (no score)." in text
-    assert "their heights do not compare with ours" in text
-    assert "Without a price: Theirs." in text
+    assert "Skipped: QNLI (no score of runs/a@100, runs/a@900)." in text
+    assert "Skipped: QQP, MNLI (no score)." in text
+    assert "Published and other points are not comparable" in text
+    assert "Series without a price: Theirs." in text
 
 
 def test_all_eight_tasks_fit_100_columns(tmp_path):
     run = write_scores(tmp_path / "a", make_scores(10, 60.0, 80.0))
     console = Console(record=True, width=100)
     pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
-    tables = console.export_text().partition("Score:")[0]
+    tables = console.export_text().partition("Score (0 to 100):")[0]
     assert "…" not in tables
     assert max(map(len, tables.splitlines())) <= 100
     assert all(task.title in tables for task in TASKS.values())
 
 
-def test_the_markdown_has_all_tables_and_all_that_was_said(two_runs):
+def test_the_markdown_page_has_the_printed_tables_and_remarks(two_runs):
     console = Console(record=True, width=100)
     pareto(two_runs, console)
     text = (two_runs.run_folder / "pareto.md").read_text()
@@ -125,7 +125,7 @@ def test_the_markdown_has_all_tables_and_all_that_was_said(two_runs):
         assert remark.strip() in console.export_text(clear=False)
 
 
-def test_the_same_scores_give_the_same_files(two_runs, console):
+def test_equal_scores_give_equal_files(two_runs, console):
     folder = two_runs.run_folder
     pareto(two_runs, console)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -133,62 +133,62 @@ def test_the_same_scores_give_the_same_files(two_runs, console):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_tasks_with_one_seed_are_named(tmp_path, console):
+def test_tasks_with_one_seed_are_listed(tmp_path, console):
     run = write_scores(tmp_path / "a", make_scores(10, 60.0, 80.0))
     pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
-    assert "With a single seed, and so without a part in the intervals: QQP, MNLI, QNLI." in console.export_text()
+    assert "Tasks with a single seed, which the intervals treat as constants: QQP, MNLI, QNLI." in console.export_text()
 
 
-def test_without_a_second_seed_anywhere_there_are_no_intervals(tmp_path, console):
+def test_there_are_no_intervals_if_each_task_has_one_seed(tmp_path, console):
     run = write_scores(tmp_path / "a", [make_score("cola", 50.0), make_score("rte", 60.0)])
     recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])})
     pareto(recipe, console)
-    assert "No task has several seeds, so there are no intervals." in console.export_text()
-    (point,) = _lines(recipe)
+    assert "Intervals: none, because each task has a single seed." in console.export_text()
+    (point,) = _records(recipe)
     assert (point["ci_low"], point["ci_high"], point["tasks"]["rte"]["std"]) == (None, None, None)
 
 
-def test_partial_data_that_the_recipe_names_are_marked_everywhere(tmp_path, console):
+def test_partial_data_is_marked_in_all_outputs(tmp_path, console):
     run = write_scores(tmp_path / "a", [make_score("cola", 50.0, is_partial=True), make_score("rte", 60.0)])
     recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}, tasks=["cola", "rte"])
     pareto(recipe, console)
     assert "partial data" in console.export_text()
     assert "CoLA Matthews (partial)" in (recipe.run_folder / "pareto.md").read_text()
-    assert [task["is_partial"] for task in _lines(recipe)[0]["tasks"].values()] == [True, False]
+    assert [task["is_partial"] for task in _records(recipe)[0]["tasks"].values()] == [True, False]
 
 
-def test_checkpoints_of_unknown_cost_are_named_and_a_figure_without_points_is_refused(two_runs, console):
+def test_checkpoints_of_unknown_cost_are_listed_and_a_figure_without_points_raises_an_error(two_runs, console):
     run = write_scores(Path("runs/gone"), [make_score("cola", 50.0, pretraining=None)])
     pareto(pareto_recipe(Path("new"), two_runs.pareto.series | {"c": SeriesConfig(runs=[run])}), console)
-    assert "Left out: runs/gone@100 (removed before it was scored" in console.export_text()
-    with pytest.raises(ConfigError, match="no point is left"):
+    assert "Skipped: runs/gone@100 (deleted before it was scored" in console.export_text()
+    with pytest.raises(ConfigError, match="must have a scored checkpoint of known cost, got none"):
         pareto(pareto_recipe(Path("new"), {"c": SeriesConfig(runs=[run])}), console)
 
 
-def test_a_step_that_was_trained_again_and_other_devices_are_said(two_runs, console):
+def test_outdated_scores_unequal_seeds_and_different_devices_are_reported(two_runs, console):
     write_scores(Path("runs/a"), [make_score("cola", 90.0, step=900, pretraining=make_pretraining(900, 5 * 3600.0))])
-    spent = replace(make_pretraining(300, 3600.0), device="B200", num_devices=4)
-    elsewhere = [replace(one, pretraining=spent) for one in make_scores(300, 3600.0, 60.0, tasks=FIVE_TASKS)]
-    run = write_scores(Path("runs/elsewhere"), elsewhere)
+    pretraining = replace(make_pretraining(300, 3600.0), device="B200", num_devices=4)
+    scores = [replace(score, pretraining=pretraining) for score in make_scores(300, 3600.0, 60.0, tasks=FIVE_TASKS)]
+    run = write_scores(Path("runs/elsewhere"), scores)
     series = two_runs.pareto.series | {"Elsewhere": SeriesConfig(runs=[run], dollars_per_device_hour=1.0)}
     recipe = pareto_recipe(Path("new"), series, tasks=["cola"])
     pareto(recipe, console)
     text = console.export_text()
-    assert "runs/a@900: 22 score(s) of its earlier weights are not used." in text
-    assert "Not all points have the same seeds of CoLA" in text
-    assert "Hours are of different devices (H200; B200)" in text
-    assert [(one["device"], one["devices"], one["dollars"]) for one in _lines(recipe)][-1] == ("B200", 4, 4.0)
+    assert "runs/a@900: 22 score(s) of earlier weights are not used." in text
+    assert "Points have different seeds of CoLA." in text
+    assert "Hours of different devices (H200; B200) are not comparable." in text
+    assert [_records(recipe)[-1][key] for key in ("device", "devices", "dollars")] == ["B200", 4, 4.0]
 
 
-def test_nothing_is_written_when_a_run_is_refused(two_runs, console):
-    recipe = pareto_recipe(Path("new"), two_runs.pareto.series | {"c": SeriesConfig(runs=["runs/nowhere"])})
-    with pytest.raises(ConfigError, match="runs/nowhere"):
+def test_an_invalid_run_leaves_no_files(two_runs, console):
+    recipe = pareto_recipe(Path("new"), two_runs.pareto.series | {"c": SeriesConfig(runs=["runs/missing"])})
+    with pytest.raises(ConfigError, match="runs/missing"):
         pareto(recipe, console)
     assert not Path("new").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_refused_in_one_line(two_runs, console):
+def test_an_unwritable_folder_raises_an_error_of_one_line(two_runs, console):
     Path("file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written") as caught:
+    with pytest.raises(ConfigError, match="must be writable") as caught:
         pareto(pareto_recipe(Path("file"), two_runs.pareto.series), console)
     assert "\n" not in str(caught.value)

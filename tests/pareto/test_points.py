@@ -14,7 +14,7 @@ from tests.pareto.scored import make_pretraining, make_score, read_folders
 _PAPER = Variant(protocol="cola-paper", initialized_from="pretraining", is_partial=False)
 
 
-def test_a_score_is_the_mean_of_metrics_and_a_point_the_mean_of_tasks(tmp_path):
+def test_a_score_is_the_mean_of_metrics_and_an_average_the_mean_of_tasks(tmp_path):
     lines = [
         make_score("mrpc", 0.0, metrics={"accuracy": 0.8, "f1": 0.9}, seed=1),
         make_score("mrpc", 0.0, metrics={"accuracy": 0.9, "f1": 1.0}, seed=2),
@@ -25,10 +25,10 @@ def test_a_score_is_the_mean_of_metrics_and_a_point_the_mean_of_tasks(tmp_path):
     point = make_point("a", SeriesConfig(runs=["x"]), checkpoint, selection)
     assert point.average == pytest.approx((90.0 + 50.0) / 2)
     assert selection.average_name == "mean of 2 GLUE tasks"
-    assert selection.notices == ["Left out: SST-2, STS-B, QQP, MNLI, QNLI, RTE (no score)."]
+    assert selection.notices == ["Skipped: SST-2, STS-B, QQP, MNLI, QNLI, RTE (no score)."]
 
 
-def test_hours_are_of_the_wall_and_dollars_of_all_devices(tmp_path):
+def test_hours_are_wall_clock_time_and_dollars_include_all_devices(tmp_path):
     (checkpoint,) = read_folders(tmp_path, [make_score("cola", 50.0, pretraining=make_pretraining(7, 1800.0))])
     series = SeriesConfig(runs=["x"], devices=8, dollars_per_device_hour=2.5)
     point = make_point("a", series, checkpoint, select_tasks([checkpoint], [], None))
@@ -36,56 +36,56 @@ def test_hours_are_of_the_wall_and_dollars_of_all_devices(tmp_path):
     assert (
         make_point("a", replace(series, devices=None), checkpoint, select_tasks([checkpoint], [], None)).dollars == 1.25
     )
-    free = make_point("a", SeriesConfig(runs=["x"], devices=8), checkpoint, select_tasks([checkpoint], [], None))
-    assert free.dollars is None
+    unpriced = make_point("a", SeriesConfig(runs=["x"], devices=8), checkpoint, select_tasks([checkpoint], [], None))
+    assert unpriced.dollars is None
 
 
-def test_points_with_other_seeds_are_named(tmp_path):
+def test_unequal_seeds_of_points_are_reported(tmp_path):
     lines = [make_score("cola", 50.0), make_score("rte", 60.0), make_score("rte", 61.0, seed=2)]
     checkpoints = read_folders(tmp_path, lines, lines[:2])
     selection = select_tasks(checkpoints, [], None)
     points = [make_point("a", SeriesConfig(runs=["x"]), checkpoint, selection) for checkpoint in checkpoints]
-    assert describe_unequal_seeds(points) == ["Not all points have the same seeds of RTE; score what is missing."]
+    assert describe_unequal_seeds(points) == ["Points have different seeds of RTE. Score the missing seeds."]
     assert describe_unequal_seeds(points[:1]) == []
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
-        ({"step": None, "pretraining": None}, "no run of ours"),
-        ({"pretraining": make_pretraining(1, 0.0)}, "logarithmic"),
+        ({"step": None, "pretraining": None}, "must have run folders only"),
+        ({"pretraining": make_pretraining(1, 0.0)}, "must be positive and finite for a logarithmic axis"),
     ],
     ids=["external", "no-time"],
 )
-def test_a_model_of_unknown_cost_has_no_place_in_the_figure(tmp_path, change, words):
-    with pytest.raises(ConfigError, match=words):
+def test_an_external_model_or_an_invalid_time_raises_an_error(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
         exclude_unknown_costs("a", read_folders(tmp_path, [make_score("cola", 50.0, **change)]))
 
 
-def test_a_checkpoint_that_was_removed_before_it_was_scored_is_left_out_and_named(tmp_path):
+def test_a_checkpoint_that_was_deleted_before_it_was_scored_is_skipped_and_listed(tmp_path):
     checkpoints = read_folders(
         tmp_path, [make_score("cola", 50.0), make_score("cola", 60.0, step=200, pretraining=None)]
     )
-    known, notices = exclude_unknown_costs("a", checkpoints)
-    assert [checkpoint.step for checkpoint in known] == [100]
+    usable, notices = exclude_unknown_costs("a", checkpoints)
+    assert [checkpoint.step for checkpoint in usable] == [100]
     assert len(notices) == 1 and "run0@200" in notices[0]
 
 
 _POINTS = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=12)
 
 
-def _beats(one, other) -> bool:
-    return one != other and one[0] <= other[0] and one[1] >= other[1]
+def _dominates(point, other) -> bool:
+    return point != other and point[0] <= other[0] and point[1] >= other[1]
 
 
 @given(_POINTS)
-def test_no_point_on_the_frontier_is_beaten_and_every_other_is_by_one_on_it(points):
-    marks = find_frontier([cost for cost, _ in points], [average for _, average in points])
-    best = [point for point, is_best in zip(points, marks, strict=True) if is_best]
-    for point, is_best in zip(points, marks, strict=True):
-        assert any(_beats(other, point) for other in best) != is_best
-        assert any(_beats(other, point) for other in points) != is_best
+def test_points_are_on_the_frontier_if_and_only_if_no_point_dominates_them(points):
+    on_frontier = find_frontier([cost for cost, _ in points], [average for _, average in points])
+    frontier = [point for point, is_member in zip(points, on_frontier, strict=True) if is_member]
+    for point, is_member in zip(points, on_frontier, strict=True):
+        assert any(_dominates(other, point) for other in frontier) != is_member
+        assert any(_dominates(other, point) for other in points) != is_member
 
 
-def test_equal_points_are_on_the_frontier_together_and_a_dearer_equal_is_not():
+def test_equal_points_are_on_the_frontier_and_an_equal_score_at_higher_cost_is_not():
     assert find_frontier([1.0, 1.0, 2.0], [5.0, 5.0, 5.0]) == [True, True, False]
