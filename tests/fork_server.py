@@ -1,11 +1,11 @@
-"""Python programs forked from a process that has imported the trainer, which takes them seconds to import themselves.
+"""Server that forks Python programs from a process with the trainer already imported, which takes seconds.
 
-`ForkingPopen` is `subprocess.Popen`, but `python -m MODULE` and `python -c CODE` are forked by a server that all test
-processes share. Inside `forking`, `subprocess` uses it everywhere, and so does the start method "spawn" of
-`multiprocessing`. A forked program has its own arguments, environment, folder, streams, session, signals and exit code,
-and forks the programs that it starts. Only its parent (the server) and what `ps` shows of it differ. Isolated
-interpreters (`python -I`) and other programs are started as usual, and so are all where there is a GPU, since CUDA does
-not survive a fork.
+`ForkingPopen` is a `subprocess.Popen` whose programs `python -m MODULE` and `python -c CODE` are forked by a server
+common to all test processes. Inside `forking`, `subprocess` and the start method "spawn" of `multiprocessing` use it. A
+forked program has its own arguments, environment, working directory, streams, session, signals and exit code, and forks
+the programs that it starts. Only its parent process and its command line in `ps` differ. Isolated interpreters
+(`python -I`) and other programs are started normally. With a GPU all programs are started normally, since CUDA does not
+support forks.
 """
 
 import atexit
@@ -35,7 +35,7 @@ from mosaicbert.filesystem import lock_folder
 
 _ROOT = Path(__file__).parents[1]
 _FOLDER = "MOSAICBERT_FORK_SERVER"  # environment variable: folder of the server's socket
-_SESSION = "MOSAICBERT_TEST_SESSION"  # environment variable: process that the server ends with
+_SESSION = "MOSAICBERT_TEST_SESSION"  # environment variable: id of the process with which the server ends
 _PRELOADED = (
     "mosaicbert.cli",
     "mosaicbert.data.store_stats",
@@ -46,14 +46,15 @@ _PRELOADED = (
 )
 _MAX_REQUEST_BYTES = 1 << 18
 _MAX_FDS = 16
+_OriginalPopen = subprocess.Popen  # `forking` replaces it
 
 
 def set_fork_server(folder: Path, session: int) -> None:
-    """Name the server of this process and of those it starts. The first that needs it starts it.
+    """Configure the server of this process and its child processes. The server is started on first use.
 
     Args:
-        folder: Folder of its socket and log, the same for all processes of a test session.
-        session: Process that the server ends with.
+        folder: Folder of the socket and the log, the same for all processes of a test session.
+        session: Id of the process with which the server ends.
     """
     folder.mkdir(exist_ok=True)
     os.environ |= {_FOLDER: str(folder), _SESSION: str(session)}
@@ -79,7 +80,7 @@ def _start_server(address: Path) -> None:
         listener.bind(str(address))
         listener.listen(64)
         program = f"from tests.fork_server import main; main({listener.fileno()}, {os.environ[_SESSION]})"
-        subprocess.Popen(
+        _OriginalPopen(
             [sys.executable, "-c", program],
             cwd=_ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
@@ -91,7 +92,7 @@ def _start_server(address: Path) -> None:
 
 
 class ForkingPopen(subprocess.Popen[Any]):
-    """`subprocess.Popen` that lets the server fork Python programs. `subprocess` has no public hook for that."""
+    """Variant of `subprocess.Popen` whose Python programs are forked by the server."""
 
     _connection: socket.socket | None = None
 
@@ -138,7 +139,7 @@ class ForkingPopen(subprocess.Popen[Any]):
 
     def _read_status(self) -> None:
         assert self._connection is not None
-        self.returncode = int(self._connection.recv(32) or 1)  # nothing: the server has been killed
+        self.returncode = int(self._connection.recv(32) or 1)  # empty if the server has been killed
         self._connection.close()
 
 
@@ -170,7 +171,7 @@ def forking() -> Generator[None]:
 
 
 def _program(command: list[str]) -> list[str] | None:
-    """The words from -m or -c on, of a command that can be forked."""
+    """Return the arguments from -m or -c on, or None for a command that cannot be forked."""
     words = [os.fsdecode(word) for word in command]
     if not words or words[0] != sys.executable:
         return None
@@ -179,12 +180,12 @@ def _program(command: list[str]) -> list[str] | None:
 
 
 def _serve(listener: socket.socket, session: int) -> dict[str, Any] | None:
-    """Fork a process for each request until the session ends. Returns in the processes with their request."""
+    """Fork a process for each request. Return the request in the forked process, and None when the session ends."""
     wakeup_read, wakeup_write = socket.socketpair()
     wakeup_read.setblocking(False)
     wakeup_write.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the processes as well
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal also sends it to the forked processes
     signal.set_wakeup_fd(wakeup_write.fileno(), warn_on_full_buffer=False)
     session_end = os.pidfd_open(session)
     clients: dict[int, socket.socket] = {}
@@ -220,14 +221,14 @@ def _report_ended(clients: dict[int, socket.socket]) -> None:
         if pid == 0:
             return
         with clients.pop(pid) as client:
-            with contextlib.suppress(OSError):  # it has ended before its process
+            with contextlib.suppress(OSError):  # the client has ended before its program
                 client.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def _run(request: dict[str, Any]) -> int:
-    """Make this process what the request asks for, and run its program; return the exit code."""
+    """Run the requested program in this process, and return its exit code."""
     try:
-        _become(request)
+        _run_program(request)
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
             return ended.code or 0
@@ -243,7 +244,7 @@ def _run(request: dict[str, Any]) -> int:
 
 
 def _end(code: int) -> None:
-    """End this process as an interpreter does, without the destruction of all modules, which takes seconds."""
+    """Exit like an interpreter, but without the destruction of modules, which takes seconds."""
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -251,13 +252,13 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-def _become(request: dict[str, Any]) -> None:
+def _run_program(request: dict[str, Any]) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["start_new_session"]:
         os.setsid()
-    _place_fds(request["received"], request["fds"])
+    _renumber_fds(request["received"], request["fds"])
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -272,24 +273,24 @@ def _become(request: dict[str, Any]) -> None:
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
 
 
-def _place_fds(received: list[int], numbers: list[int]) -> None:
-    """Give file descriptors the numbers that they have in the process that asked."""
-    above = max(*numbers, *received) + 1
-    lifted = [os.dup2(fd, above + place) for place, fd in enumerate(received)]
+def _renumber_fds(received: list[int], numbers: list[int]) -> None:
+    """Renumber the received file descriptors as in the requesting process."""
+    first_free = max(*numbers, *received) + 1
+    copies = [os.dup2(fd, first_free + index) for index, fd in enumerate(received)]
     for fd in received:
         os.close(fd)
-    for fd, number in zip(lifted, numbers, strict=True):
+    for fd, number in zip(copies, numbers, strict=True):
         os.dup2(fd, number)
         os.close(fd)
 
 
 def main(listener: int, session: int) -> None:
-    """Import the trainer, and serve; in each fork, run its program."""
+    """Import the trainer and serve requests. Each forked process runs its program."""
     for name in _PRELOADED:
         importlib.import_module(name)
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # else a collection in a fork would copy the pages of all objects
+    gc.freeze()  # a garbage collection in a forked process would copy all memory pages
     request = _serve(socket.socket(fileno=listener), session)
     if request is not None:
         with forking():
