@@ -25,29 +25,29 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
         ("1_000 h", 3_600_000, "seconds"),
     ],
 )
-def test_each_way_of_writing_a_length_is_read(text, amount, unit):
+def test_every_notation_of_a_duration_is_parsed(text, amount, unit):
     assert parse_duration("train.duration", text) == Duration(amount, unit)
 
 
 @pytest.mark.parametrize("text", ["500steps", "500  steps", " 500 steps ", "\t500 steps\n"])
-def test_spaces_around_the_number_and_the_unit_do_not_matter(text):
+def test_spaces_around_the_number_and_the_unit_are_ignored(text):
     assert parse_duration("train.duration", text) == Duration(500, "steps")
 
 
-def test_the_same_time_may_be_written_in_any_unit_of_time():
+def test_equal_times_in_different_units_are_equal_durations():
     assert len({parse_duration("train.duration", text) for text in ("5400s", "90min", "1.5h")}) == 1
 
 
-@given(number=st.integers(1, 2**53), written=st.sampled_from(list(_UNITS)), grouped=st.booleans())
-def test_a_whole_number_is_read_as_it_is(number, written, grouped):
-    length = parse_duration("train.duration", f"{number:_} {written}" if grouped else f"{number}{written}")
-    assert length == Duration(number * _SECONDS.get(written, 1), _UNITS[written])
+@given(number=st.integers(1, 2**53), unit=st.sampled_from(list(_UNITS)), grouped=st.booleans())
+def test_an_integer_is_parsed_exactly(number, unit, grouped):
+    duration = parse_duration("train.duration", f"{number:_} {unit}" if grouped else f"{number}{unit}")
+    assert duration == Duration(float(number * _SECONDS.get(unit, 1)), _UNITS[unit])
 
 
-@given(number=st.floats(1e-3, 1e6), written=st.sampled_from(list(_SECONDS)))
-def test_a_time_may_be_any_decimal_number(number, written):
-    length = parse_duration("train.duration", f"{number:.6f}{written}")
-    assert length == Duration(float(f"{number:.6f}") * _SECONDS[written], "seconds")
+@given(number=st.floats(1e-3, 1e6), unit=st.sampled_from(list(_SECONDS)))
+def test_a_time_can_be_any_decimal_number(number, unit):
+    duration = parse_duration("train.duration", f"{number:.6f}{unit}")
+    assert duration == Duration(float(f"{number:.6f}") * _SECONDS[unit], "seconds")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_time_may_be_any_decimal_number(number, written):
         "None",
     ],
 )
-def test_text_without_a_number_and_a_known_unit_is_refused(text):
+def test_text_without_a_number_and_a_known_unit_is_rejected(text):
     with pytest.raises(ConfigError) as raised:
         parse_duration("eval.interval", text)
     assert str(raised.value) == (
@@ -95,6 +95,6 @@ def test_text_without_a_number_and_a_known_unit_is_refused(text):
 @pytest.mark.parametrize(
     "text", ["0 steps", "0h", "0.0 tokens", "0e9 samples", "1.5 steps", "0.5 samples", "1.5e0 tokens", "1e400h"]
 )
-def test_zero_and_fractions_of_a_step_are_refused(text):
+def test_zero_and_fractions_of_a_step_are_rejected(text):
     with pytest.raises(ConfigError, match=r"`checkpoint\.interval` must be a positive whole number of steps, .* or a"):
         parse_duration("checkpoint.interval", text)

@@ -1,4 +1,4 @@
-"""What a fine-tuning recipe may ask."""
+"""Tests of the rules for fine-tuning recipes."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
 
 
 @pytest.mark.parametrize(
-    "section, changes, said",
+    "section, changes, message",
     [
         (
             TaskDataConfig,
@@ -17,7 +17,7 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
         (
             TaskDataConfig,
             {"train": "a.csv", "text_columns": ["a", "b", "c"]},
-            "must be one column name, or two that make pairs",
+            "must be one column name, or two for text pairs",
         ),
         (
             TaskDataConfig,
@@ -40,6 +40,6 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
         ),
     ],
 )
-def test_what_cannot_be_is_refused(section, changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_invalid_value_is_rejected(section, changes, message):
+    with pytest.raises(ConfigError, match=message):
         section(**changes)

@@ -1,4 +1,4 @@
-"""The table of tasks against the paper's protocol, and what a GLUE recipe may ask."""
+"""Tests of the GLUE tasks against the protocol of the paper, and of the rules for GLUE recipes."""
 
 import math
 from dataclasses import astuple
@@ -8,7 +8,8 @@ import pytest
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS, GlueConfig, GlueRecipe, ProtocolChange
 
-# epochs, batch, lr, decoupled weight decay, seeds; start; metrics: mosaicml/examples, src/glue and its YAML files.
+# Epochs, batch size, peak learning rate, decoupled weight decay, number of seeds; initialization from MNLI; metrics.
+# Source: mosaicml/examples, src/glue and its YAML files.
 _PAPER = {
     "mnli": ((3, 48, 5e-5, 5e-6, 1), False, ("accuracy_matched", "accuracy_mismatched")),
     "qqp": ((5, 16, 3e-5, 3e-6, 1), False, ("accuracy", "f1")),
@@ -21,31 +22,31 @@ _PAPER = {
 }
 
 
-def test_the_table_is_the_papers():
-    found = {name: (astuple(task.protocol), task.from_mnli, task.metrics) for name, task in TASKS.items()}
-    assert found == _PAPER
+def test_the_tasks_follow_the_protocol_of_the_paper():
+    tasks = {name: (astuple(task.protocol), task.from_mnli, task.metrics) for name, task in TASKS.items()}
+    assert tasks == _PAPER
     assert [name for name, task in TASKS.items() if task.needs_fp32] == ["stsb"]
     assert {name: task.num_labels for name, task in TASKS.items() if task.num_labels != 2} == {"stsb": 1, "mnli": 3}
 
 
-def test_a_recipe_changes_only_what_it_names():
+def test_a_recipe_changes_only_the_given_protocol_values():
     config = GlueConfig(model="m", protocol={"rte": ProtocolChange(epochs=7, peak_lr=1e-4)})
     assert astuple(config.protocol_of("rte")) == (7, 16, 1e-4, 1e-5, 5)
     assert config.protocol_of("cola") == TASKS["cola"].protocol
 
 
-def test_a_task_may_go_without_weight_decay():
+def test_weight_decay_can_be_zero():
     config = GlueConfig(model="m", protocol={"rte": ProtocolChange(weight_decay=0.0)})
     assert config.protocol_of("rte").weight_decay == 0.0
 
 
-def test_the_chain_is_a_switch():
-    assert [task for task in TASKS if GlueConfig(model="m").starts_from_mnli(task)] == ["mrpc", "stsb", "rte"]
-    assert not any(GlueConfig(model="m", init_from_mnli=False).starts_from_mnli(task) for task in TASKS)
+def test_initialization_from_mnli_can_be_disabled():
+    assert [task for task in TASKS if GlueConfig(model="m").is_initialized_from_mnli(task)] == ["mrpc", "stsb", "rte"]
+    assert not any(GlueConfig(model="m", init_from_mnli=False).is_initialized_from_mnli(task) for task in TASKS)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"tasks": ["wnli"]}, r"`glue.tasks` must be distinct names out of cola, .*, got \['wnli'\]"),
         ({"tasks": []}, r"`glue.tasks` must be non-empty, got \[\]"),
@@ -59,11 +60,11 @@ def test_the_chain_is_a_switch():
         ({"num_processes": 0}, "`glue.num_processes` must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_an_invalid_value_is_rejected(changes, message):
+    with pytest.raises(ConfigError, match=message):
         GlueConfig(model="m", **changes)
 
 
-def test_a_run_name_is_a_folder_name():
+def test_a_run_name_must_be_a_file_name():
     with pytest.raises(ConfigError, match="`run_name` must be a file name without slashes, got 'a/b'"):
         GlueRecipe(run_name="a/b", glue=GlueConfig(model="m"))

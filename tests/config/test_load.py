@@ -49,7 +49,7 @@ def load_error(path, overrides=()):
     return message
 
 
-def test_what_is_written_is_loaded_and_the_rest_is_default(recipe_file):
+def test_given_keys_are_loaded_and_other_keys_have_defaults(recipe_file):
     assert load_recipe(recipe_file) == Recipe(
         run_name="test",
         data=DataConfig(sources={"text": SourceConfig(path="text.jsonl")}),
@@ -58,7 +58,7 @@ def test_what_is_written_is_loaded_and_the_rest_is_default(recipe_file):
     )
 
 
-def test_override_wins_over_the_file(recipe_file):
+def test_overrides_take_precedence_over_the_file(recipe_file):
     recipe = load_recipe(
         recipe_file, ["train.duration=4096 samples", "optimizer.betas=[0.8,0.9]", "data.sources.text.subset=en"]
     )
@@ -66,25 +66,25 @@ def test_override_wins_over_the_file(recipe_file):
     assert (recipe.train.duration, recipe.optimizer.betas, source.subset) == ("4096 samples", (0.8, 0.9), "en")
 
 
-def test_a_large_number_may_be_grouped_by_underscores(recipe_file):
+def test_a_number_can_contain_underscores(recipe_file):
     assert load_recipe(recipe_file, ["train.micro_batch_tokens=1_000_000"]).train.micro_batch_tokens == 1_000_000
     length = load_recipe(recipe_file, ["train.duration=286_720_000 samples"]).train.length
     assert (length.amount, length.unit) == (286_720_000, "samples")
 
 
 @pytest.mark.parametrize("loggers", [[], ["tensorboard"], ["tensorboard", "wandb"]], ids=["none", "one", "both"])
-def test_a_list_is_loaded_as_it_is_written(recipe_file, loggers):
+def test_a_list_is_loaded(recipe_file, loggers):
     assert load_recipe(recipe_file, [f"log.loggers=[{','.join(loggers)}]"]).log.loggers == loggers
 
 
-def test_an_optional_value_may_be_null(recipe_file):
+def test_an_optional_value_can_be_null(recipe_file):
     assert load_recipe(recipe_file, ["train.num_processes=4", "data.store=null"]).data.store is None
 
 
-# Interpolation and ??? are OmegaConf's own words, so no recipe that was loaded holds them.
+# "$" starts an interpolation and "???" is a missing value in OmegaConf.
 texts = st.text(min_size=1, max_size=20).filter(lambda text: "$" not in text and text != "???")
 names = texts.filter(lambda text: Path(text).name == text and text != ".." and "\0" not in text)
-shares = st.floats(1e-9, 1.0, exclude_max=True)
+fractions = st.floats(1e-9, 1.0, exclude_max=True)
 
 
 @st.composite
@@ -121,7 +121,7 @@ def recipes(draw):
             store=draw(st.none() | texts),
             skip_invalid_documents=draw(st.booleans()),
             max_seq_len=length,
-            mask_rate=draw(shares),
+            mask_rate=draw(fractions),
         ),
         tokenizer=TokenizerConfig(source=draw(texts)),
         model=ModelConfig(
@@ -169,7 +169,7 @@ def recipes(draw):
 
 @settings(max_examples=15)
 @given(recipe=recipes())
-def test_a_saved_recipe_is_loaded_back_equal(recipe):
+def test_a_saved_recipe_is_loaded_as_an_equal_recipe(recipe):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         save_recipe(recipe, path)
@@ -178,10 +178,10 @@ def test_a_saved_recipe_is_loaded_back_equal(recipe):
 
 @settings(max_examples=15)
 @given(recipe=recipes())
-def test_numbers_given_as_overrides_make_the_recipe_that_holds_them(recipe):
+def test_numbers_can_be_set_by_overrides(recipe):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
-        # Durations are strings. The one of RECIPE may be less than one step of the batch size that is drawn.
+        # Durations are strings. That of RECIPE can be shorter than one step with the drawn batch size.
         path.write_text(RECIPE.replace("8192 samples", "1000 steps"))
         differences = recipe_differences(load_recipe(path), recipe)
         numbers = {
@@ -201,7 +201,7 @@ def test_differences_name_each_key_with_its_old_and_new_value(recipe_file):
 
 
 @pytest.mark.parametrize(
-    "addition, named",
+    "addition, expected",
     [
         ("model:\n  hiden_size: 768", ["unknown key `model.hiden_size`", "Did you mean `model.hidden_size`?"]),
         ("modle:\n  hidden_size: 768", ["unknown key `modle`", "Did you mean `model`?"]),
@@ -229,14 +229,14 @@ def test_differences_name_each_key_with_its_old_and_new_value(recipe_file):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, named):
+def test_an_invalid_line_is_an_error_of_one_line_that_names_the_key(recipe_file, addition, expected):
     recipe_file.write_text(f"{RECIPE}\n{addition}\n")
     message = load_error(recipe_file)
-    assert all(words in message for words in named), message
+    assert all(part in message for part in expected), message
 
 
 @pytest.mark.parametrize(
-    "override, named",
+    "override, expected",
     [
         ("train.durations=1h", ["override", "unknown key `train.durations`", "Did you mean `train.duration`?"]),
         ("train.duration", ["An override must be section.key=value, got 'train.duration'."]),
@@ -278,18 +278,18 @@ def test_refused_line_names_what_is_wrong_in_one_line(recipe_file, addition, nam
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refused_override_names_what_is_wrong_in_one_line(recipe_file, override, named):
+def test_an_invalid_override_is_an_error_of_one_line_that_names_the_key(recipe_file, override, expected):
     message = load_error(recipe_file, [override])
-    assert all(words in message for words in named), message
+    assert all(part in message for part in expected), message
 
 
 @pytest.mark.parametrize("key", ["run_name", "data", "tokenizer", "train"])
-def test_missing_key_is_named(recipe_file, key):
+def test_a_missing_key_is_named(recipe_file, key):
     recipe_file.write_text(re.sub(rf"^{key}:.*\n( .*\n)?", "", RECIPE, flags=re.MULTILINE))
     assert load_error(recipe_file) == f"{recipe_file}: `{key}` must be set. Add it to the recipe."
 
 
-def test_missing_key_of_a_section_is_named(recipe_file):
+def test_a_missing_key_of_a_section_is_named(recipe_file):
     recipe_file.write_text(RECIPE.replace("sources: {text: {path: text.jsonl}}", "max_seq_len: 128"))
     assert load_error(recipe_file) == f"{recipe_file}: `data.sources` must be set. Add it to the recipe."
 
@@ -306,21 +306,21 @@ def test_missing_key_of_a_section_is_named(recipe_file):
     ],
     ids=["open-bracket", "tab", "undefined-alias", "repeated-key", "not-text", "key-without-name"],
 )
-def test_broken_yaml_names_the_file(recipe_file, content):
+def test_invalid_yaml_is_an_error_that_names_the_file(recipe_file, content):
     recipe_file.write_bytes(content)
     assert load_error(recipe_file).startswith(f"{recipe_file} is not valid YAML: ")
 
 
-def test_a_list_is_no_recipe(recipe_file):
+def test_a_list_is_not_a_recipe(recipe_file):
     recipe_file.write_text("- run_name: test\n")
     assert "must be a mapping of sections, got a list." in load_error(recipe_file)
 
 
-def test_missing_file_is_named_with_an_example(tmp_path):
+def test_a_missing_file_is_named_with_an_example(tmp_path):
     message = load_error(tmp_path / "absent.yaml")
     assert "absent.yaml must be an existing YAML file" in message
     assert "recipes/quickstart.yaml" in message
 
 
-def test_a_folder_is_no_recipe(tmp_path):
+def test_a_folder_is_not_a_recipe(tmp_path):
     assert "must be an existing YAML file" in load_error(tmp_path)

@@ -35,14 +35,14 @@ def _weighted(**weights):
 _GROWING = {"initial_batch_samples": 256, "batch_warmup_tokens": 10**9}
 
 
-def _no_duration(key, text):
+def _duration_error(key, text):
     return (
         f"`{key}` must be a positive whole number of steps, samples or tokens, or a positive time in s, min or h, "
         f"got {text!r}. Examples: 70_000 steps, 30min."
     )
 
 
-IMPOSSIBLE = [
+INVALID_VALUES = [
     (
         ModelConfig,
         {"num_attention_heads": 7},
@@ -57,7 +57,7 @@ IMPOSSIBLE = [
         ModelConfig,
         {"attention_probs_dropout_prob": 0.1},
         "`model.attention_probs_dropout_prob=0.1` is not supported with `model.architecture=mosaicbert`. "
-        "Set it to 0.0: the attention kernels have no dropout.",
+        "Set it to 0.0: the attention kernels do not support dropout.",
     ),
     (ModelConfig, {"layer_norm_eps": 0.0}, "`model.layer_norm_eps` must be a positive finite number, got 0.0."),
     (
@@ -139,7 +139,7 @@ IMPOSSIBLE = [
         {"duration": "255 samples", **_GROWING},
         "`train.duration` must be at least one step of 256 samples, got '255 samples'.",
     ),
-    (TrainConfig, {"duration": "70_000"}, _no_duration("train.duration", "70_000")),
+    (TrainConfig, {"duration": "70_000"}, _duration_error("train.duration", "70_000")),
     (
         TrainConfig,
         {"duration": "1 steps", "global_batch_samples": 0},
@@ -154,13 +154,13 @@ IMPOSSIBLE = [
     (
         TrainConfig,
         {"duration": "1 steps", "num_processes": 4097},
-        "`train.num_processes` must be at most 4096, the samples of the smallest step, got 4097. "
+        "`train.num_processes` must be at most 4096, the number of samples of the smallest batch, got 4097. "
         "Raise `train.global_batch_samples` or `train.initial_batch_samples`.",
     ),
     (
         TrainConfig,
         {"duration": "1 steps", "num_processes": 257, **_GROWING},
-        "`train.num_processes` must be at most 256, the samples of the smallest step, got 257. "
+        "`train.num_processes` must be at most 256, the number of samples of the smallest batch, got 257. "
         "Raise `train.global_batch_samples` or `train.initial_batch_samples`.",
     ),
     (
@@ -188,7 +188,7 @@ IMPOSSIBLE = [
         {"duration": "1 steps", **_GROWING, "initial_batch_samples": 4097},
         "`train.initial_batch_samples` must be at most `train.global_batch_samples=4096`, got 4097.",
     ),
-    (CheckpointConfig, {"interval": "0 steps"}, _no_duration("checkpoint.interval", "0 steps")),
+    (CheckpointConfig, {"interval": "0 steps"}, _duration_error("checkpoint.interval", "0 steps")),
     (CheckpointConfig, {"keep_last": 0}, "`checkpoint.keep_last` must be at least 1, got 0."),
     (CheckpointConfig, {"keep_every": 0}, "`checkpoint.keep_every` must be at least 1, got 0."),
     (FaultConfig, {"spike_deviations": 0.0}, "`faults.spike_deviations` must be a positive finite number, got 0.0."),
@@ -202,7 +202,7 @@ IMPOSSIBLE = [
     (FaultConfig, {"max_rollbacks": -1}, "`faults.max_rollbacks` must be at least 0, got -1."),
     (LogConfig, {"interval_steps": 0}, "`log.interval_steps` must be at least 1, got 0."),
     (EvalConfig, {"mask_rate": 1.0}, "`eval.mask_rate` must be in (0, 1), got 1.0."),
-    (EvalConfig, {"interval": "0 steps"}, _no_duration("eval.interval", "0 steps")),
+    (EvalConfig, {"interval": "0 steps"}, _duration_error("eval.interval", "0 steps")),
     (EvalConfig, {"max_samples": 0}, "`eval.max_samples` must be at least 1, got 0."),
     (
         EvalConfig,
@@ -217,8 +217,8 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize("section, fields, message", IMPOSSIBLE, ids=[message for _, _, message in IMPOSSIBLE])
-def test_an_invalid_value_is_named_with_its_rule(section, fields, message):
+@pytest.mark.parametrize("section, fields, message", INVALID_VALUES, ids=[message for _, _, message in INVALID_VALUES])
+def test_an_invalid_value_is_an_error_that_states_the_rule(section, fields, message):
     with pytest.raises(ConfigError) as raised:
         section(**fields)
     assert str(raised.value) == message
@@ -234,7 +234,7 @@ def test_an_invalid_value_is_named_with_its_rule(section, fields, message):
         (
             {"model": ModelConfig(vocab_size=30522)},
             "`model.vocab_size` must be a multiple of 64, got 30522. "
-            "Set model.vocab_size=30528: the additional ids are never used.",
+            "Set model.vocab_size=30528: the additional token ids are unused.",
         ),
         ({"run_name": "runs/one"}, "`run_name` must be a file name without slashes, got 'runs/one'."),
         ({"run_name": ".."}, "`run_name` must be a file name without slashes, got '..'."),
@@ -243,7 +243,7 @@ def test_an_invalid_value_is_named_with_its_rule(section, fields, message):
         (
             {"data": DataConfig(sources=TEXT, final_mask_rate=0.15), "train": TrainConfig(duration="30min")},
             "`data.final_mask_rate=0.15` is not supported with `train.duration=30min`. "
-            "Set the duration in steps, samples or tokens, which determine the last step.",
+            "Set the duration in steps, samples or tokens, which determine the number of steps.",
         ),
         (
             {"optimizer": OptimizerConfig(name="muon"), "train": TrainConfig(duration="1 steps", sharding="fsdp")},
@@ -252,34 +252,34 @@ def test_an_invalid_value_is_named_with_its_rule(section, fields, message):
         ),
     ],
     ids=[
-        "budget-below-one-sequence",
+        "micro-batch-below-one-sequence",
         "vocabulary-not-padded",
         "slash",
         "parent",
         "empty",
         "seed",
-        "last-step-unknown",
-        "muon-of-shards",
+        "mask-rate-schedule-in-time",
+        "muon-with-fsdp",
     ],
 )
-def test_sections_that_conflict_are_named_with_the_rule(change, message):
+def test_conflicting_sections_are_an_error_that_states_the_rule(change, message):
     with pytest.raises(ConfigError) as raised:
         replace(RECIPE, **change)
     assert str(raised.value) == message
 
 
 @pytest.mark.parametrize("width, heads, suggested", [(768, 7, 6), (768, 11, 12), (1024, 1025, 1024)])
-def test_the_suggested_number_of_heads_is_the_nearest_that_works(width, heads, suggested):
+def test_the_suggested_number_of_heads_is_the_nearest_divisor(width, heads, suggested):
     with pytest.raises(ConfigError, match=rf"e\.g\. model\.num_attention_heads={suggested}\.$"):
         ModelConfig(hidden_size=width, num_attention_heads=heads)
     assert ModelConfig(hidden_size=width, num_attention_heads=suggested).head_dim * suggested == width
 
 
-def test_the_bert_baseline_may_drop_attention_weights():
+def test_the_bert_baseline_supports_attention_dropout():
     assert ModelConfig(architecture="bert", attention_probs_dropout_prob=0.1).attention_probs_dropout_prob == 0.1
 
 
-def test_defaults_are_the_papers():
+def test_the_defaults_are_those_of_the_paper():
     model, optimizer, data = RECIPE.model, RECIPE.optimizer, RECIPE.data
     assert (model.vocab_size, model.hidden_size, model.num_hidden_layers) == (30528, 768, 12)
     assert (model.num_attention_heads, model.intermediate_size) == (12, 3072)
@@ -299,30 +299,30 @@ def test_defaults_are_the_papers():
         TrainConfig(duration="1 steps", num_processes=256, **_GROWING),
         TrainConfig(duration="1 steps", **(_GROWING | {"initial_batch_samples": 4096})),
     ],
-    ids=["samples", "growing", "tokens", "processes", "processes-of-the-first-batch", "a-batch-of-one-size"],
+    ids=["samples", "growing", "tokens", "processes", "processes-of-the-first-batch", "constant-batch"],
 )
-def test_a_run_may_be_as_short_as_one_step_and_a_step_as_small_as_one_sample_for_each_process(train):
+def test_one_step_per_run_and_one_sample_per_process_are_valid(train):
     assert replace(RECIPE, train=train).train == train
 
 
-def test_a_schedule_without_a_level_part_may_take_the_whole_run():
-    whole = OptimizerConfig(schedule="warmup_stable_decay", warmup_fraction=0.25, decay_fraction=0.75)
-    assert whole.warmup_fraction + whole.decay_fraction == 1.0
+def test_a_schedule_without_a_constant_phase_is_valid():
+    optimizer = OptimizerConfig(schedule="warmup_stable_decay", warmup_fraction=0.25, decay_fraction=0.75)
+    assert optimizer.warmup_fraction + optimizer.decay_fraction == 1.0
 
 
-def test_the_length_of_a_run_is_its_duration_read():
+def test_the_length_of_a_run_is_its_parsed_duration():
     assert RECIPE.train.length == Duration(10_000, "samples")
 
 
-def test_the_smallest_batch_is_the_first_of_a_growing_one():
-    assert RECIPE.train.smallest_batch_samples == 4096
-    assert TrainConfig(duration="1 steps", **_GROWING).smallest_batch_samples == 256
+def test_the_smallest_batch_is_the_first_of_a_growing_batch():
+    assert RECIPE.train.min_batch_samples == 4096
+    assert TrainConfig(duration="1 steps", **_GROWING).min_batch_samples == 256
 
 
-def test_a_store_without_a_name_lies_in_the_run_folder():
+def test_the_default_store_is_in_the_run_folder():
     assert RECIPE.store_folder == RECIPE.run_folder / "store"
 
 
-def test_a_named_store_lies_where_it_is_named():
-    named = replace(RECIPE, data=replace(RECIPE.data, store="stores/c4"))
-    assert named.store_folder.as_posix() == "stores/c4"
+def test_a_given_store_folder_is_used():
+    recipe = replace(RECIPE, data=replace(RECIPE.data, store="stores/c4"))
+    assert recipe.store_folder.as_posix() == "stores/c4"

@@ -1,4 +1,4 @@
-"""Run folders as a run would leave them, made without training."""
+"""Run folders with synthetic metrics."""
 
 import json
 import math
@@ -12,21 +12,23 @@ from tests.recipes import tiny_recipe
 ENTROPY = 6.5
 
 
-def training_lines(steps: int, *, seed: int = 0, speed: float = 9000.0, of_steps: int | None = None) -> list[dict]:
-    """One line per step, with curves like those of a run: a loss that falls, a warm-up, a first slow step."""
+def training_lines(
+    num_steps: int, *, seed: int = 0, tokens_per_second: float = 9000.0, num_total_steps: int | None = None
+) -> list[dict]:
+    """Create one training line per step, with a decreasing loss, a warm-up and a slow first step."""
     random = np.random.default_rng(seed)
-    noise = random.normal(size=(6, steps)).tolist()
-    of_steps = of_steps or steps
+    noise = random.normal(size=(6, num_steps)).tolist()
+    num_total_steps = num_total_steps or num_steps
     lines, tokens, seconds = [], 0, 0.0
-    for index in range(steps):
-        progress = (index + 1) / of_steps
+    for index in range(num_steps):
+        progress = (index + 1) / num_total_steps
         loss = 1.8 + 8.0 / (1 + 0.15 * index) ** 0.45 + 0.06 * noise[0][index]
         fill = min(1.0, 0.97 + 0.004 * noise[1][index])
         batch = 16 if progress < 0.3 else 32
-        pace = speed * (1 + 0.03 * noise[2][index]) * (0.2 if index == 0 else 1.0)
+        speed = tokens_per_second * (1 + 0.03 * noise[2][index]) * (0.2 if index == 0 else 1.0)
         tokens += batch * 90
-        wait = abs(0.01 * noise[3][index]) * batch * 90 / pace
-        seconds += batch * 90 / pace
+        wait = abs(0.01 * noise[3][index]) * batch * 90 / speed
+        seconds += batch * 90 / speed
         lines.append(
             {
                 "step": index + 1,
@@ -46,8 +48,8 @@ def training_lines(steps: int, *, seed: int = 0, speed: float = 9000.0, of_steps
                 "padding_rate": 1 - fill,
                 "data_wait_seconds": wait,
                 "memory_gib": 11.5,
-                "tokens_per_second": pace,
-                "mfu": 0.45 * pace / 9000,
+                "tokens_per_second": speed,
+                "mfu": 0.45 * speed / 9000,
                 "skipped_steps": 0,
                 "rollbacks": 0,
             }
@@ -56,7 +58,7 @@ def training_lines(steps: int, *, seed: int = 0, speed: float = 9000.0, of_steps
 
 
 def evaluation_lines(training: list[dict], every: int) -> list[dict]:
-    """An evaluation after every so many of the lines."""
+    """Create an evaluation line after every Nth training line."""
     return [
         {key: line[key] for key in ("step", "tokens", "seconds", "wall_seconds")}
         | {"eval_loss": line["loss"] - 0.1, "eval_accuracy": line["accuracy"] + 0.01}
@@ -64,8 +66,8 @@ def evaluation_lines(training: list[dict], every: int) -> list[dict]:
     ]
 
 
-def write_run(folder: Path, metrics: list[dict], *, faults=(), finished=True, **changes) -> Path:
-    """A run folder with these metrics. `changes` are of the recipe, as for `tiny_recipe`."""
+def write_run(folder: Path, metrics: list[dict], *, faults=(), is_finished=True, **changes) -> Path:
+    """Write a run folder. The changes are recipe fields, as for `tiny_recipe`."""
     folder.mkdir(parents=True)
     recipe = tiny_recipe(folder.parent, folder / "docs.jsonl", **({"run_name": folder.name} | changes))
     save_recipe(recipe, folder / "recipe.yaml")
@@ -76,12 +78,12 @@ def write_run(folder: Path, metrics: list[dict], *, faults=(), finished=True, **
         "started": "2025-01-02T03:04:05+00:00",
         "commit": "0123abcd",
         "gpus": [],
-        "cpu": "Abacus",
+        "cpu": "Example CPU",
         "num_cores": 1,
     }
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "store.json").write_text(json.dumps({"splits": {}, "unigram_entropy": ENTROPY}))
-    if finished:
+    if is_finished:
         (folder / "result.json").write_text(json.dumps({"steps": len(metrics), "unigram_entropy": ENTROPY}))
     return folder
 

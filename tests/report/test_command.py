@@ -14,16 +14,16 @@ def run(tmp_path):
     return write_run(tmp_path / "first", [{"step": 1, "tokens": 9, "seconds": 1.0, "loss": 6.0}])
 
 
-def test_both_files_are_written_and_the_page_holds_the_picture(run, tmp_path):
-    picture, page = report([run], tmp_path / "new" / "report")
-    assert (picture.name, page.name) == ("report.png", "report.html")
+def test_both_files_are_written_and_the_page_contains_the_image(run, tmp_path):
+    png, page = report([run], tmp_path / "new" / "report")
+    assert (png.name, page.name) == ("report.png", "report.html")
     (embedded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page.read_text(encoding="utf-8"))
-    assert base64.b64decode(embedded) == picture.read_bytes()
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert base64.b64decode(embedded) == png.read_bytes()
+    assert png.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.png"]
 
 
-def test_a_new_report_replaces_the_old_one(run, tmp_path):
+def test_a_new_report_replaces_the_previous_report(run, tmp_path):
     _, page = report([run], tmp_path)
     assert "5.4321" not in page.read_text(encoding="utf-8")
     with (run / "metrics.jsonl").open("a") as file:
@@ -32,23 +32,23 @@ def test_a_new_report_replaces_the_old_one(run, tmp_path):
     assert "5.4321" in page.read_text(encoding="utf-8")
 
 
-def test_nothing_is_written_when_a_run_is_refused(run, tmp_path):
+def test_no_files_are_written_with_an_invalid_run(run, tmp_path):
     with pytest.raises(ConfigError, match="nowhere"):
         report([run, tmp_path / "nowhere"], tmp_path / "output")
     assert not (tmp_path / "output").exists()
 
 
-def test_an_output_that_cannot_be_written_is_refused_in_one_line(run, tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_an_error_of_one_line(run, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written") as caught:
+    with pytest.raises(ConfigError, match="cannot be written") as raised:
         report([run], tmp_path / "file")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_long_run_is_drawn_in_seconds_and_in_a_small_file(tmp_path):
+def test_a_long_run_is_plotted_in_seconds_to_a_small_file(tmp_path):
     lines = training_lines(70_000)
     folder = write_run(tmp_path / "long", [*lines, *evaluation_lines(lines, 2000)])
     before = time.process_time()
-    picture, _ = report([folder], tmp_path)
+    png, _ = report([folder], tmp_path)
     assert time.process_time() - before < 15
-    assert picture.stat().st_size < 1_500_000
+    assert png.stat().st_size < 1_500_000

@@ -3,29 +3,29 @@ import math
 import numpy as np
 import pytest
 
-from mosaicbert.report.curves import MOST_POINTS, column, smooth, thin, wait_share
+from mosaicbert.report.curves import MAX_POINTS, column, data_wait_fraction, downsample, smooth
 
 
-@pytest.mark.parametrize("length", [1, 3, MOST_POINTS, MOST_POINTS + 1, MOST_POINTS + 2, 4001, 70_000])
-def test_thinning_keeps_the_first_and_the_last_point_and_at_most_so_many(length):
+@pytest.mark.parametrize("length", [1, 3, MAX_POINTS, MAX_POINTS + 1, MAX_POINTS + 2, 4001, 70_000])
+def test_downsampling_keeps_the_first_and_last_point_and_at_most_max_points(length):
     x = np.arange(length, dtype=float)
-    kept, values = thin(x, np.sin(x))
-    assert (kept[0], kept[-1]) == (0, length - 1)
-    assert len(kept) == len(values) <= MOST_POINTS
-    assert np.array_equal(values, np.sin(kept))
-    assert (np.diff(kept) > 0).all()
+    selected, values = downsample(x, np.sin(x))
+    assert (selected[0], selected[-1]) == (0, length - 1)
+    assert len(selected) == len(values) <= MAX_POINTS
+    assert np.array_equal(values, np.sin(selected))
+    assert (np.diff(selected) > 0).all()
 
 
-@pytest.mark.parametrize("place", [1, 34_567, 69_998])
-def test_thinning_keeps_a_spike_of_one_step(place):
+@pytest.mark.parametrize("index", [1, 34_567, 69_998])
+def test_downsampling_keeps_a_spike_of_one_step(index):
     values = np.zeros(70_000)
-    values[place] = 9.0
-    assert 9.0 in thin(np.arange(70_000.0), values)[1]
+    values[index] = 9.0
+    assert 9.0 in downsample(np.arange(70_000.0), values)[1]
 
 
-def test_thinning_drops_points_that_are_no_numbers():
-    kept, values = thin(np.array([1.0, 2.0, math.nan, 4.0]), np.array([5.0, math.nan, 5.0, math.inf]))
-    assert (kept.tolist(), values.tolist()) == ([1.0], [5.0])
+def test_downsampling_removes_non_finite_points():
+    selected, values = downsample(np.array([1.0, 2.0, math.nan, 4.0]), np.array([5.0, math.nan, 5.0, math.inf]))
+    assert (selected.tolist(), values.tolist()) == ([1.0], [5.0])
 
 
 def test_null_and_missing_values_are_nan():
@@ -34,17 +34,17 @@ def test_null_and_missing_values_are_nan():
     )
 
 
-def test_smoothing_passes_over_what_is_no_number():
+def test_smoothing_skips_non_finite_values():
     smoothed = smooth(np.array([2.0, math.nan, 2.0, math.inf, 2.0]))
     assert np.array_equal(smoothed, [2.0, math.nan, 2.0, math.nan, 2.0], True)
 
 
-def test_smoothing_calms_noise_and_keeps_its_mean():
+def test_smoothing_reduces_noise_and_preserves_the_mean():
     noise = 5.0 + np.random.default_rng(0).normal(size=10_000)
     assert smooth(noise)[5000:].std() < 0.1
     assert abs(smooth(noise)[-1] - 5.0) < 0.3
 
 
-def test_loader_waits_are_shares_of_the_time_since_the_line_before():
+def test_the_data_wait_is_a_fraction_of_the_time_since_the_previous_line():
     lines = [{"seconds": 4.0, "data_wait_seconds": 1.0}, {"seconds": 6.0, "data_wait_seconds": 1.0}]
-    assert wait_share(lines).tolist() == [0.25, 0.5]
+    assert data_wait_fraction(lines).tolist() == [0.25, 0.5]

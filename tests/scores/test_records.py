@@ -1,4 +1,4 @@
-"""scores.jsonl: what is written is read, and a crash costs the line that it cut off."""
+"""Tests of the score records in scores.jsonl."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.scores.records import Pretraining, Score, append_score, read_scores
 
 _COST = Pretraining(
-    steps=3, tokens=4_000, seconds=1.5, wall_seconds=2.0, flops=1e12, device="a processor", num_devices=1
+    steps=3, tokens=4_000, seconds=1.5, wall_seconds=2.0, flops=1e12, device="Example CPU", num_devices=1
 )
 
 
@@ -37,22 +37,22 @@ def test_the_value_is_the_mean_of_the_metrics():
     assert _score().value == pytest.approx(60.0)
 
 
-@given(cut=st.integers(0, 200))
-def test_a_line_that_was_cut_off_is_left_out_and_written_over(cut, tmp_path_factory):
-    path = tmp_path_factory.mktemp("ledger") / "scores.jsonl"
+@given(num_bytes=st.integers(0, 200))
+def test_a_truncated_last_line_is_ignored_and_overwritten(num_bytes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("scores") / "scores.jsonl"
     assert read_scores(path) == []
     first, second, third = _score(1), _score(2, pretraining=None, step=None), _score(3, model="ä")
     append_score(path, first)
     append_score(path, second)
     assert read_scores(path) == [first, second]
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) - 2 - cut])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2 - num_bytes])
     assert read_scores(path) == [first]
     append_score(path, third)
     assert read_scores(path) == [first, third]
 
 
-def test_a_last_line_that_an_editor_left_without_its_end_counts(tmp_path):
+def test_a_last_line_without_a_line_break_is_read(tmp_path):
     path = tmp_path / "scores.jsonl"
     append_score(path, _score(1))
     path.write_bytes(path.read_bytes()[:-1])
@@ -61,18 +61,18 @@ def test_a_last_line_that_an_editor_left_without_its_end_counts(tmp_path):
     assert read_scores(path) == [_score(1), _score(2)]
 
 
-def test_a_training_is_known_by_its_position_not_by_what_is_derived_from_it():
-    assert _COST.is_same_training(replace(_COST, flops=2e12, device="another"))
+def test_the_same_training_is_identified_by_steps_tokens_and_time():
+    assert _COST.is_same_training(replace(_COST, flops=2e12, device="Different CPU"))
     assert not _COST.is_same_training(replace(_COST, wall_seconds=3.0))
 
 
 @pytest.mark.parametrize(
     "line", ["{", "{}", "3", "[]", '"é"', '{"model": 1, "pretraining": null}', '{"pretraining": {"steps": 1}}']
 )
-def test_a_line_that_is_no_score_is_named(line, tmp_path):
+def test_an_invalid_line_is_an_error_with_its_number(line, tmp_path):
     path = tmp_path / "scores.jsonl"
     append_score(path, _score())
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ConfigError, match="line 2 is no score"):
+    with pytest.raises(ConfigError, match="line 2 is not a valid score"):
         read_scores(path)

@@ -10,20 +10,20 @@ _WORD = st.integers(0, 2**64 - 1)
 
 
 def _unmix(word):
-    """The inverse of `mix`, in whole numbers of Python."""
+    """Return the inverse of `mix`, in Python integers."""
 
     def unshift(value, bits):
-        found = value
+        result = value
         for _ in range(64 // bits + 1):
-            found = value ^ (found >> bits)
-        return found
+            result = value ^ (result >> bits)
+        return result
 
     word = unshift(word, 31) * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
     word = unshift(word, 27) * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64
     return (unshift(word, 30) - 0x9E3779B97F4A7C15) % 2**64
 
 
-def test_mix_gives_the_published_numbers_of_splitmix64():
+def test_mix_returns_the_published_numbers_of_splitmix64():
     states = np.array([(1234567 + step * 0x9E3779B97F4A7C15) % 2**64 for step in range(5)], dtype=np.uint64)
     assert mix(states).tolist() == [
         6457827717110365317,
@@ -35,25 +35,25 @@ def test_mix_gives_the_published_numbers_of_splitmix64():
 
 
 @given(word=_WORD)
-def test_mix_loses_no_word(word):
+def test_mix_is_a_bijection(word):
     assert _unmix(int(mix(np.array([word], dtype=np.uint64))[0])) == word
 
 
-def test_every_bit_of_a_word_changes_every_bit_of_its_mix_in_half_of_the_cases():
+def test_every_input_bit_flips_every_output_bit_with_probability_one_half():
     words = np.arange(20_000, dtype=np.uint64)
     for bit in range(0, 64, 9):
         flipped = mix(words) ^ mix(words ^ np.uint64(1 << bit))
-        shares = np.unpackbits(flipped.view(np.uint8)).reshape(-1, 64).mean(0)
-        assert abs(shares - 0.5).max() < 0.02, bit  # more than five standard deviations
+        fractions = np.unpackbits(flipped.view(np.uint8)).reshape(-1, 64).mean(0)
+        assert abs(fractions - 0.5).max() < 0.02, bit  # more than five standard deviations
 
 
-def test_mix_does_not_write_into_its_argument():
+def test_mix_does_not_modify_its_argument():
     words = np.arange(5, dtype=np.uint64)
     mix(words)
     assert words.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_every_value_and_every_order_of_parts_gives_another_key():
+def test_different_values_and_orders_have_different_keys():
     first, second, third = (axis.ravel() for axis in np.mgrid[:40, :40, :40])
     keys = np.concatenate([key_of(first, second, third), key_of(first, second), key_of(np.arange(40))])
     assert len(np.unique(key_of(first, second, third))) == 40**3
@@ -61,18 +61,18 @@ def test_every_value_and_every_order_of_parts_gives_another_key():
 
 
 @given(seed=_WORD, epoch=_WORD, sample=_WORD)
-def test_an_array_of_numbers_gives_the_keys_that_each_number_gives(seed, epoch, sample):
+def test_keys_of_arrays_equal_keys_of_single_numbers(seed, epoch, sample):
     epochs, samples = np.array([epoch, 0, epoch], dtype=np.uint64), np.array([sample, sample, 0], dtype=np.uint64)
-    each = [key_of(seed, int(one), int(other))[0] for one, other in zip(epochs, samples, strict=True)]
-    assert key_of(seed, epochs, samples).tolist() == each
+    keys = [key_of(seed, int(epoch), int(sample))[0] for epoch, sample in zip(epochs, samples, strict=True)]
+    assert key_of(seed, epochs, samples).tolist() == keys
 
 
 @pytest.mark.parametrize("word, number", [(0, 0.0), (2**63, 0.5), (2**64 - 1, 1.0 - 2.0**-53)])
-def test_uniform_begins_at_zero_and_ends_below_one(word, number):
+def test_uniform_numbers_range_from_zero_to_below_one(word, number):
     assert uniform(np.array([word], dtype=np.uint64)).tolist() == [number]
 
 
-def test_hashes_of_consecutive_numbers_are_spread_evenly():
+def test_hashes_of_consecutive_numbers_are_uniform_and_uncorrelated():
     numbers = uniform(key_of(17, np.arange(200_000)))
     assert stats.kstest(numbers, "uniform").pvalue > 1e-3
     assert abs(stats.spearmanr(numbers[:-1], numbers[1:]).statistic) < 0.01

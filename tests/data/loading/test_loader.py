@@ -22,11 +22,11 @@ _TRAIN = {"duration": f"{16 * _STEPS} samples", "global_batch_samples": 16}
 
 
 def _mixed(folder, **data):
-    """A recipe of two sources that stand in the store as 0.3 to 0.7, whatever their sizes."""
+    """Create a recipe with two sources of weights 0.3 and 0.7."""
     documents = texts()
     sources = {
-        name: SourceConfig(path=str(write_jsonl(folder / f"{name}.jsonl", part)), weight=weight)
-        for name, part, weight in (("large", documents[:220], 0.3), ("small", documents[220:], 0.7))
+        name: SourceConfig(path=str(write_jsonl(folder / f"{name}.jsonl", subset)), weight=weight)
+        for name, subset, weight in (("large", documents[:220], 0.3), ("small", documents[220:], 0.7))
     }
     fields = {"max_seq_len": 32, "validation_fraction": 0.2, "num_workers": 0, "sources": sources} | data
     recipe = tiny_recipe(folder, folder / "large.jsonl", data=fields, train=_TRAIN)
@@ -49,7 +49,7 @@ def mixture(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chunked(tmp_path_factory):
-    """A mixture of whole texts in pieces, masked more and more."""
+    """Create a recipe with chunked texts and an increasing mask rate."""
     return _mixed(tmp_path_factory.mktemp("chunked"), sampling="chunk", mask_rate=0.05, final_mask_rate=0.60)
 
 
@@ -63,25 +63,25 @@ def _changed(recipe, section, **fields):
 
 
 def _documents(batches):
-    """The documents of some micro-batches, with their masks, in a fixed order."""
-    found = []
+    """Return the sorted documents of micro-batches with their labels."""
+    documents = []
     for batch in batches:
         labels = torch.full_like(batch.input_ids, -100)
         labels[batch.masked_indices[: batch.num_masked]] = batch.labels[: batch.num_masked]
         ends = batch.cu_seqlens[: batch.num_sequences + 1].tolist()
         for first, end in pairwise(ends):
-            found.append((tuple(batch.input_ids[first:end].tolist()), tuple(labels[first:end].tolist())))
-    return sorted(found)
+            documents.append((tuple(batch.input_ids[first:end].tolist()), tuple(labels[first:end].tolist())))
+    return sorted(documents)
 
 
 def _global_batches(recipe, world_size=1, build=train_loader_of, **fields):
-    """Each step's documents, of all ranks together."""
+    """Return the documents of each step, of all ranks together."""
     loaders = [build(recipe, rank, world_size, **fields) for rank in range(world_size)]
     return [_documents(batch for step in steps for batch in step.micro_batches) for steps in zip(*loaders, strict=True)]
 
 
 def _originals(documents):
-    """Documents before they were masked."""
+    """Return the documents before masking."""
     return sorted(
         tuple(token if label == -100 else label for token, label in zip(ids, labels, strict=True))
         for ids, labels in documents
@@ -93,13 +93,13 @@ def _resumed(recipe, step, num_workers=0):
 
 
 def _growing(recipe, **train):
-    """Batches of 8 to 15 samples and of 16 from the ninth on, while there are 29 of them."""
+    """Create a recipe with 29 batches, eight of 8 to 15 samples, then 21 of 16 samples."""
     warmup = round(8 * 8 * _mean_tokens(recipe))
     return _changed(recipe, "train", duration="29 steps", initial_batch_samples=8, batch_warmup_tokens=warmup, **train)
 
 
 def _mean_tokens(recipe):
-    """Real tokens of a sample in the mean, [CLS] and [SEP] included, counted in the store."""
+    """Return the mean number of real tokens per sample in the store, including [CLS] and [SEP]."""
     store = TokenStore(recipe.store_folder, TRAIN)
     groups = sample_groups(recipe.data.sources, store.samples_by_source)
     means = []
@@ -122,12 +122,12 @@ def test_global_batches_are_the_same_for_any_number_of_workers(recipe, num_worke
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [32, 100, 4096])
-def test_global_batches_are_the_same_for_any_cut_into_micro_batches(recipe, micro_batch_tokens):
-    cut = _changed(recipe, "train", micro_batch_tokens=micro_batch_tokens)
-    assert _global_batches(cut, world_size=2) == _global_batches(recipe)
+def test_global_batches_are_the_same_for_any_micro_batch_size(recipe, micro_batch_tokens):
+    divided = _changed(recipe, "train", micro_batch_tokens=micro_batch_tokens)
+    assert _global_batches(divided, world_size=2) == _global_batches(recipe)
 
 
-def test_a_loader_begins_at_any_step(recipe):
+def test_a_loader_can_start_at_any_step(recipe):
     whole = _global_batches(recipe)
     for step in range(_STEPS):
         assert _documents(next(iter(_resumed(recipe, step))).micro_batches) == whole[step]
@@ -135,50 +135,50 @@ def test_a_loader_begins_at_any_step(recipe):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
-def test_a_loader_that_begins_at_a_step_goes_on_to_the_last(recipe, num_workers):
-    rest = [_documents(step.micro_batches) for step in _resumed(recipe, 5, num_workers)]
-    assert rest == _global_batches(recipe)[5:]
+def test_a_loader_that_starts_at_a_step_continues_to_the_last(recipe, num_workers):
+    batches = [_documents(step.micro_batches) for step in _resumed(recipe, 5, num_workers)]
+    assert batches == _global_batches(recipe)[5:]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_skipped_batches_are_left_out_and_the_next_ones_move_up(plain, num_workers):
+def test_skipped_batches_are_replaced_by_the_next_batches(plain, num_workers):
     longer = _changed(plain, "train", duration=f"{_STEPS + 3} steps")
     whole = _global_batches(longer)
     remaining = [whole[batch] for batch in range(_STEPS + 3) if batch not in (1, 4, 5)]
     skipping = _changed(plain, "data", num_workers=num_workers)
-    assert _global_batches(skipping, skipped={5, 1, 4}) == remaining
-    assert _global_batches(skipping, first_step=3, skipped={5, 1, 4}) == remaining[3:]
+    assert _global_batches(skipping, skipped_batches={5, 1, 4}) == remaining
+    assert _global_batches(skipping, first_step=3, skipped_batches={5, 1, 4}) == remaining[3:]
 
 
-def test_skipped_batches_are_left_out_by_all_ranks(recipe):
-    assert _global_batches(recipe, 3, skipped={0, 7}) == _global_batches(recipe, skipped={0, 7})
+def test_all_ranks_skip_the_same_batches(recipe):
+    assert _global_batches(recipe, 3, skipped_batches={0, 7}) == _global_batches(recipe, skipped_batches={0, 7})
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("duration", ["1s", "20 tokens"])
-def test_a_run_that_ends_by_time_or_tokens_has_batches_without_end(plain, duration, num_workers):
+def test_a_run_in_time_or_tokens_has_endless_batches(plain, duration, num_workers):
     endless = _changed(_changed(plain, "train", duration=duration), "data", num_workers=num_workers)
-    loader = train_loader_of(endless, 0, 1, first_step=4, skipped={6})
-    found = list(itertools.islice(loader, 3 * _STEPS))
-    assert [step.batch for step in found] == [4, 5, *range(7, 5 + 3 * _STEPS)]
-    within = [_documents(step.micro_batches) for step in found if step.batch < _STEPS]
-    assert within == [
+    loader = train_loader_of(endless, 0, 1, first_step=4, skipped_batches={6})
+    steps = list(itertools.islice(loader, 3 * _STEPS))
+    assert [step.batch for step in steps] == [4, 5, *range(7, 5 + 3 * _STEPS)]
+    actual = [_documents(step.micro_batches) for step in steps if step.batch < _STEPS]
+    assert actual == [
         documents for batch, documents in enumerate(_global_batches(plain)) if batch in (4, 5) or batch > 6
     ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_batches_grow_as_planned_for_any_number_of_ranks(recipe, world_size):
+def test_batch_sizes_follow_the_plan_for_any_number_of_ranks(recipe, world_size):
     growing = _growing(recipe)
     loaders = [train_loader_of(growing, rank, world_size) for rank in range(world_size)]
-    counted = []
+    batch_sizes = []
     for steps in zip(*loaders, strict=True):
-        (samples,) = {step.global_samples for step in steps}
+        (samples,) = {step.global_num_samples for step in steps}
         assert sum(batch.num_sequences for step in steps for batch in step.micro_batches) == samples
-        counted.append(samples)
-    assert counted == [*range(8, 16), *[16] * 21]
+        batch_sizes.append(samples)
+    assert batch_sizes == [*range(8, 16), *[16] * 21]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -191,36 +191,36 @@ def test_growing_batches_are_the_same_for_any_number_of_ranks_and_workers_and_fr
         assert _global_batches(growing, first_step=step) == whole[step:]
 
 
-def test_each_sample_of_an_epoch_is_used_once_while_batches_grow(plain):
-    """The epoch ends within a batch, so that batch and those before it hold every sample, and its rest is new again."""
+def test_each_sample_of_an_epoch_is_used_once_with_growing_batches(plain):
+    """The last batch of the epoch also contains samples of the next epoch."""
     store = TokenStore(plain.store_folder, TRAIN)
-    wanted = Counter((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
-    last = plan_of(_growing(plain))._batches_within(store.num_samples)
-    whole = [Counter(_originals(documents)) for documents in _global_batches(_growing(plain))]
-    before, with_the_last = sum(whole[:last], Counter()), sum(whole[: last + 1], Counter())
-    assert last > 8, "the epoch must end behind the change of sizes"
-    assert before <= wanted <= with_the_last
+    expected = Counter((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
+    last = plan_of(_growing(plain))._num_batches_within(store.num_samples)
+    batches = [Counter(_originals(documents)) for documents in _global_batches(_growing(plain))]
+    before_last, with_last = sum(batches[:last], Counter()), sum(batches[: last + 1], Counter())
+    assert last > 8, "the epoch must end after the batch size warm-up"
+    assert before_last <= expected <= with_last
 
 
-def test_nothing_is_left_after_the_last_step(plain):
+def test_a_loader_is_empty_after_the_last_step(plain):
     assert list(_resumed(plain, _STEPS)) == []
 
 
-def test_a_loader_gives_the_same_batches_again(recipe):
+def test_a_loader_repeats_the_same_batches(recipe):
     loader = train_loader_of(recipe, 0, 1)
     first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
     assert first == second
 
 
-def test_another_seed_gives_other_batches(plain):
+def test_different_seeds_have_different_batches(plain):
     assert _global_batches(replace(plain, seed=18))[0] != _global_batches(plain)[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_every_rank_knows_the_masked_tokens_of_all_ranks(recipe, world_size):
+def test_every_rank_has_the_global_number_of_masked_tokens(recipe, world_size):
     for steps in zip(*(train_loader_of(recipe, rank, world_size) for rank in range(world_size)), strict=True):
         total = sum(int((batch.labels != -100).sum()) for step in steps for batch in step.micro_batches)
-        assert {step.global_masked for step in steps} == {total}
+        assert {step.global_num_masked for step in steps} == {total}
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -229,7 +229,7 @@ def test_all_micro_batches_of_a_step_have_the_same_shape_on_all_ranks(recipe, wo
         assert len({batch.shape for step in steps for batch in step.micro_batches}) == 1
 
 
-def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
+def test_samples_follow_the_sample_order_with_special_tokens_and_without_truncation(recipe):
     store = TokenStore(recipe.store_folder, TRAIN)
     groups = sample_groups(recipe.data.sources, store.samples_by_source)
     for number, documents in enumerate(_global_batches(recipe)):
@@ -237,29 +237,29 @@ def test_samples_are_those_of_the_order_framed_and_in_full(recipe):
         assert _originals(documents) == sorted((2, *ids.tolist(), 3) for ids in store.read(samples))
 
 
-def test_the_mask_rate_of_a_step_is_that_of_the_recipe(chunked):
+def test_the_mask_rate_of_a_step_follows_the_recipe(chunked):
     wide = _changed(chunked, "train", global_batch_samples=2000, duration="8000 samples")
     steps = list(train_loader_of(wide, 0, 1))
     assert [step.mask_rate for step in steps] == pytest.approx([0.05, 0.05 + 0.55 / 3, 0.60 - 0.55 / 3, 0.60])
     for number, step in enumerate(steps):
         ordinary = sum(token >= 5 for document in _originals(_documents(step.micro_batches)) for token in document)
         assert step.mask_rate == plan_of(wide).mask_rate(number)
-        assert stats.binomtest(step.global_masked, ordinary, step.mask_rate).pvalue > 1e-3
-    assert steps[0].global_masked < steps[-1].global_masked / 8
+        assert stats.binomtest(step.global_num_masked, ordinary, step.mask_rate).pvalue > 1e-3
+    assert steps[0].global_num_masked < steps[-1].global_num_masked / 8
 
 
-def test_a_resumed_run_continues_the_schedule_of_mask_rates(chunked):
-    whole = [step.global_masked for step in train_loader_of(chunked, 0, 1)]
-    assert [step.global_masked for step in _resumed(chunked, 7)] == whole[7:]
+def test_a_resumed_run_continues_the_mask_rate_schedule(chunked):
+    whole = [step.global_num_masked for step in train_loader_of(chunked, 0, 1)]
+    assert [step.global_num_masked for step in _resumed(chunked, 7)] == whole[7:]
     assert sum(whole[7:]) > 2 * sum(whole[:5])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5, 7])
-def test_evaluation_sees_every_held_out_sample_once_for_any_number_of_ranks(plain, world_size):
+def test_evaluation_uses_every_validation_sample_once_for_any_number_of_ranks(plain, world_size):
     store = TokenStore(plain.store_folder, VALIDATION)
-    documents = [found for step in _global_batches(plain, world_size, eval_loader_of) for found in step]
-    wanted = sorted((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
-    assert _originals(documents) == wanted
+    documents = [document for step in _global_batches(plain, world_size, eval_loader_of) for document in step]
+    expected = sorted((2, *ids.tolist(), 3) for ids in store.read(np.arange(store.num_samples)))
+    assert _originals(documents) == expected
 
 
 @pytest.mark.parametrize("world_size", [2, 5, 7])
@@ -267,51 +267,51 @@ def test_evaluation_has_the_same_masks_for_any_number_of_ranks(recipe, world_siz
     assert _global_batches(recipe, world_size, eval_loader_of) == _global_batches(recipe, build=eval_loader_of)
 
 
-def test_evaluation_is_the_same_whatever_the_seed_of_the_run(plain):
+def test_evaluation_does_not_depend_on_the_seed_of_the_run(plain):
     few = _changed(plain, "eval", max_samples=20)
     assert _global_batches(replace(few, seed=18), build=eval_loader_of) == _global_batches(few, build=eval_loader_of)
 
 
-def test_evaluation_is_the_same_whenever_it_is_made(plain):
+def test_evaluation_is_repeatable(plain):
     loader = eval_loader_of(plain, 0, 1)
     first, second = ([_documents(step.micro_batches) for step in loader] for _ in range(2))
     assert first == second
 
 
-def test_evaluation_has_a_mask_rate_of_its_own(plain):
+def test_evaluation_uses_its_own_mask_rate(plain):
     rates = []
     for rate in (0.15, 0.60):
         (step,) = eval_loader_of(_changed(plain, "eval", mask_rate=rate), 0, 1)
-        rates.append(step.global_masked / sum(batch.num_tokens for batch in step.micro_batches))
+        rates.append(step.global_num_masked / sum(batch.num_tokens for batch in step.micro_batches))
     assert rates[0] == pytest.approx(0.14, abs=0.03)
     assert rates[1] == pytest.approx(0.56, abs=0.05)
 
 
-def test_a_part_of_the_held_out_samples_is_not_their_beginning(plain):
+def test_an_evaluation_subset_is_not_the_first_samples(plain):
     (documents,) = _global_batches(_changed(plain, "eval", max_samples=20), build=eval_loader_of)
-    beginning = TokenStore(plain.store_folder, VALIDATION).read(np.arange(20))
+    first_documents = TokenStore(plain.store_folder, VALIDATION).read(np.arange(20))
     assert len(documents) == 20
-    assert len(set(_originals(documents)) & {(2, *ids.tolist(), 3) for ids in beginning}) < 15
+    assert len(set(_originals(documents)) & {(2, *ids.tolist(), 3) for ids in first_documents}) < 15
 
 
-def test_every_rank_evaluates_as_many_steps(plain):
+def test_all_ranks_evaluate_the_same_number_of_steps(plain):
     steps = [list(eval_loader_of(plain, rank, 7)) for rank in range(7)]
     assert {len(items) for items in steps} == {1}
     assert all(step.micro_batches for items in steps for step in items)
 
 
-def test_fewer_held_out_samples_than_ranks_are_refused(plain):
+def test_fewer_validation_samples_than_ranks_are_rejected(plain):
     with pytest.raises(ValueError, match="must be at least 6, the number of processes, got 5"):
         eval_loader_of(_changed(plain, "eval", max_samples=5), 0, 6)
 
 
-def test_tokens_are_converted_to_steps_by_the_samples_of_the_mixture_with_their_frames(recipe):
-    asked = 10**12
-    plan = plan_of(_changed(recipe, "train", duration=f"{asked} tokens"))
-    assert asked / 16 / plan.num_steps == pytest.approx(_mean_tokens(recipe), rel=1e-9)
+def test_tokens_are_converted_to_steps_by_the_mean_sample_length_of_the_mixture(recipe):
+    num_tokens = 10**12
+    plan = plan_of(_changed(recipe, "train", duration=f"{num_tokens} tokens"))
+    assert num_tokens / 16 / plan.num_steps == pytest.approx(_mean_tokens(recipe), rel=1e-9)
 
 
-def test_tokens_of_sources_of_unequal_lengths_are_those_that_a_run_meets(tmp_path):
+def test_the_mean_sample_length_is_weighted_by_source(tmp_path):
     sources = {
         name: SourceConfig(path=str(write_jsonl(tmp_path / f"{name}.jsonl", documents)), weight=weight)
         for name, documents, weight in (("long", texts()[:150], 0.1), ("short", short_texts(100), 0.9))
@@ -323,14 +323,14 @@ def test_tokens_of_sources_of_unequal_lengths_are_those_that_a_run_meets(tmp_pat
     _, samples = mixed_order(np.arange(2 * WINDOW), groups, recipe.seed)
     tokens = sum(len(ids) + 2 for ids in store.read(samples))
     assert plan_of(recipe).num_steps == pytest.approx(1e9 / 16 / (tokens / len(samples)), rel=1e-3)
-    alike = (sum(len(ids) for ids in store.read(np.arange(store.num_samples))) / store.num_samples) + 2
-    assert tokens / len(samples) < 0.8 * alike, "sources of these lengths tell nothing"
+    unweighted = (sum(len(ids) for ids in store.read(np.arange(store.num_samples))) / store.num_samples) + 2
+    assert tokens / len(samples) < 0.8 * unweighted, "the sources must have different lengths"
 
 
-def test_a_run_of_some_tokens_trains_about_as_many_in_the_steps_that_are_expected(recipe):
-    asked = _changed(recipe, "train", duration="100_000 tokens")
-    steps = itertools.islice(train_loader_of(asked, 0, 1), plan_of(asked).num_steps)
-    assert sum(step.global_tokens for step in steps) == pytest.approx(100_000, rel=0.02)
+def test_the_expected_number_of_steps_has_the_given_number_of_tokens(recipe):
+    in_tokens = _changed(recipe, "train", duration="100_000 tokens")
+    steps = itertools.islice(train_loader_of(in_tokens, 0, 1), plan_of(in_tokens).num_steps)
+    assert sum(step.global_num_tokens for step in steps) == pytest.approx(100_000, rel=0.02)
 
 
 def test_sources_without_weights_are_one_group(plain):
@@ -352,17 +352,17 @@ def test_sources_with_weights_are_groups_in_the_order_of_the_store(mixture):
     ]
 
 
-def test_each_group_holds_the_samples_of_its_source(mixture):
+def test_each_group_contains_the_samples_of_its_source(mixture):
     store = TokenStore(mixture.store_folder, TRAIN)
     large, small = sample_groups(mixture.data.sources, store.samples_by_source)
     assert large.num_samples + small.num_samples == store.num_samples
     assert (large.first_sample, small.first_sample) == (0, large.num_samples)
 
 
-def test_a_weighted_source_is_read_as_often_as_its_weight_says(mixture):
+def test_a_weighted_source_is_sampled_by_its_weight(mixture):
     store = TokenStore(mixture.store_folder, TRAIN)
     _, small = sample_groups(mixture.data.sources, store.samples_by_source)
-    of_small = {(2, *ids.tolist(), 3) for ids in store.read(small.first_sample + np.arange(small.num_samples))}
-    read = [found for documents in _global_batches(mixture) for found in _originals(documents)]
-    share = sum(document in of_small for document in read)
-    assert stats.binomtest(share, len(read), 0.7).pvalue > 1e-3
+    small_documents = {(2, *ids.tolist(), 3) for ids in store.read(small.first_sample + np.arange(small.num_samples))}
+    documents = [document for batch in _global_batches(mixture) for document in _originals(batch)]
+    num_small = sum(document in small_documents for document in documents)
+    assert stats.binomtest(num_small, len(documents), 0.7).pvalue > 1e-3
