@@ -1,4 +1,4 @@
-"""What all tests share: where they run, and where real data lies."""
+"""Fixtures and settings of all tests."""
 
 import importlib.util
 import os
@@ -16,17 +16,17 @@ from tests.fork_server import forking, set_fork_server
 from tests.recipes import tiny_recipe
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: its kernels are then checked here too
+    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton, to run its kernels on the CPU
     if importlib.util.find_spec("triton") is not None:
-        from tests.interpreter import patch_bf16_arithmetic, remember_builtins
+        from tests.interpreter import cache_builtins, patch_bf16_arithmetic
 
         patch_bf16_arithmetic()
-        remember_builtins()
+        cache_builtins()
 
-torch.set_num_threads(1)  # test processes share the cores, and sums come out the same whatever their number
+torch.set_num_threads(1)  # several test processes run at once; sums do not depend on the number of threads
 
-# No shrinking: it computes a failing property hundreds of times, for minutes where it trains or runs a kernel.
-# --hypothesis-profile=shrinking finds the smallest example.
+# Shrinking repeats a failing test hundreds of times, which takes minutes for training and kernels. The option
+# --hypothesis-profile=shrinking enables it.
 settings.register_profile("shrinking", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile(
     "default", settings.get_profile("shrinking"), phases=set(Phase) - {Phase.shrink, Phase.explain}
@@ -35,17 +35,17 @@ settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted: str = config.option.markexpr
+    marker_expression: str = config.option.markexpr
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("slow") and "slow" not in wanted:
+        if item.get_closest_marker("slow") and "slow" not in marker_expression:
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
 
 
 @pytest.fixture(autouse=True)
-def fp32_is_fp32() -> None:
-    """Composer allows TF32 for the rest of the process it trains in on a GPU."""
+def disable_tf32() -> None:
+    """Disable TF32, which Composer enables for the process when it trains on a GPU."""
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
@@ -56,25 +56,25 @@ def device() -> str:
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """Real data and fixtures, beside the project's folder."""
+    """Return the folder of real data and fixtures next to the repository."""
     folder = Path(__file__).parents[2] / "shared"
     if not folder.is_dir():
-        pytest.skip("no ../shared beside the project: real data and the original's outputs are not here")
+        pytest.skip("real data and reference outputs are not available: no folder ../shared")
     return folder
 
 
 @pytest.fixture(scope="session")
 def original_mosaicbert(shared_folder: Path) -> Path:
-    """Small random weights in the published layout, with the outputs that the original implementation gives."""
+    """Return the folder of small random weights in the published format with the outputs of the original code."""
     folder = shared_folder / "fixtures" / "original-mosaicbert"
     if not folder.is_dir():
-        pytest.skip("no ../shared/fixtures/original-mosaicbert: the original's outputs are not here")
+        pytest.skip("reference outputs are not available: no folder ../shared/fixtures/original-mosaicbert")
     return folder
 
 
 @pytest.fixture(scope="session")
 def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all test processes share, for what is made once."""
+    """Return a folder common to all test processes, for files that are created once."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "common"
     folder.mkdir(exist_ok=True)
@@ -83,13 +83,13 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_server(common: Path) -> None:
-    """Name the server that forks programs which import the trainer; see tests/fork_server.py."""
+    """Configure the fork server of the test session, see tests/fork_server.py."""
     set_fork_server(common / "fork_server", os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
 
 
 @pytest.fixture
 def forked() -> Generator[None]:
-    """Fork the Python programs and workers that a test starts, which saves them their imports."""
+    """Fork the Python programs and workers that a test starts, to skip their imports."""
     with forking():
         yield
 
@@ -108,14 +108,14 @@ def console():
 
 @pytest.fixture(scope="session")
 def finished(source: Path, common: Path):
-    """A tiny run, trained to its end without interruption: recipe, folder, what it printed. Not to be changed."""
+    """Return the recipe, the folder and the console output of a small completed run. Tests must not modify it."""
     from mosaicbert.train.run_folder import RunFolder
-    from tests.train.running import pretrain_here  # here, because Composer takes seconds to import
+    from tests.train.running import pretrain_here  # imported here, because Composer takes seconds to import
 
-    recipe, printed = tiny_recipe(common, source), common / "printed.txt"
+    recipe, output = tiny_recipe(common, source), common / "output.txt"
     with lock_folder(common):
-        if not printed.exists():
+        if not output.exists():
             console = Console(record=True, width=200)
             pretrain_here(recipe, console)
-            printed.write_text(console.export_text())
-    return recipe, RunFolder(recipe.run_folder), printed.read_text()
+            output.write_text(console.export_text())
+    return recipe, RunFolder(recipe.run_folder), output.read_text()

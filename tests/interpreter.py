@@ -24,8 +24,8 @@ def patch_bf16_arithmetic() -> None:
     builder.cast_impl, builder.create_dot = _rounding_cast, _bf16_dot
 
 
-def remember_builtins() -> None:
-    """Let the interpreter search each module and class for builtins only once, for this process."""
+def cache_builtins() -> None:
+    """Cache the builtins that the interpreter finds in each module and class, in this process."""
     patched: Any = interpreter
     patched._patch_builtin = _patch_builtin
 

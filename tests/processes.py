@@ -1,4 +1,4 @@
-"""Work done in a process of its own, which may die in the middle."""
+"""Functions that run in child processes, which may be killed."""
 
 import os
 import signal
@@ -6,16 +6,16 @@ import sys
 import traceback
 from collections.abc import Callable
 
-_FILE_EVENTS = ("os.", "shutil.", "open")  # what Python says, before it does it, of all that changes a folder
+_FILE_EVENTS = ("os.", "shutil.", "open")  # audit events that precede changes of files and folders
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Does `work` in a copy of this process; returns its exit status, negative for the signal that ended it."""
+    """Call a function in a forked process and return the exit status, the negative signal number after a kill."""
     return wait_for(start_child(work))
 
 
 def start_child(work: Callable[[], object]) -> int:
-    """Begins `work` in a copy of this process; returns its id."""
+    """Start a function in a forked process and return the process id."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -30,26 +30,26 @@ def start_child(work: Callable[[], object]) -> int:
 
 
 def wait_for(child: int) -> int:
-    """The exit status of a process that `start_child` began."""
+    """Wait for a process started by `start_child` and return its exit status."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def killed_at_each_file_event(work: Callable[[], object]):
-    """Does `work` again and again, killed before its first, second, ... file operation; yields after each.
+    """Call a function repeatedly, killed before its first, second, ... file operation, until it completes.
 
-    Whoever iterates puts things back between two. The last time, `work` comes to its end.
+    Yields the number of the file operation after each call. The caller restores the files between two calls.
     """
     number = 0
     while True:
         number += 1
 
         def work_and_die(number: int = number) -> None:
-            left = number
+            num_remaining = number
 
             def count(event: str, _arguments: object) -> None:
-                nonlocal left
-                left -= event.startswith(_FILE_EVENTS)
-                if left == 0:
+                nonlocal num_remaining
+                num_remaining -= event.startswith(_FILE_EVENTS)
+                if num_remaining == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
 
             sys.addaudithook(count)

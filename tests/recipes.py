@@ -1,4 +1,4 @@
-"""Small recipes for tests that train."""
+"""Small recipe for tests."""
 
 from pathlib import Path
 
@@ -27,7 +27,13 @@ TINY_MODEL = {
 
 
 def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
-    """A run of a few seconds over `source`. `changes` are fields of sections, e.g. train={"duration": "4 steps"}."""
+    """Create the recipe of a run of a few seconds.
+
+    Args:
+        folder: Folder of the runs.
+        source: File of texts.
+        changes: Fields of the recipe and of its sections, e.g. train={"duration": "4 steps"}.
+    """
     sections = {
         "data": {
             "sources": {"text": SourceConfig(path=str(source))},
@@ -50,7 +56,7 @@ def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
         "log": {"interval_steps": 1},
         "eval": {"interval": "3 steps", "fill_mask": ["Return the [MASK] of the object."]},
     }
-    kinds = {
+    classes = {
         "data": DataConfig,
         "tokenizer": TokenizerConfig,
         "model": ModelConfig,
@@ -61,5 +67,5 @@ def tiny_recipe(folder: Path, source: Path, **changes) -> Recipe:
         "log": LogConfig,
         "eval": EvalConfig,
     }
-    built = {name: kinds[name](**(fields | changes.pop(name, {}))) for name, fields in sections.items()}
+    built = {name: classes[name](**(fields | changes.pop(name, {}))) for name, fields in sections.items()}
     return Recipe(**({"run_name": "tiny", "runs_folder": str(folder)} | changes), **built)

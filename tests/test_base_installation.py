@@ -1,4 +1,4 @@
-"""What works where only torch, transformers and this package are installed."""
+"""Tests with only torch, transformers and this package installed."""
 
 import ast
 import subprocess
@@ -26,8 +26,8 @@ def run_in_base_installation(tmp_path_factory):
     return run
 
 
-def test_a_model_is_made_saved_and_loaded_through_the_auto_classes(run_in_base_installation, tmp_path):
-    answer = run_in_base_installation(
+def test_a_model_is_created_saved_and_loaded_through_the_auto_classes(run_in_base_installation, tmp_path):
+    finished = run_in_base_installation(
         "import mosaicbert, torch\n"
         "from transformers import AutoModelForMaskedLM\n"
         "config = mosaicbert.MosaicBertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1,\n"
@@ -39,30 +39,30 @@ def test_a_model_is_made_saved_and_loaded_through_the_auto_classes(run_in_base_i
         "assert torch.equal(loaded(ids).logits, model(ids).logits)\n"
         "print(type(loaded).__module__)\n"
     )
-    assert answer.stdout.strip() == "mosaicbert.model.modeling", answer.stderr
+    assert finished.stdout.strip() == "mosaicbert.model.modeling", finished.stderr
 
 
-def test_a_command_that_needs_the_trainer_says_what_to_install(run_in_base_installation):
+def test_a_command_that_needs_the_train_extra_prints_the_install_command(run_in_base_installation):
     recipe = _ROOT / "recipes" / "quickstart.yaml"
-    answer = run_in_base_installation(f"from mosaicbert.cli import main; main(['pretrain', {str(recipe)!r}])")
-    assert answer.returncode == 2
+    finished = run_in_base_installation(f"from mosaicbert.cli import main; main(['pretrain', {str(recipe)!r}])")
+    assert finished.returncode == 2
     assert (
-        answer.stderr.strip()
+        finished.stderr.strip()
         == "mosaicbert pretrain: omegaconf is not installed. Run `pip install 'mosaicbert[train]'`."
     )
 
 
 @pytest.mark.parametrize("command", ["--help", "--version", "recipes"])
-def test_help_version_and_the_list_of_recipes_need_no_trainer(command, run_in_base_installation):
-    answer = run_in_base_installation(f"from mosaicbert.cli import main; main([{command!r}])")
-    assert answer.returncode == 0, answer.stderr
-    assert "mosaicbert" in answer.stdout
+def test_help_version_and_recipes_do_not_need_the_train_extra(command, run_in_base_installation):
+    finished = run_in_base_installation(f"from mosaicbert.cli import main; main([{command!r}])")
+    assert finished.returncode == 0, finished.stderr
+    assert "mosaicbert" in finished.stdout
 
 
-def test_modules_of_the_train_extra_are_those_that_the_base_installation_lacks():
+def test_the_listed_train_extra_modules_are_the_imports_missing_in_the_base_installation():
     base = {"torch", "transformers", "safetensors", "numpy"}
     base |= {"packaging", "tokenizers"}  # requirements of transformers
-    optional = {"triton", "flash_attn", "wandb"}  # imported where they are installed
+    optional = {"triton", "flash_attn", "wandb"}  # imported only if installed
     imported = set[str]()
     for path in (_ROOT / "mosaicbert").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

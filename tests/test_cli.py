@@ -20,68 +20,68 @@ _INSTANT += [(["--version"], f"mosaicbert {mosaicbert.__version__}"), (["recipes
 
 
 @pytest.mark.parametrize(("arguments", "expected"), _INSTANT, ids=[" ".join(arguments) for arguments, _ in _INSTANT])
-def test_help_version_and_the_list_of_recipes_answer_without_importing_anything_slow(arguments, expected):
+def test_help_version_and_recipes_do_not_import_slow_modules(arguments, expected):
     code = (
         "import sys\nfrom mosaicbert.cli import main\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
         "slow = {'torch', 'transformers', 'composer', 'datasets', 'omegaconf', 'numpy'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert answer.returncode == 0, answer.stderr
-    assert expected in answer.stdout
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert expected in finished.stdout
 
 
-def test_the_version_is_that_of_the_package(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_version_prints_the_package_version(capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["--version"])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     assert capsys.readouterr().out == f"mosaicbert {mosaicbert.__version__}\n"
 
 
-def test_show_takes_the_name_of_a_shipped_recipe_in_any_folder(tmp_path, monkeypatch, capsys):
+def test_show_accepts_the_name_of_a_shipped_recipe_in_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(["show", "quickstart", "run_name=renamed"])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     assert "runs/renamed" in capsys.readouterr().out
 
 
-def test_an_unknown_recipe_is_one_line_that_names_the_nearest(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_an_unknown_recipe_prints_one_line_with_the_nearest_name(capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["show", "quikstart"])
-    assert ended.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    assert "got 'quikstart'" in printed
-    assert "'quickstart'" in printed and "mosaicbert recipes" in printed
+    assert exit_info.value.code == 2
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "got 'quikstart'" in output
+    assert "'quickstart'" in output and "mosaicbert recipes" in output
 
 
-def test_what_starts_several_processes_does_not_wait_for_composer():
+def test_the_launcher_does_not_import_composer():
     code = "import sys, mosaicbert.train.launch\nassert 'composer' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_show_says_what_the_papers_run_takes(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_show_prints_the_cost_of_the_run_of_the_paper(capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["show", str(_RECIPES / "mosaicbert-base-c4.yaml")])
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    output = capsys.readouterr().out
     for expected in (
         "137,400,384 parameters",
         "286,720,000 samples in 70,000 steps of 4,096",
         "at most 36,700,160,000 tokens",
-        "737 MFLOP per token",
+        "737 MFLOPs per token",
     ):
-        assert expected in printed
+        assert expected in output
 
 
 @pytest.mark.parametrize("recipe", sorted(_RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_show_starts_nothing(recipe, tmp_path, monkeypatch):
+def test_show_does_not_write_files(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(["show", str(recipe)])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     assert not list(tmp_path.iterdir())
 
 
@@ -92,8 +92,8 @@ def test_show_starts_nothing(recipe, tmp_path, monkeypatch):
         (["model.hidden_size=wide"], "model.hidden_size"),
         (["model.num_attention_heads=5"], "model.num_attention_heads=5"),
         (["train.micro_batch_tokens=16"], "`train.micro_batch_tokens` must be at least `data.max_seq_len=32`, got 16."),
-        (["data.sources.text.path=nowhere.jsonl"], "data.sources.text.path=nowhere.jsonl"),
-        (["tokenizer.source=nowhere.json"], "tokenizer.source=nowhere.json"),
+        (["data.sources.text.path=nowhere.jsonl"], "`data.sources.text.path` must be an existing file"),
+        (["tokenizer.source=nowhere.json"], "`tokenizer.source` must be an existing file"),
         (["data.sources.text.text_column=body"], "text_column"),
         (["data.min_characters=1000000"], "data.min_characters"),
         (["seed=-1"], "`seed` must be in [0, 2147483647], got -1."),
@@ -101,7 +101,7 @@ def test_show_starts_nothing(recipe, tmp_path, monkeypatch):
         (["train.duration=15 samples"], "`train.duration` must be at least one step of 16 samples, got '15 samples'."),
         (["checkpoint.interval=sometimes"], "`checkpoint.interval` must be a positive whole number"),
         (["train.initial_batch_samples=4"], "must be set with `train.initial_batch_samples=4`, got None."),
-        (["data.sources.text.validation_split=dev"], "data.sources.text.validation_split=dev"),
+        (["data.sources.text.validation_split=dev"], "`data.sources.text.validation_split` must be null"),
     ],
     ids=[
         "unknown-key",
@@ -120,74 +120,76 @@ def test_show_starts_nothing(recipe, tmp_path, monkeypatch):
         "split",
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_nothing_is_written(overrides, expected, source, tmp_path, capsys):
+def test_invalid_input_prints_one_line_exits_with_code_2_and_writes_nothing(
+    overrides, expected, source, tmp_path, capsys
+):
     path = tmp_path / "recipe.yaml"
     save_recipe(tiny_recipe(tmp_path / "runs", source), path)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(["pretrain", str(path), *overrides])
-    assert ended.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    assert printed.startswith("mosaicbert pretrain: ")
-    assert expected in printed
+    assert exit_info.value.code == 2
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert output.startswith("mosaicbert pretrain: ")
+    assert expected in output
     assert not list(tmp_path.glob("runs/**/*"))
 
 
-def test_a_missing_recipe_is_named(capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_a_missing_recipe_file_is_named(capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["show", "recipes/none.yaml"])
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert "got 'recipes/none.yaml'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "folder"), [([], "first"), (["--output", "elsewhere"], "elsewhere")], ids=["default", "output"]
 )
-def test_report_writes_into_the_first_runs_folder_or_where_it_is_told(options, folder, tmp_path, monkeypatch, capsys):
+def test_report_writes_to_the_first_run_folder_or_to_the_output_folder(options, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):
         write_run(tmp_path / name, training_lines(20))
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(["report", "first", "second", *options])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     written = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("report.*")]
     assert (
         sorted(written) == sorted(capsys.readouterr().out.split()) == [f"{folder}/report.html", f"{folder}/report.png"]
     )
 
 
-def test_report_names_a_folder_that_is_no_runs(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_report_names_a_missing_run_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(["report", str(tmp_path / "none")])
-    assert ended.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.count("\n") == 1
-    assert printed.startswith(f"mosaicbert report: {tmp_path / 'none'}")
+    assert exit_info.value.code == 2
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert output.startswith(f"mosaicbert report: {tmp_path / 'none'}")
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["overrides-first", "overrides-last"])
-def test_pareto_compares_two_runs_wherever_the_overrides_stand(behind, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("overrides_last", [False, True], ids=["overrides-first", "overrides-last"])
+def test_pareto_compare_accepts_overrides_before_and_after_it(overrides_last, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, value in (("a", 60.0), ("b", 50.0)):
         seeds = [make_score(task, value + seed % 3, seed=seed) for task in ("rte", "cola") for seed in range(3)]
         write_scores(tmp_path / name, seeds)
-    overrides, compared = ["pareto.tasks=[rte]", "pareto.init_from_mnli=true"], ["--compare", "a", "b"]
-    words = [*compared, *overrides] if behind else [*overrides, *compared]
-    with pytest.raises(SystemExit) as ended:
+    overrides, comparison = ["pareto.tasks=[rte]", "pareto.init_from_mnli=true"], ["--compare", "a", "b"]
+    words = [*comparison, *overrides] if overrides_last else [*overrides, *comparison]
+    with pytest.raises(SystemExit) as exit_info:
         main(["pareto", str(_RECIPES / "pareto" / "pareto-cpu.yaml"), *words])
-    assert ended.value.code == 0
-    printed = capsys.readouterr().out
-    assert "RTE acc" in printed and "CoLA M" not in printed
+    assert exit_info.value.code == 0
+    output = capsys.readouterr().out
+    assert "RTE acc" in output and "CoLA M" not in output
 
 
-def test_pareto_draws(tmp_path, monkeypatch, capsys):
+def test_pareto_writes_a_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_scores(tmp_path / "a", [make_score("rte", 60.0), make_score("cola", 50.0)])
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("run_name: figure\npareto:\n  series:\n    Ours:\n      runs: [a]\n")
-    with pytest.raises(SystemExit) as ended:
+    recipe.write_text("run_name: figure\npareto:\n  series:\n    Series:\n      runs: [a]\n")
+    with pytest.raises(SystemExit) as exit_info:
         main(["pareto", str(recipe)])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     assert "runs/figure/pareto.png" in capsys.readouterr().out
     assert (tmp_path / "runs" / "figure" / "pareto.png").exists()
 
@@ -195,20 +197,20 @@ def test_pareto_draws(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "words", [["pareto", "x.yaml", "--compare", "a", "b", "stray"], ["report", "a", "b=c", "--new"]]
 )
-def test_a_word_that_is_neither_argument_nor_override_is_refused(words, capsys):
-    with pytest.raises(SystemExit) as ended:
+def test_an_unrecognized_argument_is_rejected(words, capsys):
+    with pytest.raises(SystemExit) as exit_info:
         main(words)
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_training_that_goes_wrong_is_one_line_and_exit_code_1(source, tmp_path, monkeypatch, capsys):
+def test_a_training_fault_prints_one_line_and_exits_with_code_1(source, tmp_path, monkeypatch, capsys):
     def fail(*_arguments):
         raise TrainingFault("runs/tiny: step 3: the loss is not finite.")
 
     monkeypatch.setattr("mosaicbert.train.launch.launch", fail)
     save_recipe(tiny_recipe(tmp_path / "runs", source), tmp_path / "recipe.yaml")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main(["pretrain", str(tmp_path / "recipe.yaml")])
-    assert ended.value.code == 1
+    assert exit_info.value.code == 1
     assert capsys.readouterr().err == "mosaicbert pretrain: runs/tiny: step 3: the loss is not finite.\n"

@@ -1,4 +1,4 @@
-"""The README's commands exist, its files exist, and CI runs the test command that it names."""
+"""Tests of the README: its commands, its links, and its test command in CI."""
 
 import re
 from pathlib import Path
@@ -13,9 +13,9 @@ _SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", _README, flags=re.DOTALL))
 
 
 def test_every_make_target_of_the_readme_exists():
-    named = set(re.findall(r"^make ([\w-]+)", _SHELL, flags=re.MULTILINE))
-    defined = set(re.findall(r"^([\w-]+):", (_ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {"demo", "test"} <= named <= defined
+    used_targets = set(re.findall(r"^make ([\w-]+)", _SHELL, flags=re.MULTILINE))
+    defined_targets = set(re.findall(r"^([\w-]+):", (_ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"demo", "test"} <= used_targets <= defined_targets
 
 
 @pytest.mark.parametrize("line", re.findall(r"^mosaicbert (.*?)(?:\s+#.*)?$", _SHELL, flags=re.MULTILINE))
@@ -35,5 +35,5 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", _README))
-def test_every_file_the_readme_links_to_exists(target):
+def test_every_link_target_of_the_readme_exists(target):
     assert (_ROOT / target).exists()

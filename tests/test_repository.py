@@ -1,4 +1,4 @@
-"""The files for contributors are valid and agree with each other."""
+"""Consistency tests of the files for contributors: workflow, hooks, Makefile and citation."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,13 @@ def _make_targets():
     return set(re.findall(r"^([\w-]+):", (_ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 
 
-def test_the_workflow_checks_every_python_version_that_the_package_names():
+def test_the_workflow_checks_every_supported_python_version():
     jobs = _load(".github/workflows/check.yml")["jobs"]
     classifiers = re.findall(r"Python :: (3\.\d+)", (_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert jobs["check"]["strategy"]["matrix"]["python-version"] == classifiers
 
 
-def test_the_workflow_runs_make_targets_and_tests_that_exist():
+def test_the_workflow_runs_existing_make_targets_and_tests():
     jobs = _load(".github/workflows/check.yml")["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     targets = {target for command in commands for target in re.findall(r"^make ([\w-]+)", command)}
@@ -39,7 +39,7 @@ def test_the_hooks_run_the_tools_of_make_check():
         assert f".venv/bin/{hook['name']} " in recipe
 
 
-def test_the_citation_names_the_paper_and_the_license_of_the_package():
+def test_the_citation_contains_the_paper_and_the_license_of_the_package():
     citation = _load("CITATION.cff")
     project = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nname = "{citation["title"]}"\n' in project

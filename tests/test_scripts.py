@@ -16,62 +16,62 @@ _SUITE = _ROOT / "scripts" / "gpu_suite.sh"
 
 
 @pytest.mark.parametrize("path", sorted((_ROOT / "scripts").rglob("*.sh")), ids=lambda path: path.name)
-def test_a_shell_script_is_one_that_bash_can_read(path):
+def test_a_shell_script_has_valid_syntax(path):
     subprocess.run(["bash", "-n", path], check=True)
 
 
-def test_the_gpu_suite_ends_within_nine_minutes_whatever_hangs():
+def test_the_time_limits_of_the_gpu_suite_add_up_to_at_most_nine_minutes():
     text = _SUITE.read_text()
     limits = [int(limit) for limit in re.findall(r"^part \w+ (\d+) ", text, flags=re.MULTILINE)]
     limits += [int(limit) for limit in re.findall(r"^pretraining \S+ \d+ (\d+)$", text, flags=re.MULTILINE)]
-    (most,) = re.findall(r"^most_seconds=(\d+)$", text, flags=re.MULTILINE)
+    (max_seconds,) = re.findall(r"^most_seconds=(\d+)$", text, flags=re.MULTILINE)
     assert len(limits) == 10
-    assert sum(limits) <= int(most) < 540
+    assert sum(limits) <= int(max_seconds) < 540
 
 
-def test_the_gpu_suite_asks_for_a_folder():
-    ended = subprocess.run(["bash", _SUITE], capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("usage: scripts/gpu_suite.sh RESULTS_FOLDER")
+def test_the_gpu_suite_prints_its_usage_without_a_folder():
+    process = subprocess.run(["bash", _SUITE], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr.startswith("usage: scripts/gpu_suite.sh RESULTS_FOLDER")
 
 
-def test_the_script_of_the_figure_says_what_it_takes():
-    ended = subprocess.run(["bash", _ROOT / "scripts" / "pareto_cpu.sh"], capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]" in ended.stdout
+def test_the_figure_script_prints_its_usage_without_arguments():
+    process = subprocess.run(["bash", _ROOT / "scripts" / "pareto_cpu.sh"], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]" in process.stdout
 
 
-# A Python for the figure's script. Untrained runs end at once; of the trainings FIRST ends with CODE as soon as the
-# other is under way, the other after SECONDS; GLUE takes a hundred. Who sleeps leaves its process in a file.
+# Replacement of Python for the figure script. Untrained runs end at once. The training FIRST ends with CODE once the
+# other has started, the other ends after SECONDS, and GLUE takes 100 seconds. Sleeping processes write their ids.
 _PYTHON = """#!/usr/bin/env bash
 [[ $1 == -c ]] && { echo CORE CORE; exit; }
-lasts() { mkdir -p pids; echo $$ > "pids/$1.partial"; mv "pids/$1.partial" "pids/$1"; exec sleep "$2"; }
-[[ $3 == pretrain ]] || lasts glue 100
+sleep_for() { mkdir -p pids; echo $$ > "pids/$1.partial"; mv "pids/$1.partial" "pids/$1"; exec sleep "$2"; }
+[[ $3 == pretrain ]] || sleep_for glue 100
 for word in "$@"; do [[ $word == run_name=* ]] && run=${word#run_name=}; done
 mkdir -p "runs/$run"
 [[ $run == FIRST-cpu-5min ]] || touch "runs/$run/result.json"
 case $run in
     *-untrained) ;;
     FIRST-*) until [[ -f pids/training ]]; do sleep 0.05; done; ((CODE)) || touch "runs/$run/END"; exit CODE ;;
-    *) lasts training SECONDS ;;
+    *) sleep_for training SECONDS ;;
 esac
 """
 
 
 @pytest.fixture
 def start_figure(tmp_path):
-    """Starts the figure's script with a Python that does as the words say."""
+    """Return a function that starts the figure script with a replacement of Python."""
     if shutil.which("taskset") is None:
-        pytest.skip("no taskset, by which the script gives each training a core")
+        pytest.skip("no taskset, with which the script assigns a core to each training")
     script, python = tmp_path / "scripts" / "pareto_cpu.sh", tmp_path / "python"
     script.parent.mkdir()
     script.write_text((_ROOT / "scripts" / "pareto_cpu.sh").read_text())
 
-    def start(**words):
-        words["CORE"] = min(os.sched_getaffinity(0))
-        python.write_text(re.sub("|".join(words), lambda word: str(words[word[0]]), _PYTHON))
+    def start(**values):
+        values["CORE"] = min(os.sched_getaffinity(0))
+        python.write_text(re.sub("|".join(values), lambda match: str(values[match[0]]), _PYTHON))
         python.chmod(0o755)
-        # As a shell starts it in the background: no interrupt is heard, by what it starts neither.
+        # Like a background process of a shell, the script and its child processes ignore interrupts.
         command = ["bash", "-c", 'trap \'\' INT; exec bash "$0" "$@"', script, "text", "glue", "5"]
         environment = os.environ | {"PYTHON": str(python)}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -79,7 +79,7 @@ def start_figure(tmp_path):
     return start
 
 
-def _sleeper(folder, name):
+def _wait_for_pid(folder, name):
     deadline = time.monotonic() + 30
     while not (folder / "pids" / name).exists():
         assert time.monotonic() < deadline
@@ -88,32 +88,32 @@ def _sleeper(folder, name):
 
 
 @pytest.mark.parametrize("first", ["mosaicbert", "bert"])
-def test_a_training_of_the_figure_that_fails_ends_the_one_beside_it_and_the_script(first, start_figure, tmp_path):
-    ended = start_figure(FIRST=first, CODE=3, SECONDS=100, END="result.json")
-    _, errors = ended.communicate(timeout=30)
-    assert ended.returncode == 3, errors
-    assert not psutil.pid_exists(_sleeper(tmp_path, "training"))
+def test_a_failed_training_stops_the_other_training_and_the_figure_script(first, start_figure, tmp_path):
+    process = start_figure(FIRST=first, CODE=3, SECONDS=100, END="result.json")
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 3, errors
+    assert not psutil.pid_exists(_wait_for_pid(tmp_path, "training"))
 
 
-def test_a_training_of_the_figure_that_was_stopped_is_not_taken_for_finished(start_figure):
-    ended = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=0.1, END="stopped")
-    _, errors = ended.communicate(timeout=30)
-    assert (ended.returncode, errors) == (1, "runs/mosaicbert-cpu-5min was stopped.\n")
+def test_a_stopped_training_ends_the_figure_script_with_an_error(start_figure):
+    process = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=0.1, END="stopped")
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (1, "runs/mosaicbert-cpu-5min was stopped.\n")
 
 
 @pytest.mark.parametrize("phase, seconds", [("training", 100), ("glue", 0.1)])
-def test_who_ends_the_figures_script_ends_what_it_has_started(phase, seconds, start_figure, tmp_path):
-    ended = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=seconds, END="result.json")
-    sleeper = _sleeper(tmp_path, phase)
-    ended.terminate()
-    ended.communicate(timeout=30)
-    assert ended.returncode == 128 + signal.SIGTERM
-    assert not psutil.pid_exists(sleeper)
+def test_terminating_the_figure_script_ends_its_child_processes(phase, seconds, start_figure, tmp_path):
+    process = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=seconds, END="result.json")
+    pid = _wait_for_pid(tmp_path, phase)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(pid)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_the_gpu_suite_says_that_it_needs_a_gpu(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
+def test_the_gpu_suite_ends_with_an_error_without_a_gpu(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable}
-    ended = subprocess.run(["bash", _SUITE, tmp_path], env=environment, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert ended.stderr == "scripts/gpu_suite.sh needs a GPU that torch can use; there is none.\n"
+    process = subprocess.run(["bash", _SUITE, tmp_path], env=environment, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr == "scripts/gpu_suite.sh needs a GPU that torch can use; there is none.\n"

@@ -1,4 +1,4 @@
-"""The wheel, installed in an environment of its own and used outside the repository."""
+"""Tests of the wheel, installed in a separate environment and used outside the repository."""
 
 import os
 import shutil
@@ -16,10 +16,10 @@ from mosaicbert.config.shipped import list_shipped_recipes
 pytestmark = pytest.mark.slow
 
 _ROOT = Path(__file__).parents[1]
-_SHRINK = (
-    "data.min_characters=1000",  # fewer documents to tokenize
+_SMALL_RUN = (
+    "data.min_characters=1000",  # fewer documents
     "train.duration=4 steps",
-    "train.num_processes=2",  # the processes are started with the same arguments, the recipe's name included
+    "train.num_processes=2",  # all processes get the same arguments, including the recipe name
     "train.global_batch_samples=4",
     "checkpoint.interval=2 steps",
     "eval.interval=4 steps",
@@ -39,9 +39,9 @@ def _run(*command, **options):
 
 @pytest.fixture(scope="module")
 def executables(tmp_path_factory):
-    """Folder of executables of an environment with the wheel and this environment's other packages."""
+    """Return the folder of executables of an environment with the wheel and the other packages of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: setuptools leaves a folder build/, whose old modules go into later wheels
+    source = folder / "source"  # a copy, since setuptools creates a folder build/, whose modules end up in later wheels
     for name in ("mosaicbert", "recipes"):
         shutil.copytree(_ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -54,9 +54,9 @@ def executables(tmp_path_factory):
     executables = environment / "bin"
     _run(*pip, "--python", executables / "python", "install", "--no-deps", "--no-index", wheel)
     site_packages = _run(executables / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    # Python does not read .pth files of a folder that is named in one, and so not that of an editable installation.
-    others = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    Path(site_packages, "others.pth").write_text("\n".join(others) + "\n")
+    # Python ignores .pth files in folders added by a .pth file, so an editable installation is not used.
+    other_folders = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    Path(site_packages, "other_packages.pth").write_text("\n".join(other_folders) + "\n")
     return executables
 
 
@@ -70,7 +70,7 @@ def run_outside(executables, tmp_path):
     return run
 
 
-def test_the_package_comes_from_the_wheel_with_its_types_and_recipes(run_outside, executables):
+def test_the_wheel_contains_all_modules_types_and_recipes(run_outside, executables):
     package = Path(run_outside("python", "-c", "import mosaicbert; print(mosaicbert.__path__[0])").strip())
     assert executables.parent in package.parents
     assert (package / "py.typed").is_file()
@@ -81,14 +81,14 @@ def test_the_package_comes_from_the_wheel_with_its_types_and_recipes(run_outside
     assert packaged == {path.relative_to(_ROOT / "mosaicbert") for path in (_ROOT / "mosaicbert").rglob("*.py")}
 
 
-def test_the_version_and_the_recipes_are_printed(run_outside):
+def test_the_commands_version_and_recipes_work(run_outside):
     assert run_outside("mosaicbert", "--version") == f"mosaicbert {mosaicbert.__version__}\n"
-    listed = run_outside("mosaicbert", "recipes")
-    assert all(f"  {recipe.name} " in listed for recipe in list_shipped_recipes())
+    output = run_outside("mosaicbert", "recipes")
+    assert all(f"  {recipe.name} " in output for recipe in list_shipped_recipes())
 
 
-def test_the_quickstart_is_shown_and_trained_by_its_name(run_outside, tmp_path):
+def test_the_quickstart_recipe_is_shown_and_trained_by_name(run_outside, tmp_path):
     assert "runs/quickstart" in run_outside("mosaicbert", "show", "quickstart")
-    printed = run_outside("mosaicbert", "pretrain", "quickstart", *_SHRINK)
-    assert "step 4/4" in printed
+    output = run_outside("mosaicbert", "pretrain", "quickstart", *_SMALL_RUN)
+    assert "step 4/4" in output
     assert (tmp_path / "runs" / "quickstart" / "hf" / "model.safetensors").is_file()
