@@ -1,7 +1,7 @@
 """Registration of the model classes with Hugging Face's Auto classes.
 
-The classes are registered when transformers' Auto modules are imported, before or after this package, and not earlier:
-`import mosaicbert` alone takes milliseconds, and so does `mosaicbert --help`.
+The classes are registered on the import of transformers' Auto modules, whether before or after that of this package.
+Therefore `import mosaicbert` and `mosaicbert --help` do not import torch or transformers.
 """
 
 import importlib.abc
@@ -34,7 +34,7 @@ _REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _RegisteringFinder(importlib.abc.MetaPathFinder):
-    """Import hook that registers the model classes right after an Auto module has been executed."""
+    """Import hook that registers the model classes after the execution of an Auto module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,7 +56,7 @@ class _RegisteringFinder(importlib.abc.MetaPathFinder):
 
 
 def register_auto_classes() -> None:
-    """Register the model classes with Auto modules that are imported already, and with others on their import."""
+    """Register the model classes with imported Auto modules, and with the others on their import."""
     pending = [name for name in _REGISTRATIONS if name not in sys.modules]
     for name, register in _REGISTRATIONS.items():
         if name not in pending:
