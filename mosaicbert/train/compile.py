@@ -41,7 +41,7 @@ class CompileChoice:
 
     @property
     def attention_backend(self) -> str:
-        """Attention backend that the choice requires, or "auto"."""
+        """Return the attention backend that the choice requires, or "auto"."""
         return CUDA_GRAPH_ATTENTION if self.uses_cuda_graphs else "auto"
 
 

@@ -57,7 +57,7 @@ __all__ = [
 
 
 class WandBLogger(_WandBLogger):
-    """Composer's logger, without the call to `wandb.Run.get_url`, which newer versions of wandb no longer have."""
+    """W&B logger of Composer without the call to `wandb.Run.get_url`, which newer versions of wandb do not have."""
 
     def init(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         if self._enabled:

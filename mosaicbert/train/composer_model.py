@@ -17,7 +17,7 @@ from mosaicbert.train.composer import ComposerModel, DataSpec, LanguageCrossEntr
 
 
 class MaskedLmComposerModel(ComposerModel):
-    """Composer model wrapper around a model with a masked language modeling head.
+    """Composer model wrapper of a model with a masked language modeling head.
 
     Args:
         model: MosaicBERT, or a Hugging Face model that takes padded batches.

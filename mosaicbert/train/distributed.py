@@ -23,7 +23,7 @@ from mosaicbert.train.composer import FSDP2Config, dist
 
 
 def fsdp_config(model: PreTrainedModel) -> dict[str, Any]:
-    """Return Composer's `parallelism_config` that shards each layer over the ranks (FSDP2), and mark the layers.
+    """Return Composer's `parallelism_config` that shards each layer over the ranks (FSDP2).
 
     Embeddings, head and decoder form one unit, since two of them share a tensor. Weights and gradients are communicated
     in fp32, so that the results are those of `ddp`.
@@ -36,7 +36,7 @@ def fsdp_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def configure_sharded(model: nn.Module) -> None:
-    """Configure a model that Composer has sharded: gradients are sums over the ranks, as `gradient_scale` assumes.
+    """Configure a model that Composer has sharded to sum gradients over the ranks, as `gradient_scale` assumes.
 
     By default they are means, for which gloo raises an error or silently computes a plain sum.
 
@@ -57,7 +57,7 @@ def configure_sharded(model: nn.Module) -> None:
 
 
 def gradient_scale(model: nn.Module) -> float:
-    """Return the factor of a rank's loss for which the reduced gradient is that of the sum over the ranks."""
+    """Return the factor of the loss on each rank that makes the reduced gradient that of the summed loss."""
     return 1.0 if _is_sharded(model) else float(dist.get_world_size())
 
 

@@ -84,7 +84,7 @@ def _run_ranks(command: list[str], num_processes: int) -> int:
         "MASTER_PORT": str(_free_port()),
         _PARENT_DEATH_PIPE: str(read_end),
     }
-    with tempfile.TemporaryFile() as output:  # of all ranks but the first, printed if one of them fails
+    with tempfile.TemporaryFile() as output:  # output of all ranks except the first, printed if one fails
         ranks = [
             subprocess.Popen(
                 command,

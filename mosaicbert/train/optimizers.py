@@ -276,7 +276,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     linear, cubic, quintic = _NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
-    wide = matrices.mT if is_tall else matrices  # the smaller Gram matrix
+    wide = matrices.mT if is_tall else matrices  # so that the Gram matrix is small
     wide = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(_MIN_NORM)
     for _ in range(_NEWTON_SCHULZ_STEPS):
         gram = wide @ wide.mT

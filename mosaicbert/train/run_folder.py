@@ -10,7 +10,7 @@ from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import atomic_path, write_file
 from mosaicbert.train.checkpoint.format import step_of
 
-# Keys that do not change what is computed: a run may be resumed with different values.
+# Keys whose values may change when a run is resumed.
 _FREE_KEYS = frozenset(
     {
         "runs_folder",
@@ -97,7 +97,7 @@ def check_run_folder(recipe: Recipe) -> RunFolder:
 
 
 def check_same_store(run: RunFolder, record: StoreRecord) -> None:
-    """Check that a run is resumed with the token store that it began with, so that sample numbers are valid.
+    """Check that a run is resumed with the token store that it began with.
 
     Args:
         run: Run folder.

@@ -101,7 +101,7 @@ def _roll_back(session: Session, trainer: StepTrainer, cause: RollbackRequest) -
             "(`faults.max_rollbacks`). Lower `optimizer.peak_lr` or raise `optimizer.warmup_fraction` under another "
             f"`run_name`, or inspect the samples in {run.faults}."
         )
-    dist.barrier()  # all ranks have counted the rollbacks before one more is logged
+    dist.barrier()  # all ranks must count the rollbacks before another one is logged
     if dist.get_global_rank() == 0:
         fault = log_rollback(run, faults, cause, config.window_steps, trainer.skipped_steps.samples_of)
         session.log(

@@ -10,7 +10,7 @@ _MIN_SECONDS_BETWEEN_INTERRUPTS = 1.0  # launchers may deliver one signal twice 
 
 
 class TrainingStopped(Exception):
-    """Signal that training has stopped on request, after trying to write a checkpoint, on every rank at the same step.
+    """Exception that ends training after a stop request. Every rank raises it after the same step.
 
     Attributes:
         has_checkpoint: Whether the checkpoint was written; valid on rank 0.

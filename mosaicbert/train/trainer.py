@@ -24,7 +24,7 @@ from mosaicbert.train.signals import StopRequest
 
 
 class StepTrainer(Trainer):
-    """Composer's Trainer with another training step, which normalizes the loss over the global batch.
+    """Composer's Trainer with a training step that normalizes the loss over the global batch.
 
     Three methods of Composer 0.32's loop are replaced. They communicate counts that every rank already has
     (`StepBatch.global_num_masked` and others), wait for the device each time, and copy every micro-batch. Here a step
@@ -158,7 +158,7 @@ class StepTrainer(Trainer):
         return loss_sum, num_correct
 
     def _all_reduce_results(self, loss_sum: Tensor, num_correct: Tensor, grad_norm: Tensor) -> Tensor:
-        """Combine the results of a step over the ranks. Apart from the gradients, a step communicates nothing else.
+        """Reduce the results of a step over the ranks, its only communication apart from the gradients.
 
         The results are: sum of the losses; number of correct predictions; norm of the gradient; number of ranks that
         were asked to stop; and, both of rank 0 in seconds, wall-clock time since the run began and training time since

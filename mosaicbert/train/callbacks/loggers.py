@@ -13,7 +13,7 @@ _WANDB_PROJECT = "mosaicbert"
 
 
 class _TensorboardLogger(TensorboardLogger):
-    """Composer's TensorBoard logger, disabled instead of ending the run when the disk is full."""
+    """TensorBoard logger of Composer that is disabled, instead of ending the run, when the disk is full."""
 
     _is_disabled = False
 

@@ -26,7 +26,7 @@ from mosaicbert.train.progress.run_progress import RunProgress, StepReport
 
 
 class MetricsLogger(Callback):
-    """Measure every step; write a line of JSON for every Nth step and every evaluation. Only rank 0 writes.
+    """Measure every step, and write a line of JSON for every Nth step and every evaluation. Only rank 0 writes.
 
     Measurements of one process (fill rate, data wait, memory, MFU) are those of rank 0. Steps are balanced over the
     ranks, so they are representative.
@@ -88,7 +88,7 @@ class MetricsLogger(Callback):
 
     def after_dataloader(self, state: State, logger: Logger) -> None:  # noqa: ARG002
         is_busy = torch.cuda.is_available() and not torch.cuda.current_stream().query()
-        if not is_busy:  # a device that still has work has not waited for data
+        if not is_busy:  # a busy device has not waited for data
             self._data_wait += time.perf_counter() - self._requested_at
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -186,7 +186,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def _peak_memory() -> int:
-    """Return the peak memory of this process in bytes: of its GPU, or of the machine where there is no GPU."""
+    """Return the peak memory of this process in bytes, on its GPU if there is one, otherwise on the host."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

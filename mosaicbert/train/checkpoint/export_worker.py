@@ -32,8 +32,8 @@ export_step(sys.argv[1], int(sys.argv[2]))
 def _kill(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:  # otherwise its id may belong to another process
         try:
-            os.killpg(process.pid, signal.SIGKILL)  # including its children
-        except ProcessLookupError:  # it has not set its process group yet
+            os.killpg(process.pid, signal.SIGKILL)  # child processes too
+        except ProcessLookupError:  # the process has not set its process group yet
             process.kill()
 
 
@@ -114,7 +114,7 @@ class ExportWorker:
         except OSError as error:
             self._fail(step, str(error))
             return
-        if self._stop_event.is_set():  # set while the process started
+        if self._stop_event.is_set():  # `stop` was called while the process started
             _kill(self._process)
         _, errors = self._process.communicate()
         is_kept = step in {step_of(path) for path in list_checkpoints(self.run.checkpoints)}

@@ -29,7 +29,7 @@ _BLOCK_BYTES = 2**22
 
 
 class CheckpointError(RuntimeError):
-    """Error of a checkpoint that cannot be read or could not be written. The message contains path and reason."""
+    """Error in reading or writing a checkpoint. The message contains its path and the reason."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Write tensors, shared ones once. Return the stored name of each shared tensor by its other names."""
+    """Write tensors, each shared tensor once. Return the stored name of shared tensors by their other names."""
     owners: dict[Any, str] = {}
     shared: dict[str, str] = {}
     for name, tensor in tensors.items():

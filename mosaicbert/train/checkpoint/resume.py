@@ -37,7 +37,7 @@ class ResumePoint:
 
     @property
     def step(self) -> int:
-        """Number of completed steps."""
+        """Return the number of completed steps."""
         return 0 if self.path is None else step_of(self.path)
 
 

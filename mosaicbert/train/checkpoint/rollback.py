@@ -48,7 +48,7 @@ def log_rollback(
 
 
 def remove_undone_checkpoints(folder: Path, faults: FaultLog) -> None:
-    """Remove the checkpoints that later rollbacks have undone, newest first, so that it can be interrupted.
+    """Remove the checkpoints that later rollbacks have undone. The newest is removed first, in case of a crash.
 
     Args:
         folder: Folder of the checkpoints.

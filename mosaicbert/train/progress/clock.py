@@ -11,14 +11,14 @@ class TrainingClock:
         self._step_started_at = self._paused_at = 0.0
 
     def start(self, seconds: float) -> None:
-        """Start a session of a run that has taken `seconds` so far. Within a session, restart only the step time."""
+        """Start a session of a run that has lasted `seconds` so far. Within a session, restart only the step time."""
         self._step_started_at = time.monotonic()
         if self._started_at is None:
             self._started_at = self._step_started_at - seconds
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time since the run began in seconds, without pauses between sessions."""
+        """Return the wall-clock time since the run began in seconds, without pauses between sessions."""
         assert self._started_at is not None
         return time.monotonic() - self._started_at
 

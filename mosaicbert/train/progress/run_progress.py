@@ -37,7 +37,7 @@ class StepReport:
 
 
 class RunProgress:
-    """Counters of a run, which all ranks keep equal without communication.
+    """Counters of a run, which are equal on all ranks without communication.
 
     A step is counted when its work has been enqueued on the device. It is finalized when its results have been read: at
     once on a synchronization step (`SyncPolicy`), otherwise while the device computes the next step.

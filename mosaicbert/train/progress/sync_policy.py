@@ -22,7 +22,7 @@ class SyncPolicy:
         self.intervals = intervals
 
     def is_log_step(self, step: int) -> bool:
-        """Return whether a step, counted from 1, is the first or an Nth step, which are logged."""
+        """Return whether a step is logged: the first step and every Nth step, counted from 1."""
         return step == 1 or step % self.log_interval_steps == 0
 
     def must_sync(
