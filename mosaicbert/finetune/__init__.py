@@ -1,1 +1,1 @@
-"""From a pretrained encoder to task scores: GLUE by the paper's protocol, and the user's own task."""
+"""Fine-tuning of pretrained encoders: GLUE with the protocol of the paper, and task datasets."""

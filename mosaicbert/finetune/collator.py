@@ -1,4 +1,4 @@
-"""Tokenized examples and their collation: unpadded for MosaicBERT, padded to the longest for other encoders."""
+"""Tokenization of labeled texts, and collation: unpadded for MosaicBERT, padded for other encoders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class EncodedExample:
     """A tokenized example.
 
     Attributes:
-        ids: Token ids and, if the model takes them, token types, by input name.
-        label: Label; None for an example without one.
+        ids: Token ids and, if the model uses them, token types, by input name.
+        label: Label of the example; None for an example without a label.
     """
 
     ids: dict[str, list[int]]
@@ -26,12 +26,12 @@ class EncodedExample:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_len: int) -> list[EncodedExample]:
-    """Tokenize examples, truncating the longer text of a pair first.
+    """Tokenize examples. Truncation shortens the longer text of a pair first.
 
     Args:
         tokenizer: Tokenizer of the model.
         examples: Texts with or without labels.
-        max_seq_len: Maximum tokens of an example, special tokens included.
+        max_seq_len: Maximum number of tokens of an example, including special tokens.
     """
     names = [name for name in tokenizer.model_input_names if name != "attention_mask"]
     pair = examples.texts[1] if len(examples.texts) == 2 else None
@@ -41,14 +41,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_seq_len: 
 
 
 class ClassificationCollator:
-    """Collates tokenized examples into a batch.
+    """Collator that builds a batch from tokenized examples.
 
-    A batch is a dictionary of the arguments of the model's forward, and `labels`: (B,) int64 classes, (B,) fp32
-    numbers, or (B, classes) fp32. Unpadded: input_ids (T,) with cu_seqlens (B + 1,) int32 and max_seqlen. Padded:
-    input_ids and attention_mask (B, S) int64.
+    A batch is a dictionary of the arguments of the model's forward method. Its `labels` are (B,) int64 classes,
+    (B,) fp32 numbers, or (B, L) fp32 multi-hot labels. An unpadded batch has input_ids (T,) with cu_seqlens (B + 1,)
+    int32 and max_seqlen. A padded batch has input_ids and attention_mask (B, S) int64.
 
     Args:
-        is_unpadded: Whether the model takes unpadded tokens.
+        is_unpadded: True for a model that accepts unpadded tokens.
         pad_token_id: Token id of padding.
     """
 

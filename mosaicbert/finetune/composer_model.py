@@ -1,4 +1,4 @@
-"""Composer's wrapper of a classifier: forward pass and loss."""
+"""Composer model wrapper of a classifier: forward pass and loss."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from mosaicbert.train.composer import ComposerModel
 
 
 class ClassifierComposerModel(ComposerModel):
-    """A classifier as Composer trains it: batches of `ClassificationCollator` in, logits (B, L) out.
+    """Composer model wrapper that maps batches of `ClassificationCollator` to logits (B, L).
 
     Args:
-        model: Classifier from `load_classifier`.
-        problem: Hugging Face's problem_type.
-        cpu_autocast: Dtype of matrix products on the CPU, where Composer itself offers only fp32.
+        model: Classifier returned by `load_classifier`.
+        problem_type: Hugging Face problem type.
+        cpu_autocast: Dtype of matrix products on the CPU, where Composer supports only fp32.
     """
 
     def __init__(self, model: PreTrainedModel, problem_type: str, cpu_autocast: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""Loading any pretrained encoder with a new classification head."""
+"""Loading of pretrained encoders with a new classification head."""
 
 import re
 from pathlib import Path
@@ -19,27 +19,24 @@ from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
 _HEAD_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
-_CLASSIFIER_PREFIXES = (
-    "classifier.",
-    "sequence_summary.summary.",
-)  # the layer that depends on the task; the latter is XLM's
+_CLASSIFIER_PREFIXES = ("classifier.", "sequence_summary.summary.")  # the output layer; the second name is XLM's
 
 
 def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int) -> PreTrainedModel:
-    """A pretrained encoder with a new classifier, fp32, on the CPU.
+    """Load a pretrained encoder with a new classifier, in fp32 on the CPU.
 
     Args:
-        name: a Hugging Face folder, ours or another's, a published MosaicBERT's among them; or a name on the Hub.
-        num_labels: classes, or 1 for a number.
-        problem: Hugging Face's problem_type.
-        seed: of the new weights.
+        name: Path of a Hugging Face folder, or name of a model on the Hub.
+        num_labels: Number of classes; 1 for a regression.
+        problem_type: Hugging Face problem type.
+        seed: Seed of the new weights.
 
     Raises:
-        ConfigError: there is no such model, or it is no encoder that can be classified with.
+        ConfigError: If the model does not exist, or is not an encoder with a classification head.
     """
     torch.manual_seed(seed)
     options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "dtype": torch.float32}
-    # A classifier of another task does not fit, and is not wanted.
+    # The checkpoint may contain a classifier of another task, whose shape may differ. It is replaced below.
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
@@ -47,14 +44,14 @@ def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int)
         model_class: Any = MosaicBertForSequenceClassification if is_mosaicbert else AutoModelForSequenceClassification
         model, loading_info = model_class.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{name}: is no encoder that can be fine-tuned: {reason}") from error
+        raise ConfigError(f"Model {name} cannot be loaded as a classifier: {_first_line(error)}") from error
     mismatched_names = loading_info["missing_keys"] | {key for key, *_ in loading_info["mismatched_keys"]}
     mismatched_names = sorted(key for key in mismatched_names if not _HEAD_WEIGHTS.search(key))
     if mismatched_names:
         raise ConfigError(
-            f"{name}: its weights are not those of {type(model).__name__}: {mismatched_names[0]} and "
-            f"{len(mismatched_names) - 1} more are missing or of another shape; config.json may be another model's, or it may need code of its own."
+            f"Weights of {name} must match {type(model).__name__}, got {len(mismatched_names)} weights that are "
+            f"missing or have a different shape, such as {mismatched_names[0]}. Check that config.json belongs to the "
+            "weights; models with custom code are not supported."
         )
     _reset_classifier(model, seed)
     return model
@@ -71,16 +68,26 @@ def _reset_classifier(model: PreTrainedModel, seed: int) -> None:
 
 
 def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The same model before any training."""
+    """Return a model with the same configuration and random weights.
+
+    Args:
+        model: Model with the configuration.
+        seed: Seed of the weights.
+    """
     torch.manual_seed(seed)
     return type(model)(model.config)
 
 
 def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; that of bert-base-uncased for a published MosaicBERT that comes without, as they say.
+    """Load the tokenizer of a model.
+
+    A published MosaicBERT without tokenizer files uses the tokenizer of bert-base-uncased, as its model card states.
+
+    Args:
+        name: Path of a Hugging Face folder, or name of a model on the Hub.
 
     Raises:
-        ConfigError: it has none, or one with more tokens than the model.
+        ConfigError: If the model does not have a tokenizer, or its tokenizer has more tokens than the model.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -88,44 +95,65 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
         num_embeddings = config.get("vocab_size", len(tokenizer))
         if _has_only_special_tokens(tokenizer) and "alibi_starting_size" in config:
             tokenizer = AutoTokenizer.from_pretrained(_DEFAULT_TOKENIZER)
-        if _has_only_special_tokens(tokenizer) or len(tokenizer) > num_embeddings:
-            raise ValueError(f"{len(tokenizer):,} tokens were found, and the model has {num_embeddings:,}")
+        if _has_only_special_tokens(tokenizer):
+            raise ValueError(f"the tokenizer has only its {len(tokenizer):,} special tokens. Add its files")
+        if len(tokenizer) > num_embeddings:
+            raise ValueError(
+                f"the tokenizer must have at most the {num_embeddings:,} tokens of the model, got {len(tokenizer):,}. "
+                "Use the tokenizer that the model was trained with"
+            )
         return tokenizer
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"{name}: has no tokenizer that fits: {reason}") from error
+        reason = _first_line(error)
+        raise ConfigError(f"Model {name} does not have a usable tokenizer: {reason}") from error
 
 
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().split("\n")[0]
+    return line if line.endswith(".") else f"{line}."
+
+
+# Transformers 5 builds a tokenizer with special tokens only if the tokenizer files are missing.
 def _has_only_special_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether it has special tokens only: transformers 5 makes such a one where its files are missing."""
     return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that padding is filled with."""
+    """Return the token id of padding, or 0 if the tokenizer does not define one."""
     return cast(int, tokenizer.pad_token_id or 0)
 
 
 def max_input_length(model: PreTrainedModel, max_seq_len: int) -> int:
-    """How many tokens a model may be given: `max_seq_len`, or its positions where they are fewer."""
+    """Return the maximum number of tokens of an input.
+
+    Args:
+        model: Model whose position embeddings limit the length.
+        max_seq_len: Configured maximum number of tokens.
+    """
     max_length = getattr(model.config, "max_position_embeddings", max_seq_len)
     for name, module in model.named_modules():
         if (
             name.endswith("position_embeddings")
             and isinstance(module, nn.Embedding)
-            and module.padding_idx is not None  # RoBERTa counts from behind its padding
+            and module.padding_idx is not None  # RoBERTa's first position follows padding_idx
         ):
             max_length = module.num_embeddings - module.padding_idx - 1
     return min(max_seq_len, max_length)
 
 
 def is_unpadded(model: PreTrainedModel) -> bool:
-    """Whether a model takes documents one behind the other."""
+    """Return whether a model accepts unpadded tokens."""
     return isinstance(model, MosaicBertForSequenceClassification)
 
 
 def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a fine-tuned model without its classifier, for another task to begin with."""
+    """Save a fine-tuned model without its classifier, to initialize other tasks.
+
+    Args:
+        model: Fine-tuned model.
+        tokenizer: Tokenizer of the model.
+        folder: Path of the new Hugging Face folder.
+    """
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER_PREFIXES)}
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

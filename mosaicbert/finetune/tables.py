@@ -1,4 +1,4 @@
-"""Labelled texts, as tasks have them, and where they are read from: files with columns, or datasets of the Hub."""
+"""Tables of labeled texts, read from JSON Lines, CSV and Parquet files."""
 
 import json
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from mosaicbert.config import ConfigError
 
 Label = int | float | list[int]
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
-_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts have line breaks
-_BLOCK_SIZE = 2**26  # bytes of a CSV that pyarrow reads at once: a line is in one, and the first tells kinds of cells
+_CSV = pyarrow.csv.ParseOptions(newlines_in_values=True)  # texts may contain line breaks
+_BLOCK_SIZE = 2**26  # bytes; a row must fit into one block, and pyarrow infers column types from the first block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Labelled texts.
+    """Texts with or without labels.
 
     Attributes:
-        texts: one column, or two that make pairs.
-        labels: a class, a number, or for each class whether it applies; None where nothing is known.
+        texts: One column of texts, or two columns that make pairs.
+        labels: Classes, numbers or multi-hot labels; None for texts without labels.
     """
 
     texts: tuple[list[str], ...]
@@ -35,15 +35,15 @@ class Examples:
 
 
 def read_file(path: Path, required_columns: Sequence[str] = ()) -> pa.Table:
-    """A .jsonl, .csv or .parquet with its columns.
+    """Read a .jsonl, .csv or .parquet file.
 
     Args:
-        path: of the file.
-        as_text: columns that are asked for, whose cells in a CSV are taken as they are written, though they look like
-            numbers.
+        path: Path of the file.
+        required_columns: Names of the columns that the caller uses. In a CSV file, their cells are read as strings,
+            including cells that look like numbers.
 
     Raises:
-        ConfigError: it is none of these, is missing or cannot be read.
+        ConfigError: If the file has a different suffix, does not exist or cannot be read.
     """
     try:
         suffix = path.suffix.lower()
@@ -56,88 +56,107 @@ def read_file(path: Path, required_columns: Sequence[str] = ()) -> pa.Table:
         elif suffix == ".parquet":
             table = pyarrow.parquet.read_table(path)
         else:
-            raise ConfigError(f"{path}: is no table; give {', '.join(TABLE_SUFFIXES)}.")
+            raise ConfigError(
+                f"Table {path} must be one of {', '.join(TABLE_SUFFIXES)}, got {suffix or 'no suffix'}. "
+                "Convert the file."
+            )
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     for name in table.column_names:
         if table.column_names.count(name) > 1:
-            raise ConfigError(f"{path}: has several columns {name!r}; give each a name of its own.")
+            raise ConfigError(
+                f"Column names of {path} must be distinct, got {name!r} several times. Rename these columns."
+            )
     return table
 
 
 def _read_json_lines(path: Path, required_columns: Sequence[str]) -> pa.Table:
-    # Not by pyarrow's reader: it makes dates of texts, and refuses a file for kinds that are mixed in any column.
+    # The JSON reader of pyarrow converts some strings to dates, and rejects columns with mixed types.
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
+        for line_number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 row: Any = json.loads(line)
             except ValueError as error:
-                raise ConfigError(f"{path}: cannot be read: line {number}: {error}") from error
+                raise ConfigError(f"{path} cannot be read: line {line_number} is not valid JSON: {error}.") from error
             if not isinstance(row, dict):
-                raise ConfigError(f"{path}: cannot be read: line {number} is no object with named fields.")
+                raise ConfigError(
+                    f"{path}, line {line_number}, must be a JSON object, got {type(row).__name__}. Name the fields."
+                )
             rows.append(cast(dict[str, Any], row))
     if not rows:
-        raise ConfigError(f"{path}: cannot be read: it has no rows.")
+        raise ConfigError(f"{path} must have at least one row, got none. Add examples.")
     columns: dict[str, pa.Array] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         try:
             columns[name] = _to_arrow([row.get(name) for row in rows])
         except (TypeError, ValueError) as error:
             if name in required_columns:
-                raise ConfigError(f"{path}: column {name!r} cannot be used: {error}") from error
+                raise ConfigError(f"Column {name!r} of {path} cannot be used: {error}.") from error
     return pa.table(columns)
 
 
 def _to_arrow(cells: list[Any]) -> pa.Array:
     try:
         return pa.array(cells)
-    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several kinds
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # the types are mixed
         if any(isinstance(cell, (list, dict)) for cell in cells):
-            raise TypeError("lists or objects stand beside cells of other kinds") from None
+            raise TypeError("lists or objects are mixed with other types") from None
         return pa.array([cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in cells])
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name is that of a file, and not of a dataset or a split on the Hub."""
+    """Return whether a name refers to a table file, not to a dataset or a split on the Hub."""
     suffix = Path(name).suffix.lower()
     return suffix in TABLE_SUFFIXES or (suffix != "" and Path(name).is_file())
 
 
 def get_text_columns(table: pa.Table, columns: tuple[str, ...], source: str) -> tuple[list[str], ...]:
-    """The texts of some columns.
+    """Return text columns of a table as lists of strings.
 
     Args:
-        table: that holds them.
-        columns: their names.
-        place: where the table comes from, for messages.
+        table: Table with the columns.
+        columns: Names of the columns.
+        source: Name of the table in error messages.
 
     Raises:
-        ConfigError: a column is missing, or holds something else than text.
+        ConfigError: If a column is missing, is not a text column or has empty cells.
     """
     texts: list[list[str]] = []
     for name in columns:
         column = get_column(table, name, source)
-        if pa.convert_options.is_dictionary(column.type):
+        if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        if pa.convert_options.is_string_view(column.type):
+        if pa.types.is_string_view(column.type):
             column = column.cast(pa.string())
-        if not (pa.convert_options.is_string(column.type) or pa.convert_options.is_large_string(column.type)):
-            raise ConfigError(f"{source}: column {name!r} holds {column.type}; name one of text.")
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise ConfigError(
+                f"Column {name!r} of {source} must contain text, got {column.type}. Choose a different column."
+            )
         if column.null_count:
-            raise ConfigError(f"{source}: column {name!r} has {column.null_count} rows without text; leave them out.")
+            raise ConfigError(
+                f"Column {name!r} of {source} must contain text in every row, got {column.null_count} empty cells. "
+                "Remove these rows."
+            )
         texts.append(column.to_pylist())
     return tuple(texts)
 
 
 def get_column(table: pa.Table, name: str, source: str) -> pa.ChunkedArray:
-    """A column.
+    """Return a column of a table.
+
+    Args:
+        table: Table with the column.
+        name: Name of the column.
+        source: Name of the table in error messages.
 
     Raises:
-        ConfigError: it is missing.
+        ConfigError: If the column does not exist.
     """
     if name not in table.column_names:
-        raise ConfigError(f"{source}: has no column {name!r}; it has {', '.join(table.column_names)}.")
+        raise ConfigError(
+            f"{source} must have a column {name!r}, got {', '.join(table.column_names)}. Check the column names."
+        )
     return table.column(name)

@@ -1,4 +1,4 @@
-"""One fine-tuning, in Composer's loop: from an encoder and labelled texts to logits of others."""
+"""Fine-tuning of a classifier with Composer's training loop."""
 
 import logging
 import time
@@ -29,15 +29,15 @@ _LOG_INTERVAL_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
-    """What a fine-tuning takes beside model and data.
+    """Settings of a fine-tuning, without the model and the data.
 
     Attributes:
-        protocol: epochs, batch size, learning rate and weight decay.
-        problem: Hugging Face's problem_type.
-        seed: of the order and the dropout.
-        shuffle: the training data, anew in each epoch.
-        max_seq_len: tokens of an example at most.
-        precision: dtype of matrix products.
+        protocol: Number of epochs, batch size, learning rate and weight decay.
+        problem_type: Hugging Face problem type.
+        seed: Seed of the example order and of dropout.
+        shuffle: True to shuffle the training data in each epoch.
+        max_seq_len: Maximum number of tokens of an example.
+        precision: Dtype of matrix products.
     """
 
     protocol: Protocol
@@ -49,7 +49,7 @@ class FinetuneSettings:
 
 
 class _LearningRateScheduler(Callback):
-    """Up linearly over the first 6% of the steps, then down to zero behind the last."""
+    """Linear warmup over the first 6% of the steps, then linear decay to zero after the last step."""
 
     def __init__(self, config: OptimizerConfig, num_steps: int) -> None:
         self.config = config
@@ -62,7 +62,10 @@ class _LearningRateScheduler(Callback):
 
 
 class _ProgressLogger(Callback):
-    """Says every few seconds how far the training is; only then the loss is read, which makes a GPU wait."""
+    """Log of step, loss and remaining time every few seconds.
+
+    The loss is read only for a logged line, because reading it synchronizes the GPU.
+    """
 
     def __init__(self, num_steps: int, log: Callable[[str], None]) -> None:
         self.num_steps = num_steps
@@ -73,16 +76,13 @@ class _ProgressLogger(Callback):
         self._start_time = self._last_log_time = time.monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        now, num_steps_done = time.monotonic(), state.timestamp.batch.value
+        now, step = time.monotonic(), state.timestamp.batch.value
         if now - self._last_log_time < _LOG_INTERVAL_SECONDS:
             return
         self._last_log_time = now
-        remaining = timedelta(
-            seconds=round((now - self._start_time) / num_steps_done * (self.num_steps - num_steps_done))
-        )
-        self.log(
-            f"step {num_steps_done:,}/{self.num_steps:,}  loss {float(cast(Tensor, state.loss)):.3f}  {remaining} left"
-        )
+        remaining = timedelta(seconds=round((now - self._start_time) / step * (self.num_steps - step)))
+        loss = float(cast(Tensor, state.loss))
+        self.log(f"step {step:,}/{self.num_steps:,}  loss {loss:.3f}  {remaining} remaining")
 
 
 def fine_tune(
@@ -93,32 +93,38 @@ def fine_tune(
     settings: FinetuneSettings,
     log: Callable[[str], None] | None = None,
 ) -> list[Tensor]:
-    """Trains `model`, in place, on this process' device.
+    """Fine-tune a classifier in place on the device of this process, and evaluate it.
 
     Args:
-        model: of `load_classifier`.
-        tokenizer: its own.
-        train: labelled.
-        others: to predict when the training is over.
-        settings: of the fine-tuning.
-        say: is given a line on the progress from time to time.
+        model: Classifier returned by `load_classifier`.
+        tokenizer: Tokenizer of the model.
+        train: Labeled training examples.
+        evaluation_sets: Sets of examples whose logits are computed after training.
+        settings: Settings of the fine-tuning.
+        log: Function that receives a progress line every 10 seconds; None for no progress lines.
 
     Returns:
-        The logits (N, L) of each of the others, fp32, on the CPU.
+        Logits (N, L) of each evaluation set, fp32, on the CPU.
 
     Raises:
-        TrainingFault: they are not finite.
+        TrainingFault: If a logit is not finite.
     """
     on_gpu = torch.cuda.is_available()
     protocol, max_length = settings.protocol, max_input_length(model, settings.max_seq_len)
     collator = ClassificationCollator(is_unpadded=is_unpadded(model), pad_token_id=pad_token_id_of(tokenizer))
-    seed = settings.seed if settings.shuffle else None
     loader = build_classification_loader(
-        encode(tokenizer, train, max_length), collator, protocol.batch_size, epochs=protocol.epochs, seed=seed
+        encode(tokenizer, train, max_length),
+        collator,
+        protocol.batch_size,
+        num_epochs=protocol.epochs,
+        seed=settings.seed if settings.shuffle else None,
     )
     optimizer = OptimizerConfig(
         peak_lr=protocol.peak_lr, weight_decay=protocol.weight_decay, warmup_fraction=0.06, final_lr_fraction=0.0
     )
+    callbacks: list[Callback] = [_LearningRateScheduler(optimizer, len(loader))]
+    if log is not None:
+        callbacks.append(_ProgressLogger(len(loader), log))
     logging.getLogger("composer").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
@@ -127,10 +133,7 @@ def fine_tune(
             train_dataloader=_data_spec(loader),
             max_duration=f"{len(loader)}ba",
             optimizers=build_optimizer(model, optimizer, "cuda" if on_gpu else "cpu"),
-            callbacks=[
-                _LearningRateScheduler(optimizer, len(loader)),
-                *([] if log is None else [_ProgressLogger(len(loader), log)]),
-            ],
+            callbacks=callbacks,
             progress_bar=False,
             device="gpu" if on_gpu else "cpu",
             precision="amp_bf16" if on_gpu and settings.precision == torch.bfloat16 else "fp32",
@@ -140,18 +143,20 @@ def fine_tune(
         try:
             trainer.fit()
             logits = [
-                _predict(trainer, encode(tokenizer, examples, max_length), collator) for examples in evaluation_sets
+                _compute_logits(trainer, encode(tokenizer, examples, max_length), collator)
+                for examples in evaluation_sets
             ]
         finally:
             trainer.close()
     if not all(bool(set_logits.isfinite().all()) for set_logits in logits):
         raise TrainingFault(
-            f"the fine-tuning has diverged: its logits are not finite; lower peak_lr={protocol.peak_lr}."
+            "Logits after fine-tuning must be finite, got NaN or infinity. Decrease the peak learning rate "
+            f"{protocol.peak_lr}."
         )
     return logits
 
 
-def _predict(trainer: Trainer, examples: list[EncodedExample], collator: ClassificationCollator) -> Tensor:
+def _compute_logits(trainer: Trainer, examples: list[EncodedExample], collator: ClassificationCollator) -> Tensor:
     loader = build_classification_loader(examples, collator, _EVALUATION_BATCH_SIZE)
     return torch.cat([logits.float() for logits in trainer.predict(_data_spec(loader))])
 

@@ -1,4 +1,4 @@
-"""Tokenized examples and their batches."""
+"""Tests of tokenization and collation."""
 
 import pytest
 import torch
@@ -6,10 +6,10 @@ import torch
 from mosaicbert.finetune.collator import ClassificationCollator, encode
 from mosaicbert.finetune.model import load_pretrained_tokenizer
 from mosaicbert.finetune.tables import Examples
-from tests.finetune.encoders import load_fresh
+from tests.finetune.encoders import load_test_classifier
 
 
-def test_pairs_are_told_apart_and_the_longer_text_is_cut_first(mosaicbert_folder):
+def test_pairs_have_token_types_and_the_longer_text_is_truncated_first(mosaicbert_folder):
     tokenizer = load_pretrained_tokenizer(mosaicbert_folder)
     pair = Examples(texts=(["the value " * 30], ["list"]), labels=None)
     (encoded,) = encode(tokenizer, pair, 20)
@@ -21,12 +21,13 @@ def test_pairs_are_told_apart_and_the_longer_text_is_cut_first(mosaicbert_folder
     assert encoded.label is None
 
 
-def test_a_batch_gives_the_same_logits_padded_and_unpadded(mosaicbert_folder):
-    model, tokenizer = load_fresh(mosaicbert_folder).eval(), load_pretrained_tokenizer(mosaicbert_folder)
+def test_padded_and_unpadded_batches_have_equal_logits(mosaicbert_folder):
+    model, tokenizer = load_test_classifier(mosaicbert_folder).eval(), load_pretrained_tokenizer(mosaicbert_folder)
     texts = ["a", "the value of the list", "returns the number of items in it"]
     encoded = encode(tokenizer, Examples(texts=(texts,), labels=[0, 1, 1]), 256)
     collators = [
-        ClassificationCollator(is_unpadded=unpadded, pad_token_id=tokenizer.pad_token_id) for unpadded in (True, False)
+        ClassificationCollator(is_unpadded=is_unpadded, pad_token_id=tokenizer.pad_token_id)
+        for is_unpadded in (True, False)
     ]
     batches = [collator(encoded) for collator in collators]
     assert [batch.pop("labels").tolist() for batch in batches] == [[0, 1, 1]] * 2
@@ -38,7 +39,7 @@ def test_a_batch_gives_the_same_logits_padded_and_unpadded(mosaicbert_folder):
 
 
 @pytest.mark.parametrize("labels", [[0.5, 2.0], [[1, 0, 1], [0, 0, 1]]])
-def test_numbers_and_several_labels_are_fp32(labels, mosaicbert_folder):
+def test_numbers_and_multi_hot_labels_are_fp32(labels, mosaicbert_folder):
     encoded = encode(load_pretrained_tokenizer(mosaicbert_folder), Examples(texts=(["a", "b"],), labels=labels), 16)
     batch = ClassificationCollator(is_unpadded=True, pad_token_id=0)(encoded)
     assert batch["labels"].dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Encoders with a new classifier: ours, a published one, and Hugging Face's, by one road."""
+"""Tests of loading MosaicBERT and Hugging Face encoders with a new classifier."""
 
 import json
 import shutil
@@ -11,40 +11,43 @@ from mosaicbert.config import ConfigError
 from mosaicbert.finetune.metrics import REGRESSION
 from mosaicbert.finetune.model import is_unpadded, load_pretrained_tokenizer, max_input_length, save_encoder
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
-from tests.finetune.encoders import load_fresh
+from tests.finetune.encoders import load_test_classifier
+
+_FOLDERS = ["mosaicbert_folder", "bert_folder"]  # names of fixtures
 
 
-@pytest.mark.parametrize("kind", ["mosaicbert_folder", "bert_folder"])
-def test_only_the_new_weights_depend_on_the_seed(kind, request):
-    name = request.getfixturevalue(kind)
-    first, repeated, other = load_fresh(name), load_fresh(name), load_fresh(name, seed=8364)
+@pytest.mark.parametrize("fixture", _FOLDERS)
+def test_only_new_weights_depend_on_the_seed(fixture, request):
+    name = request.getfixturevalue(fixture)
+    first, same_seed, other_seed = (load_test_classifier(name, seed=seed) for seed in (19, 19, 8364))
     for key, weight in first.state_dict().items():
-        assert torch.equal(repeated.state_dict()[key], weight), key
+        assert torch.equal(same_seed.state_dict()[key], weight), key
         is_new = key in ("classifier.weight", "pooler.dense.weight", "bert.pooler.dense.weight")
-        assert torch.equal(other.state_dict()[key], weight) != is_new, key
-    assert is_unpadded(first) == (kind == "mosaicbert_folder")
+        assert torch.equal(other_seed.state_dict()[key], weight) != is_new, key
+    assert is_unpadded(first) == (fixture == "mosaicbert_folder")
 
 
-def test_the_encoder_is_that_of_the_folder(bert_folder):
+def test_the_encoder_has_the_pretrained_weights(bert_folder):
     pretrained = BertForMaskedLM.from_pretrained(bert_folder).bert.state_dict()
-    loaded = load_fresh(bert_folder).bert.state_dict()
+    loaded = load_test_classifier(bert_folder).bert.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in pretrained.items())
 
 
 @pytest.mark.parametrize("kind", ["masked_lm", "sequence_classification"])
-def test_a_published_mosaicbert_is_loaded_as_one(kind, original_mosaicbert):
-    assert isinstance(load_fresh(str(original_mosaicbert / kind)), MosaicBertForSequenceClassification)
+def test_a_published_mosaicbert_is_loaded_as_a_mosaicbert(kind, original_mosaicbert):
+    model = load_test_classifier(str(original_mosaicbert / kind))
+    assert isinstance(model, MosaicBertForSequenceClassification)
 
 
-@pytest.mark.parametrize("kind", ["mosaicbert_folder", "bert_folder"])
-def test_another_task_begins_with_the_encoder_and_a_new_classifier(kind, request, tmp_path):
-    name = request.getfixturevalue(kind)
-    first = load_fresh(name, num_labels=3)
+@pytest.mark.parametrize("fixture", _FOLDERS)
+def test_a_saved_encoder_is_loaded_with_a_new_classifier(fixture, request, tmp_path):
+    name = request.getfixturevalue(fixture)
+    first = load_test_classifier(name, num_labels=3)
     with torch.no_grad():
         for weight in first.parameters():
             weight += 1.0
     save_encoder(first, load_pretrained_tokenizer(name), tmp_path)
-    second = load_fresh(str(tmp_path), num_labels=1, problem_type=REGRESSION)
+    second = load_test_classifier(str(tmp_path), num_labels=1, problem_type=REGRESSION)
     assert second.classifier.out_features == 1
     encoder_keys = [key for key in first.state_dict() if not key.startswith("classifier.")]
     assert any("pooler" in key for key in encoder_keys)
@@ -52,69 +55,70 @@ def test_another_task_begins_with_the_encoder_and_a_new_classifier(kind, request
     assert float(second.classifier.weight.detach().abs().max()) < 0.5
 
 
-def test_what_is_no_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is no encoder that can be fine-tuned"):
-        load_fresh(str(tmp_path))
-    with pytest.raises(ConfigError, match="has no tokenizer that fits"):
+def test_an_empty_folder_is_rejected(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be loaded as a classifier"):
+        load_test_classifier(str(tmp_path))
+    with pytest.raises(ConfigError, match="does not have a usable tokenizer"):
         load_pretrained_tokenizer(str(tmp_path))
 
 
-@pytest.mark.parametrize("change", [-1, 1], ids=["too-many-tokens", "as-many"])
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(change, bert_folder, tmp_path):
+@pytest.mark.parametrize("change", [-1, 1], ids=["more-tokens-than-the-model", "fewer-tokens-than-the-model"])
+def test_only_a_tokenizer_with_more_tokens_than_the_model_is_rejected(change, bert_folder, tmp_path):
     shutil.copytree(bert_folder, tmp_path / "model")
-    written = tmp_path / "model" / "config.json"
+    config_path = tmp_path / "model" / "config.json"
     size = len(load_pretrained_tokenizer(bert_folder)) + change
-    written.write_text(json.dumps(json.loads(written.read_text()) | {"vocab_size": size}))
+    config_path.write_text(json.dumps(json.loads(config_path.read_text()) | {"vocab_size": size}))
     if change > 0:
         assert load_pretrained_tokenizer(str(tmp_path / "model"))
         return
-    with pytest.raises(ConfigError, match=r"has no tokenizer that fits: .* tokens were found, and the model has"):
+    message = rf"does not have a usable tokenizer: the tokenizer must have at most the {size:,} tokens of the model"
+    with pytest.raises(ConfigError, match=message):
         load_pretrained_tokenizer(str(tmp_path / "model"))
 
 
-def test_a_model_without_its_tokenizers_files_is_refused(bert_folder, tmp_path):
+def test_a_model_without_tokenizer_files_is_rejected(bert_folder, tmp_path):
     BertForMaskedLM.from_pretrained(bert_folder).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="has no tokenizer that fits"):
+    with pytest.raises(ConfigError, match="does not have a usable tokenizer"):
         load_pretrained_tokenizer(str(tmp_path))
 
 
-def test_weights_of_another_kind_of_model_are_refused(bert_folder, tmp_path):
+def test_weights_of_a_different_architecture_are_rejected(bert_folder, tmp_path):
     model = BertForMaskedLM.from_pretrained(bert_folder)
     renamed = {name.replace("attention", "mixing"): weight for name, weight in model.state_dict().items()}
     model.save_pretrained(tmp_path, state_dict=renamed)
-    with pytest.raises(ConfigError, match="its weights are not those of BertForSequenceClassification"):
-        load_fresh(str(tmp_path))
+    with pytest.raises(ConfigError, match="must match BertForSequenceClassification"):
+        load_test_classifier(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["mosaicbert_folder", "bert_folder"])
-def test_weights_of_another_shape_are_refused(kind, request, tmp_path):
-    shutil.copytree(request.getfixturevalue(kind), tmp_path / "model")
-    written = tmp_path / "model" / "config.json"
-    config = json.loads(written.read_text())
-    written.write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
-    with pytest.raises(ConfigError, match="are missing or of another shape"):
-        load_fresh(str(tmp_path / "model"))
+@pytest.mark.parametrize("fixture", _FOLDERS)
+def test_weights_of_a_different_shape_are_rejected(fixture, request, tmp_path):
+    shutil.copytree(request.getfixturevalue(fixture), tmp_path / "model")
+    config_path = tmp_path / "model" / "config.json"
+    config = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+    with pytest.raises(ConfigError, match="weights that are missing or have a different shape"):
+        load_test_classifier(str(tmp_path / "model"))
 
 
-@pytest.mark.parametrize("kind", ["mosaicbert_folder", "bert_folder"])
+@pytest.mark.parametrize("fixture", _FOLDERS)
 @pytest.mark.parametrize("num_labels", [2, 3])
-def test_a_classifier_that_is_there_is_left_behind(kind, num_labels, request, tmp_path):
-    before = load_fresh(request.getfixturevalue(kind), seed=1)
+def test_an_existing_classifier_is_replaced(fixture, num_labels, request, tmp_path):
+    before = load_test_classifier(request.getfixturevalue(fixture), seed=1)
     before.save_pretrained(tmp_path)
-    after = load_fresh(str(tmp_path), num_labels=num_labels, seed=2)
+    after = load_test_classifier(str(tmp_path), num_labels=num_labels, seed=2)
     assert after.classifier.out_features == num_labels
     assert not torch.equal(after.classifier.weight[:2], before.classifier.weight)
 
 
-def test_the_classifier_of_an_xlm_is_left_behind_as_well(tmp_path):
+def test_an_existing_classifier_of_xlm_is_replaced(tmp_path):
     config = XLMConfig(vocab_size=512, emb_dim=32, n_layers=1, n_heads=2, num_labels=3)
     before = XLMForSequenceClassification(config)
     before.save_pretrained(tmp_path)
-    after = load_fresh(str(tmp_path), num_labels=3, seed=2)
+    after = load_test_classifier(str(tmp_path), num_labels=3, seed=2)
     assert not torch.equal(after.sequence_summary.summary.weight, before.sequence_summary.summary.weight)
     assert torch.equal(after.transformer.embeddings.weight, before.transformer.embeddings.weight)
 
 
-def test_a_model_with_positions_is_given_no_more_tokens_than_it_has(mosaicbert_folder, bert_folder):
-    assert max_input_length(load_fresh(bert_folder), 256) == 48
-    assert max_input_length(load_fresh(mosaicbert_folder), 256) == 256
+def test_position_embeddings_limit_the_input_length(mosaicbert_folder, bert_folder):
+    assert max_input_length(load_test_classifier(bert_folder), 256) == 48
+    assert max_input_length(load_test_classifier(mosaicbert_folder), 256) == 256

@@ -1,4 +1,4 @@
-"""Fine-tuning of encoders of all kinds."""
+"""Tests of fine-tuning with different encoders."""
 
 import pytest
 import torch
@@ -18,58 +18,59 @@ from mosaicbert.finetune.metrics import SINGLE_LABEL
 from mosaicbert.finetune.model import load_pretrained_tokenizer, max_input_length, save_encoder
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
-from tests.finetune.encoders import load_fresh, make_examples
+from tests.finetune.encoders import load_test_classifier, make_examples
 
-_SHAPE = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-_SHAPE |= {"intermediate_size": 48, "pad_token_id": 0, "max_position_embeddings": 40}
-_OTHER_ENCODERS = {  # with what each calls its sizes
-    "roberta": RobertaConfig(**_SHAPE | {"pad_token_id": 1}, type_vocab_size=1),
-    "electra": ElectraConfig(**_SHAPE, embedding_size=16),
+_SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+_SIZES |= {"intermediate_size": 48, "pad_token_id": 0, "max_position_embeddings": 40}
+_HUGGING_FACE_CONFIGS = {
+    "roberta": RobertaConfig(**_SIZES | {"pad_token_id": 1}, type_vocab_size=1),
+    "electra": ElectraConfig(**_SIZES, embedding_size=16),
     "distilbert": DistilBertConfig(
         vocab_size=512, dim=32, n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=40
     ),
-    "deberta-v2": DebertaV2Config(**_SHAPE, relative_attention=True, pos_att_type=["p2c", "c2p"]),
-    "modernbert": ModernBertConfig(**_SHAPE),
-    "eurobert": EuroBertConfig(**_SHAPE, num_key_value_heads=2, mask_token_id=4),
+    "deberta-v2": DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": ModernBertConfig(**_SIZES),
+    "eurobert": EuroBertConfig(**_SIZES, num_key_value_heads=2, mask_token_id=4),
 }
 
 
 def _settings(**changes):
     protocol = Protocol(epochs=12, batch_size=8, peak_lr=5e-3, weight_decay=1e-6, num_seeds=1)
-    fields = {"problem": SINGLE_LABEL, "seed": 19, "shuffle": True, "max_seq_len": 32, "precision": torch.float32}
+    fields = {"problem_type": SINGLE_LABEL, "seed": 19, "shuffle": True, "max_seq_len": 32, "precision": torch.float32}
     return FinetuneSettings(**({"protocol": protocol} | fields | changes))
 
 
-@pytest.mark.parametrize("kind", _OTHER_ENCODERS)
-def test_encoders_of_other_kinds_are_fine_tuned_by_the_same_road(kind, mosaicbert_folder, tmp_path):
+@pytest.mark.parametrize("architecture", _HUGGING_FACE_CONFIGS)
+def test_encoders_of_hugging_face_are_fine_tuned(architecture, mosaicbert_folder, tmp_path):
+    name = str(tmp_path / "pretrained")
     torch.manual_seed(0)
-    AutoModelForMaskedLM.from_config(_OTHER_ENCODERS[kind]).save_pretrained(tmp_path / "a")
-    plain = load_pretrained_tokenizer(mosaicbert_folder).backend_tokenizer
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    names = ["input_ids", "attention_mask"]  # they tell pairs apart by [SEP] alone
-    PreTrainedTokenizerFast(tokenizer_object=plain, model_input_names=names, **special).save_pretrained(tmp_path / "a")
-    name = str(tmp_path / "a")
-    model, tokenizer = load_fresh(name), load_pretrained_tokenizer(name)
-    long = Examples(texts=(["the value " * 60, "b"] * 8, ["list"] * 16), labels=[0, 1] * 8)
-    (logits,) = fine_tune(model, tokenizer, long, [long], _settings(max_seq_len=64))
+    AutoModelForMaskedLM.from_config(_HUGGING_FACE_CONFIGS[architecture]).save_pretrained(name)
+    backend = load_pretrained_tokenizer(mosaicbert_folder).backend_tokenizer
+    special_tokens = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    input_names = ["input_ids", "attention_mask"]  # without token types, only [SEP] separates the texts of a pair
+    PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=input_names, **special_tokens).save_pretrained(
+        name
+    )
+    model, tokenizer = load_test_classifier(name), load_pretrained_tokenizer(name)
+    long_pairs = Examples(texts=(["the value " * 60, "b"] * 8, ["list"] * 16), labels=[0, 1] * 8)
+    (logits,) = fine_tune(model, tokenizer, long_pairs, [long_pairs], _settings(max_seq_len=64))
     assert logits.shape == (16, 2)
-    assert logits.argmax(dim=1).tolist() == long.labels
-    assert max_input_length(model, 64) == (38 if kind == "roberta" else 40)
-    save_encoder(model, tokenizer, tmp_path / "b")
-    reloaded = load_fresh(str(tmp_path / "b"), num_labels=3)
+    assert logits.argmax(dim=1).tolist() == long_pairs.labels
+    assert max_input_length(model, 64) == (38 if architecture == "roberta" else 40)
+    save_encoder(model, tokenizer, tmp_path / "encoder")
+    reloaded = load_test_classifier(str(tmp_path / "encoder"), num_labels=3)
     before, after = model.base_model.state_dict(), reloaded.base_model.state_dict()
     assert all(torch.equal(after[key], weight.cpu()) for key, weight in before.items())
 
 
-@pytest.mark.parametrize("kind", ["mosaicbert_folder", "bert_folder"])
-def test_fine_tuning_learns_a_plain_task_and_repeats_its_bits(kind, request):
-    name = request.getfixturevalue(kind)
+@pytest.mark.parametrize("fixture", ["mosaicbert_folder", "bert_folder"])
+def test_fine_tuning_learns_a_simple_task_and_is_bit_reproducible(fixture, request):
+    name = request.getfixturevalue(fixture)
     train, evaluation_sets = make_examples(), [make_examples(8), make_examples(6)]
 
     def run(**changes):
-        return fine_tune(
-            load_fresh(name), load_pretrained_tokenizer(name), train, evaluation_sets, _settings(**changes)
-        )
+        model, tokenizer = load_test_classifier(name), load_pretrained_tokenizer(name)
+        return fine_tune(model, tokenizer, train, evaluation_sets, _settings(**changes))
 
     logits = run()
     assert [tuple(set_logits.shape) for set_logits in logits] == [(8, 2), (6, 2)]

@@ -1,4 +1,4 @@
-"""What a GLUE recipe scores: the checkpoints of a run, or one model; and what each had cost."""
+"""Checkpoints to score, and the cost of their pretraining."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from mosaicbert.scores.records import SCORES_FILE, Pretraining
 from mosaicbert.train.checkpoint.format import CheckpointError, checkpoint_path, read_state, step_of
 from mosaicbert.train.run_folder import RunFolder, newest_export
 
-_EXPORTS = "step-*[0-9]"  # of a run's checkpoints
+_EXPORTS = "step-*[0-9]"  # folder names of a run's exported checkpoints
 _MODEL_FILES = (
     *("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model"),
     *("*.safetensors", "pytorch_model*.bin"),
@@ -33,10 +33,11 @@ class CheckpointToScore:
     """A model to score.
 
     Attributes:
-        model: its Hugging Face folder, or its name on the Hub.
-        step: of the run; None for a model that is no run of ours.
-        pretraining: what it had cost; None likewise.
-        version: of a model that is no run of ours: the commit on the Hub, or a digest of the folder's files.
+        model: Path of the Hugging Face folder, or name of the model on the Hub.
+        step: Training step of a run's checkpoint; None for an external model.
+        pretraining: Cost of the pretraining; None if it is not available.
+        version: Version of an external model: commit on the Hub, or hash of the model files; None for a run's
+            checkpoint.
     """
 
     model: str
@@ -46,20 +47,26 @@ class CheckpointToScore:
 
     @property
     def identity(self) -> str:
-        """What the ledger calls it: other weights under the same name are another model."""
+        """Name of the model in score records, with the version of an external model."""
         return self.model if self.version is None else f"{self.model}@{self.version}"
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name of the checkpoint in console output."""
         return self.model if self.step is None else f"step {self.step:,}"
 
 
 class CheckpointSource:
-    """Where the models of a recipe are, and where their scores go.
+    """Checkpoints of a scoring recipe.
 
     Args:
-        recipe: of the scoring.
+        recipe: Recipe of the scoring.
+
+    Attributes:
+        config: GLUE section of the recipe.
+        run: Run folder that contains the checkpoints; None for an external model.
+        scores_path: Path of the score records.
+        work_folder: Folder for temporary models fine-tuned on MNLI, and for the log of failures.
     """
 
     def __init__(self, recipe: GlueRecipe) -> None:
@@ -67,13 +74,13 @@ class CheckpointSource:
         self.run, self._step = _find_run(Path(recipe.glue.model))
         folder = recipe.run_folder if self.run is None else self.run.path
         self.scores_path = folder / SCORES_FILE
-        self.work_folder = folder / "glue"  # models fine-tuned on MNLI, while other tasks need them
+        self.work_folder = folder / "glue"
 
     def checkpoints(self) -> list[CheckpointToScore]:
-        """What there is to score now, oldest first.
+        """List the checkpoints that exist now, in the order of their steps.
 
         Raises:
-            ConfigError: nothing is.
+            ConfigError: If there are no checkpoints and the run is not training.
         """
         if self.run is None:
             return [self._external_checkpoint]
@@ -81,26 +88,25 @@ class CheckpointSource:
         if self._step is not None:
             if self._step not in steps:
                 raise ConfigError(
-                    f"{self.config.model}: no such checkpoint; {self.run.hugging_face} has "
-                    f"{', '.join(f'step-{step}' for step in steps) or 'none'}."
+                    f"`glue.model` must be an exported checkpoint of {self.run.path}, got {self.config.model}. "
+                    f"Choose one of: {', '.join(f'step-{step}' for step in steps) or 'none exported yet'}."
                 )
             steps = [self._step]
         elif self.config.checkpoints == "newest":
             steps = steps[-1:]
         if not steps and not self.may_add_checkpoints():
-            raise ConfigError(
-                f"{self.run.path}: no checkpoint has been exported; run `mosaicbert export RECIPE` first."
-            )
+            raise ConfigError(_no_exports_message(self.run))
         return [self._describe(self.run, step) for step in steps]
 
     @cached_property
     def _external_checkpoint(self) -> CheckpointToScore:
         path = Path(self.config.model)
-        model = str(path) if path.is_dir() else self.config.model  # a shell completes folders with a slash
+        # Normalized, because shells complete the name of a folder with a slash.
+        model = str(path) if path.is_dir() else self.config.model
         return CheckpointToScore(model=model, step=None, pretraining=None, version=_version_of(model))
 
     def may_add_checkpoints(self) -> bool:
-        """Whether more checkpoints may come: all are wanted, and a process trains the run."""
+        """Return whether new checkpoints may appear, because all are scored and the run is training."""
         return self._scores_all and self.run is not None and is_locked(self.run.path)
 
     @property
@@ -108,11 +114,19 @@ class CheckpointSource:
         return self.config.checkpoints == "all" and self._step is None
 
     def has_removed(self, checkpoint: CheckpointToScore) -> bool:
-        """Whether a run, of which all checkpoints are wanted, keeps one no longer."""
+        """Return whether the run has deleted a checkpoint since it was listed.
+
+        Args:
+            checkpoint: Checkpoint of the run. The result is False unless all checkpoints are scored.
+        """
         return self._scores_all and self.run is not None and not Path(checkpoint.model).is_dir()
 
     def has_replaced(self, checkpoint: CheckpointToScore) -> bool:
-        """Whether a run has gone back and trained the step of a checkpoint again."""
+        """Return whether the run has rolled back and trained the step of a checkpoint again.
+
+        Args:
+            checkpoint: Checkpoint of the run.
+        """
         if self.run is None or checkpoint.step is None or checkpoint.pretraining is None:
             return False
         current = self._describe(self.run, checkpoint.step).pretraining
@@ -127,18 +141,18 @@ class CheckpointSource:
                 load_recipe(run.recipe), environment, state["position"], state["training_seconds"]
             )
         except CheckpointError:
-            pass  # it has been removed, while its export is still there
+            pass  # the training checkpoint has been deleted, but its export still exists
         return CheckpointToScore(model=str(run.export_of(step)), step=step, pretraining=pretraining)
 
 
+# Returns 12 hexadecimal digits, or None if the Hub does not provide a commit.
 def _version_of(model: str) -> str | None:
-    """Twelve digits that tell a model from others of its name; None if the Hub does not say."""
     folder = Path(model)
     if not folder.is_dir():
         try:
             commit = extract_commit_hash(cached_file(model, "config.json"), None)
         except (OSError, ValueError):
-            return None  # whoever loads it says what is wrong
+            return None  # loading the model reports the error
         return None if commit is None else commit[:12]
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -151,23 +165,30 @@ def _version_of(model: str) -> str | None:
 
 
 def newest_model(name: str) -> str:
-    """The Hugging Face folder or Hub name that a recipe's model stands for: of a run, its newest export.
+    """Return the newest export of a run, or the name unchanged if it is not a run.
+
+    Args:
+        name: Path of a run folder or Hugging Face folder, or name of a model on the Hub.
 
     Raises:
-        ConfigError: the run has none.
+        ConfigError: If the run has not exported a checkpoint.
     """
     run, step = _find_run(Path(name))
     if run is None or step is not None:
         return name
     newest = newest_export(run)
     if newest is None:
-        raise ConfigError(f"{run.path}: no checkpoint has been exported; run `mosaicbert export RECIPE` first.")
+        raise ConfigError(_no_exports_message(run))
     return str(newest)
 
 
+def _no_exports_message(run: RunFolder) -> str:
+    return f"Run {run.path} must have an exported checkpoint, got none. Run `mosaicbert export RECIPE` first."
+
+
+# Returns the run of a run folder, or the run and the step of an export in its hf folder.
 def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
-    """The run that a folder is, or is the export of; and the step, if it is that of one."""
-    export = path.parent / path.resolve().name if path.is_symlink() else path  # hf/latest is a step, too
+    export = path.parent / path.resolve().name if path.is_symlink() else path  # hf/latest is a link to a step
     for folder, step in ((path, None), (path.parent, None), (path.parent.parent, export)):
         if (folder / "environment.json").is_file() and (folder / "recipe.yaml").is_file():
             if step is not None and not fnmatch(step.name, _EXPORTS):
@@ -186,7 +207,7 @@ def _pretraining_cost(
         if recipe.data.final_mask_rate is None
         else (recipe.data.mask_rate + recipe.data.final_mask_rate) / 2
     )
-    # The squares of the lengths are not counted while training; those of equal lengths are the least they can be.
+    # Training does not record the sum of squared lengths. Equal lengths give its minimum.
     flops = training_flops(
         recipe.model, num_tokens=tokens, squared_lengths=tokens * tokens / samples, num_masked=mask_rate * tokens
     )

@@ -1,4 +1,4 @@
-"""GLUE's data: a dataset of the Hub, or a folder in its layout. What is missing or only a part is known beforehand."""
+"""GLUE datasets, read from the Hub or from a local folder with the same columns."""
 
 import hashlib
 import math
@@ -13,18 +13,18 @@ from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
 from mosaicbert.data.prepare.hub import load_hub_table
 from mosaicbert.finetune.tables import TABLE_SUFFIXES, Examples, get_column, get_text_columns, read_file
 
-_PARTIAL_SUFFIX = "_partial"  # behind the name of a split that is known to be a part
+_PARTIAL_SUFFIX = "_partial"  # of the file name of an incomplete split
 
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTaskData:
-    """The splits of a task.
+    """Splits of a GLUE task.
 
     Attributes:
-        task: its name.
-        train: labelled.
-        validation: by metric suffix: "" or, of MNLI, "_matched" and "_mismatched".
-        is_partial: whether a split has fewer examples than the official.
+        task: Name of the task.
+        train: Labeled training examples.
+        validation: Labeled validation examples by metric suffix: "", or "_matched" and "_mismatched" for MNLI.
+        is_partial: True if a split has fewer examples than the official split.
     """
 
     task: str
@@ -35,11 +35,11 @@ class GlueTaskData:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What is known of a task's data before it is trained on; of a dataset on the Hub, nothing.
+    """Size and hash of a task's data, which identify the data in score records. Both are empty for a Hub dataset.
 
     Attributes:
-        sizes: examples of each split.
-        digest: tells texts and labels apart from others, in whatever kind of file they are.
+        sizes: Number of examples of each split.
+        digest: Hash of texts and labels, which does not depend on the file format.
     """
 
     sizes: dict[str, int] = field(default_factory=dict[str, int])
@@ -47,17 +47,24 @@ class DataSummary:
 
 
 def find_tasks(config: GlueConfig) -> tuple[dict[str, DataSummary], dict[str, str]]:
-    """Which tasks can be scored. Nothing is read of a dataset on the Hub: a part of a task there fails when it is read.
+    """Find the tasks that can be scored.
+
+    A Hub dataset is not read here. An incomplete task in it raises an error when a job reads the task.
+
+    Args:
+        config: GLUE section of the recipe.
 
     Returns:
-        What is known of each, by name; and why each of the others is left out.
+        Data summary of each task that can be scored, and the reason for each skipped task.
 
     Raises:
-        ConfigError: MNLI, which the chain begins with, is not there; or no task is.
+        ConfigError: If no task can be scored, or a task needs MNLI and MNLI cannot be scored.
     """
     is_local = Path(config.data).is_dir()
     if not is_local and (config.data.startswith((".", "/", "~")) or config.data.count("/") > 1):
-        raise ConfigError(f"glue.data={config.data}: no such folder; give one, or a dataset's name on the Hub.")
+        raise ConfigError(
+            f"`glue.data` must be an existing folder or the name of a Hub dataset, got {config.data}. Check the path."
+        )
     available: dict[str, DataSummary] = {}
     skip_reasons: dict[str, str] = {}
     for name in config.tasks:
@@ -68,32 +75,36 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, DataSummary], dict[str, st
             skip_reasons[name] = summary
     mnli_tasks = [name for name in available if config.is_initialized_from_mnli(name)]
     if mnli_tasks and MNLI not in available:
-        reason = skip_reasons.get(MNLI, "glue.tasks leaves it out")
+        reason = skip_reasons.get(MNLI, "glue.tasks does not include it")
         raise ConfigError(
-            f"glue.init_from_mnli=true begins {', '.join(mnli_tasks)} with the model fine-tuned on MNLI, which is not "
-            f"there ({reason}); give its data, or set glue.init_from_mnli=false."
+            f"`glue.init_from_mnli=true` is not supported for {', '.join(mnli_tasks)} without the data of MNLI "
+            f"({reason}). Add MNLI, or set glue.init_from_mnli=false."
         )
     if not available:
-        raise ConfigError(f"glue.data={config.data}: no task can be scored: {'; '.join(skip_reasons.values())}.")
+        raise ConfigError(
+            f"`glue.data` must contain at least one of the tasks, got {config.data} with none: "
+            f"{'; '.join(skip_reasons.values())}."
+        )
     return available, skip_reasons
 
 
+# Returns the reason as a string if the task cannot be scored.
 def _summarize(config: GlueConfig, name: str) -> DataSummary | str:
-    """What there is of a task in a folder, or why it cannot be scored."""
     task, sizes, digest = TASKS[name], dict[str, int](), hashlib.sha256()
+    folder = Path(config.data) / name
     for split, num_official in task.num_examples.items():
         files = _find_files(config, name, split)
         if not files and _find_files(replace(config, partial_data=True), name, split):
-            return f"{Path(config.data) / name}: only a part of {split} is there; glue.partial_data=true takes it"
+            return f"{folder} has only a partial {split} split; set glue.partial_data=true to use it"
         if not files:
-            return f"{Path(config.data) / name}: no {split}{{{','.join(TABLE_SUFFIXES)}}}, nor {split}-*-of-*.parquet"
+            return f"{folder} does not have {split}{{{','.join(TABLE_SUFFIXES)}}} or {split}-*-of-*.parquet"
         table = _read_files(files, task)
         sizes[split] = table.num_rows
         if table.num_rows < num_official and not config.partial_data:
-            asked = "glue.partial_data=true takes it as it is"
-            return f"{files[0]}: {table.num_rows:,} examples of {num_official:,}; {asked}"
+            counts = f"{table.num_rows:,} of {num_official:,} examples"
+            return f"{files[0]} has {counts}; set glue.partial_data=true to use it"
         columns = [table.column(name) for name in (*task.columns, "label") if name in table.column_names]
-        # Numbers as they are trained on, of whatever precision the file is.
+        # Cast to the training precision, so that the hash does not depend on the precision of the file.
         columns = [column.cast(pa.float32()) if pa.types.is_floating(column.type) else column for column in columns]
         for row in zip(*(column.to_pylist() for column in columns), strict=True):
             digest.update(repr(row).encode())
@@ -101,18 +112,23 @@ def _summarize(config: GlueConfig, name: str) -> DataSummary | str:
 
 
 def read_glue_task(config: GlueConfig, name: str) -> GlueTaskData:
-    """Reads the splits of a task.
+    """Read the splits of a task.
+
+    Args:
+        config: GLUE section of the recipe.
+        name: Name of the task.
 
     Raises:
-        ConfigError: they cannot be read, or lack a column.
+        ConfigError: If a split cannot be read, lacks a column, has an invalid label, or is partial and
+            `glue.partial_data` is false.
     """
     task = TASKS[name]
     splits = {split: _read_split(config, name, split) for split in task.num_examples}
     is_partial = any(len(splits[split]) < num_official for split, num_official in task.num_examples.items())
     if is_partial and not config.partial_data:
         raise ConfigError(
-            f"{config.data}: {task.title} has fewer examples than the official splits; glue.partial_data=true takes it "
-            "as it is."
+            f"{task.title} in {config.data} must have all examples of the official splits, got fewer. Set "
+            "glue.partial_data=true to use it."
         )
     train = splits.pop("train")
     validation = {split.removeprefix("validation"): examples for split, examples in splits.items()}
@@ -130,13 +146,15 @@ def _read_split(config: GlueConfig, name: str, split: str) -> Examples:
 def _examples(task: GlueTask, table: pa.Table, source: str) -> Examples:
     labels = get_column(table, "label", source).to_pylist()
     for row, label in enumerate(labels, start=1):
-        if not _is_label(task, label):
-            asked = f"a class from 0 to {task.num_labels - 1}" if task.num_labels > 1 else "a number"
-            raise ConfigError(f"{source}: row {row} has label {label!r}; {task.title} has {asked}.")
+        if not _is_valid_label(task, label):
+            rule = f"a class from 0 to {task.num_labels - 1}" if task.num_labels > 1 else "a finite number"
+            raise ConfigError(
+                f"{task.title} label in {source}, row {row}, must be {rule}, got {label!r}. Fix or remove the row."
+            )
     return Examples(texts=get_text_columns(table, task.columns, source), labels=labels)
 
 
-def _is_label(task: GlueTask, label: Any) -> bool:
+def _is_valid_label(task: GlueTask, label: Any) -> bool:
     if task.num_labels == 1:
         return isinstance(label, (int, float)) and math.isfinite(label)
     return isinstance(label, int) and 0 <= label < task.num_labels
@@ -146,10 +164,10 @@ def _read_files(files: list[Path], task: GlueTask) -> pa.Table:
     return pa.concat_tables([read_file(path, task.columns) for path in files])
 
 
+# Returns one file, or the Parquet shards of a copy of the Hub dataset.
 def _find_files(config: GlueConfig, name: str, split: str) -> list[Path]:
-    """The file of a split; or its shards, as the Hub's own copy has them."""
     folder = Path(config.data) / name
-    suffixes = ["", _PARTIAL_SUFFIX] if config.partial_data else [""]
-    candidates = [folder / f"{split}{ending}{kind}" for ending in suffixes for kind in TABLE_SUFFIXES]
+    endings = ["", _PARTIAL_SUFFIX] if config.partial_data else [""]
+    candidates = [folder / f"{split}{ending}{suffix}" for ending in endings for suffix in TABLE_SUFFIXES]
     file = next((path for path in candidates if path.is_file()), None)
     return sorted(folder.glob(f"{split}-*-of-*.parquet")) if file is None else [file]

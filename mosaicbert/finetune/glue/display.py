@@ -1,4 +1,4 @@
-"""Console display of a scoring: finished scores and the progress of the jobs."""
+"""Console output of a scoring: finished scores and progress of the jobs."""
 
 from datetime import timedelta
 
@@ -17,13 +17,18 @@ def describe_score(score: Score) -> str:
 
 
 def progress_table(plan: ScoringPlan, queue: JobQueue) -> Table:
-    """Build the live table: the jobs under way, their duration, and the number of those that wait."""
+    """Build the live table of running jobs, their elapsed time, and the number of pending jobs.
+
+    Args:
+        plan: Scoring plan.
+        queue: Queue that runs the jobs of the plan.
+    """
     num_missing = sum(len(plan.missing_scores(checkpoint)) for checkpoint in plan.checkpoints)
     num_scores = len(plan.checkpoints) * sum(len(plan.seeds_of(task)) for task in plan.tasks)
     table = Table(title=f"{num_scores - num_missing} of {num_scores} scores", box=None)
-    for column in ("under way", "since", "waiting"):
+    for column in ("Running", "Elapsed", "Pending"):
         table.add_column(column)
-    waiting = str(len(queue.pending))
-    for number, (job, seconds) in enumerate(queue.running):
-        table.add_row(Text(job.name), str(timedelta(seconds=round(seconds))), waiting if number == 0 else "")
+    num_pending = str(len(queue.pending))
+    for index, (job, seconds) in enumerate(queue.running):
+        table.add_row(Text(job.name), str(timedelta(seconds=round(seconds))), num_pending if index == 0 else "")
     return table

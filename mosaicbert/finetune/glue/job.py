@@ -1,4 +1,4 @@
-"""The work of one job: fine-tune one checkpoint on one task with one seed, and compute its metrics."""
+"""Execution of one job: fine-tuning of one checkpoint on one task with one seed, and evaluation."""
 
 import json
 import shutil
@@ -31,9 +31,9 @@ class GlueJob:
         config: Configuration of the scoring.
         checkpoint: Checkpoint that the score belongs to.
         task: Name of the task.
-        seed: Seed of head, order and dropout.
-        model: Folder or Hub name of the initial weights: the pretrained model, or the model fine-tuned on MNLI.
-        save_to: Folder for the fine-tuned encoder, which initializes other tasks; None does not save it.
+        seed: Seed of classification head, example order and dropout.
+        model: Path or Hub name of the initial weights: the pretrained model, or the model fine-tuned on MNLI.
+        save_to: Folder for the fine-tuned encoder, which initializes other tasks; None to discard the encoder.
     """
 
     config: GlueConfig
@@ -46,7 +46,14 @@ class GlueJob:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueResult:
-    """Output of a job: the fields of `mosaicbert.scores.records.Score` that only the job knows."""
+    """Output of a job.
+
+    Attributes:
+        metrics: Validation metrics by name, as fractions.
+        is_partial: True if a split has fewer examples than the official split.
+        seconds: Duration of the fine-tuning, including the evaluation.
+        environment: Device, versions and commit.
+    """
 
     metrics: dict[str, float]
     is_partial: bool
@@ -55,12 +62,16 @@ class GlueResult:
 
 
 def run_job(job: GlueJob) -> GlueResult:
-    """Fine-tune and evaluate on the device of this process.
+    """Fine-tune and evaluate a checkpoint on the device of this process.
+
+    Args:
+        job: Input of the job.
 
     Raises:
-        ConfigError: If data or model cannot be read.
+        ConfigError: If the data or the model cannot be read.
+        TrainingFault: If a logit is not finite.
     """
-    logging.disable_progress_bar()  # transformers shows one for every file that it reads or writes
+    logging.disable_progress_bar()  # Transformers shows a progress bar for every file that it reads or writes
     task, config = TASKS[job.task], job.config
     data, problem_type = _read_data(config, job.task), problem_type_of(task.num_labels)
     precision, _ = choose_precision("fp32" if task.needs_fp32 else config.precision, "glue.precision")

@@ -1,4 +1,4 @@
-"""Jobs over several processes: in the order of what they need, tried again once, and none of them stops the others."""
+"""Job queue over several processes, with dependencies and one retry per job."""
 
 import contextlib
 import multiprocessing
@@ -16,18 +16,18 @@ from mosaicbert.config import ConfigError
 from mosaicbert.processes import end_with_parent
 
 _MAX_ATTEMPTS = 2
-_POLL_SECONDS = 0.5
-_JOIN_TIMEOUT_SECONDS = 10.0  # for a process that is to end by itself
+_POLL_SECONDS = 0.5  # maximum time between two items of JobQueue.events
+_JOIN_TIMEOUT_SECONDS = 10.0  # for an idle process to exit before it is killed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Something to do.
+    """One call of the queue's function.
 
     Attributes:
-        name: that no other job has.
-        payload: what the queue's function is given; it is pickled.
-        needs: name of the job that must have been done before.
+        name: Unique name of the job.
+        payload: Argument of the queue's function, pickled.
+        depends_on: Name of the job that must finish first; None for a job without dependency.
     """
 
     name: str
@@ -37,14 +37,15 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
-    """What has happened to a job.
+    """Change of a job's state.
 
     Attributes:
-        kind: tried again: it has failed once; failed: it will not be tried again; left out: what it needs has failed.
-        job: that it has happened to.
-        result: of the queue's function, when it is done.
-        reason: why it failed or was left out, in one line.
-        details: the traceback, if there is one.
+        kind: New state. "retried" follows the first failure, "failed" the last one. "skipped" means that a dependency
+            has failed.
+        job: Job whose state has changed.
+        result: Return value of the queue's function for "done".
+        reason: One-line reason for "retried", "failed" and "skipped".
+        details: Traceback of an exception; empty if there is none.
     """
 
     kind: Literal["started", "done", "retried", "failed", "skipped"]
@@ -56,7 +57,14 @@ class JobEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """What a process says of a job: its result, or why there is none. An error may have left the device unusable."""
+    """Outcome of a job in its process.
+
+    Attributes:
+        result: Return value of the queue's function.
+        reason: One-line reason of a failure; empty after success.
+        details: Traceback of an exception.
+        is_usable: True if the process can run other jobs. An exception may leave the GPU unusable.
+    """
 
     result: Any = None
     reason: str = ""
@@ -66,27 +74,27 @@ class _Outcome:
 
 @dataclass
 class _Worker:
-    """A process and what it is at."""
+    """Process of the queue and its current job."""
 
     environment: Mapping[str, str]
     process: Any = None
     connection: Connection | None = None
     job: Job | None = None
     start_time: float = field(default=0.0)
-    is_cancelled: bool = False  # its job has been removed from the queue
+    is_cancelled: bool = False  # the current job has been removed from the queue
 
 
 class JobQueue:
-    """Runs jobs, several at a time, each in a process that lives on for the next.
+    """Job queue that runs several jobs at a time, each in a process that is reused for later jobs.
 
-    Use it in a `with`, which ends the processes; jobs that are under way then are lost.
+    The queue is a context manager. Leaving the context stops the processes and loses their running jobs.
 
     Args:
-        function: called with a job's payload, in another process; its module is imported there.
-        environments: of the processes: variables that are set in each.
+        function: Function that is called with a job's payload in another process, which imports its module.
+        environments: Environment variables of each process.
 
     Attributes:
-        pending: jobs that have not begun.
+        pending: Jobs that have not started.
     """
 
     def __init__(self, function: Callable[[Any], Any], environments: Sequence[Mapping[str, str]]) -> None:
@@ -101,24 +109,29 @@ class JobQueue:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # All processes are killed before any is joined, because the user may interrupt the joining.
         for worker in self._workers:
             if worker.job is not None:
-                worker.process.kill()  # all of them before any is waited for: the user may interrupt the waiting
+                worker.process.kill()
         for worker in self._workers:
             self._stop_process(worker)
 
     @property
     def running(self) -> list[tuple[Job, float]]:
-        """The jobs under way, and for how many seconds."""
+        """Running jobs and their elapsed time in seconds."""
         now = time.monotonic()
         return [(worker.job, now - worker.start_time) for worker in self._workers if worker.job is not None]
 
     def add(self, jobs: Iterable[Job]) -> None:
-        """Puts jobs behind those that wait."""
+        """Append jobs to the pending jobs."""
         self.pending += jobs
 
     def cancel(self, names: Collection[str]) -> None:
-        """Remove jobs, including running, finished and failed ones, so that other jobs may have their names."""
+        """Remove jobs in any state, so that their names can be used again.
+
+        Args:
+            names: Names of the jobs. The result of a running job is discarded.
+        """
         self.pending = [job for job in self.pending if job.name not in names]
         self._done -= set(names)
         self._failed -= set(names)
@@ -128,7 +141,10 @@ class JobQueue:
             worker.is_cancelled |= worker.job is not None and worker.job.name in names
 
     def events(self) -> Generator[JobEvent | None]:
-        """Yields what happens until nothing is left to do; and None from time to time, when more may be added."""
+        """Yield events until all jobs are finished.
+
+        Between events, None is yielded every half second, so that the caller can add jobs.
+        """
         while self.pending or self.running:
             yield from self._skip_blocked_jobs()
             yield from self._start_jobs()
@@ -139,7 +155,7 @@ class JobQueue:
         while (job := next((job for job in self.pending if job.depends_on in self._failed), None)) is not None:
             self.pending.remove(job)
             self._failed.add(job.name)
-            yield JobEvent(kind="skipped", job=job, reason=f"it needs {job.depends_on}, which has failed")
+            yield JobEvent(kind="skipped", job=job, reason=f"it depends on {job.depends_on}, which has failed")
 
     def _start_jobs(self) -> Generator[JobEvent]:
         for worker in self._workers:
@@ -148,18 +164,19 @@ class JobQueue:
                 continue
             self.pending.remove(ready)
             if worker.process is not None and not worker.process.is_alive():
-                self._stop_process(worker)  # while it was at nothing
+                self._stop_process(worker)  # the process has exited while it was idle
             if worker.process is None:
                 self._start_process(worker)
             worker.job, worker.start_time, worker.is_cancelled = ready, time.monotonic(), False
             assert worker.connection is not None
-            with contextlib.suppress(OSError):  # it has just died, which is seen when it is asked for the result
+            with contextlib.suppress(OSError):  # the process has just exited, which receiving its result reports
                 worker.connection.send(ready.payload)
             yield JobEvent(kind="started", job=ready)
 
     def _collect_results(self) -> Generator[JobEvent]:
         busy_workers = {worker.connection: worker for worker in self._workers if worker.job is not None}
-        for connection in wait([one for one in busy_workers if one is not None], timeout=_POLL_SECONDS):
+        connections = [connection for connection in busy_workers if connection is not None]
+        for connection in wait(connections, timeout=_POLL_SECONDS):
             assert isinstance(connection, Connection)
             worker = busy_workers[connection]
             job, worker.job = worker.job, None
@@ -168,7 +185,7 @@ class JobQueue:
                 outcome: _Outcome = connection.recv()
             except (EOFError, ConnectionResetError):
                 worker.process.join()
-                outcome = _Outcome(reason=f"its process ended with {worker.process.exitcode}", is_usable=False)
+                outcome = _Outcome(reason=f"its process exited with code {worker.process.exitcode}", is_usable=False)
             if not outcome.is_usable:
                 self._stop_process(worker)
             if worker.is_cancelled:
@@ -182,7 +199,7 @@ class JobQueue:
             if is_last:
                 self._failed.add(job.name)
             else:
-                self.pending.insert(0, job)  # others may wait for it
+                self.pending.insert(0, job)  # first, because other jobs may depend on it
             kind = "failed" if is_last else "retried"
             yield JobEvent(kind=kind, job=job, reason=outcome.reason, details=outcome.details)
 
@@ -190,8 +207,9 @@ class JobQueue:
         context = multiprocessing.get_context("spawn")
         worker.connection, child_connection = context.Pipe()
         worker.process = context.Process(target=_run_worker, args=(self.function, child_connection), daemon=False)
+        # The process inherits the variables, because libraries read them during its first imports.
         previous_values = {name: os.environ.get(name) for name in worker.environment}
-        os.environ.update(worker.environment)  # what a process inherits, it has before its first import
+        os.environ.update(worker.environment)
         try:
             worker.process.start()
         finally:
@@ -205,7 +223,7 @@ class JobQueue:
     def _stop_process(self, worker: _Worker) -> None:
         if worker.process is not None:
             assert worker.connection is not None
-            worker.connection.close()  # one that is at nothing ends by itself
+            worker.connection.close()  # an idle process exits when its connection closes
             if worker.job is not None:
                 worker.process.kill()
             worker.process.join(_JOIN_TIMEOUT_SECONDS)
@@ -215,8 +233,9 @@ class JobQueue:
 
 
 def _run_worker(function: Callable[[Any], Any], connection: Connection) -> None:
+    # Ctrl-C in a terminal signals all processes, but only the parent handles it.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a terminal's interrupt is for the process that keeps the ledger
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     while True:
         try:
@@ -227,7 +246,7 @@ def _run_worker(function: Callable[[Any], Any], connection: Connection) -> None:
             outcome = _Outcome(result=function(payload))
         except ConfigError as error:
             outcome = _Outcome(reason=str(error))
-        except Exception as error:  # whatever it is, the queue goes on, and says it
+        except Exception as error:  # reported as a failure of this job, so that other jobs continue
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             outcome = _Outcome(reason=reason, details=traceback.format_exc(), is_usable=False)
         connection.send(outcome)

@@ -1,4 +1,4 @@
-"""Execution of a scoring plan: jobs over processes, and the checkpoints that a run writes meanwhile."""
+"""Execution of a scoring plan in parallel processes, including checkpoints that appear during the scoring."""
 
 import os
 import time
@@ -19,14 +19,14 @@ _POLL_SECONDS = 10.0  # between two polls for new checkpoints
 
 
 def run_jobs(plan: ScoringPlan, console: Console) -> bool:
-    """Run all jobs of a plan, including those of checkpoints that are written meanwhile.
+    """Run all jobs of a plan, including those of checkpoints that appear during the scoring.
 
     Args:
-        plan: Plan that says which jobs there are and records their results.
-        console: Console for the results.
+        plan: Plan that creates the jobs and records their results.
+        console: Console for progress and scores.
 
     Returns:
-        Whether a job has failed in all its attempts.
+        True if a job has failed in all attempts.
     """
     has_failed, may_add_checkpoints = False, True
     with (
@@ -34,9 +34,8 @@ def run_jobs(plan: ScoringPlan, console: Console) -> bool:
         Live(console=console, auto_refresh=False, transient=True) as live,
     ):
         while may_add_checkpoints or queue.pending:
-            may_add_checkpoints = (
-                plan.source.may_add_checkpoints()
-            )  # before polling: the checkpoints of the run's end are not missed
+            # Checked before the poll, so that the poll after the end of the run finds its last checkpoint.
+            may_add_checkpoints = plan.source.may_add_checkpoints()
             plan.update_queue(queue)
             last_poll = time.monotonic()
             for event in queue.events():
@@ -54,19 +53,19 @@ def run_jobs(plan: ScoringPlan, console: Console) -> bool:
 
 
 def worker_environments(num_processes: int | None) -> list[dict[str, str]]:
-    """Build the environment variables of each process of the queue: one GPU, or a fraction of the CPUs.
+    """Build the environment variables of each process, which assign a GPU or a fraction of the CPUs.
 
     Args:
-        num_processes: Number of processes; None for one per GPU, or one on a machine without GPUs. More processes than
-            GPUs share them.
+        num_processes: Number of processes. None starts one process per GPU, or one process on a machine without GPUs.
+            Several processes share a GPU if there are more processes than GPUs.
     """
     num_gpus = torch.cuda.device_count()
     if num_gpus:
         visible_gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        # CUDA takes them up to the first that it does not know.
-        gpus = visible_gpus[:num_gpus] if len(visible_gpus) >= num_gpus else [str(number) for number in range(num_gpus)]
+        # CUDA ignores all names after the first invalid one, so that there may be more names than GPUs.
+        gpus = visible_gpus[:num_gpus] if len(visible_gpus) >= num_gpus else [str(index) for index in range(num_gpus)]
         num_workers = num_processes or num_gpus
-        return [{"CUDA_VISIBLE_DEVICES": gpus[number % num_gpus]} for number in range(num_workers)]
+        return [{"CUDA_VISIBLE_DEVICES": gpus[index % num_gpus]} for index in range(num_workers)]
     num_workers = num_processes or 1
     return [{"OMP_NUM_THREADS": str(max(1, count_cpus() // num_workers))} for _ in range(num_workers)]
 
@@ -76,7 +75,7 @@ def _skip_removed_checkpoint(plan: ScoringPlan, queue: JobQueue, event: JobEvent
     if event.kind in ("started", "done") or not plan.source.has_removed(checkpoint):
         return False
     queue.pending = [job for job in queue.pending if job.payload.checkpoint != checkpoint]
-    print_line(console, f"{checkpoint.label}: the run has removed this checkpoint; what is missing is left out.")
+    print_line(console, f"{checkpoint.label}: the run has deleted this checkpoint. Its remaining jobs are skipped.")
     return True
 
 

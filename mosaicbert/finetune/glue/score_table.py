@@ -1,4 +1,4 @@
-"""What `mosaicbert glue` prints at its end."""
+"""Table of GLUE scores for the console."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,20 +14,21 @@ _NO_VALUE = "-"
 
 
 def scores_table(title: str, scores: Sequence[Score], num_seeds: Mapping[str, int]) -> Table:
-    """The scores of a checkpoint: mean, standard deviation and 95% interval over the seeds of each task.
+    """Build the table of a checkpoint's scores: mean, standard deviation and 95% interval over the seeds of each task.
 
     Args:
-        title: of the checkpoint.
-        scores: its own, all of one protocol per task.
-        wanted: the tasks, and how many seeds each has when all are done.
+        title: Title of the table.
+        scores: Scores of the checkpoint, with one protocol per task.
+        num_seeds: Number of seeds of the complete scoring, by task.
     """
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("task and metrics", "seeds", "mean", "std", "95%"):
-        table.add_column(name, justify="left" if name.startswith("task") else "right", no_wrap=True)
-    by_task = {task: [entry.value for entry in scores if entry.task == task] for task in num_seeds}
+    table.add_column("Task and metrics", no_wrap=True)
+    for name in ("Seeds", "Mean", "Std", "95% interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    by_task = {task: [score.value for score in scores if score.task == task] for task in num_seeds}
     for task, values in by_task.items():
-        is_partial = any(entry.is_partial for entry in scores if entry.task == task)
-        is_from_mnli = any(entry.initialized_from == MNLI for entry in scores if entry.task == task)
+        is_partial = any(score.is_partial for score in scores if score.task == task)
+        is_from_mnli = any(score.initialized_from == MNLI for score in scores if score.task == task)
         name = f"{TASKS[task].label}{', from MNLI' if is_from_mnli else ''}{', on partial data' if is_partial else ''}"
         count = f"{len(values)}" if len(values) == num_seeds[task] else f"{len(values)} of {num_seeds[task]}"
         mean = f"{mean_over_tasks([values]):.2f}" if values else _NO_VALUE
@@ -37,12 +38,11 @@ def scores_table(title: str, scores: Sequence[Score], num_seeds: Mapping[str, in
     scored_tasks = [values for values in by_task.values() if values]
     if scored_tasks:
         table.add_section()
-        tasks = (
-            f"mean of {len(scored_tasks)} of the {len(TASKS)} GLUE tasks" if len(scored_tasks) < len(TASKS) else "GLUE"
-        )
-        tasks += ", on partial data" if any(entry.is_partial for entry in scores) else ""
-        tasks += ", seeds missing" if any(len(by_task[task]) < num_seeds[task] for task in num_seeds) else ""
-        table.add_row(tasks, "", f"{mean_over_tasks(scored_tasks):.2f}", "", _format_interval(scored_tasks))
+        is_complete = len(scored_tasks) == len(TASKS)
+        name = "GLUE" if is_complete else f"mean of {len(scored_tasks)} of the {len(TASKS)} GLUE tasks"
+        name += ", on partial data" if any(score.is_partial for score in scores) else ""
+        name += ", seeds missing" if any(len(by_task[task]) < num_seeds[task] for task in num_seeds) else ""
+        table.add_row(name, "", f"{mean_over_tasks(scored_tasks):.2f}", "", _format_interval(scored_tasks))
     return table
 
 

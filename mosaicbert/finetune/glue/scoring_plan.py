@@ -1,4 +1,4 @@
-"""The scoring plan: which jobs a recipe needs, which of their scores are recorded, and what each job waits for."""
+"""Scoring plan: jobs of a recipe, their dependencies and their recorded scores."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ from mosaicbert.finetune.glue.settings import describe_settings, fingerprint
 from mosaicbert.finetune.model import load_pretrained_tokenizer
 from mosaicbert.scores.records import PRETRAINED, Score, append_score, read_scores
 
-_MNLI_MODEL = re.compile(rf"[0-9a-f]{{12}}-[0-9a-f]{{12}}({re.escape(PARTIAL_SUFFIX)})?")  # folder names
+_MNLI_MODEL = re.compile(rf"[0-9a-f]{{12}}-[0-9a-f]{{12}}({re.escape(PARTIAL_SUFFIX)})?")  # folder name
 
 
 class ScoringPlan:
@@ -25,10 +25,13 @@ class ScoringPlan:
 
     Args:
         config: Configuration of the scoring.
-        source: Checkpoints to score and the path of their scores.
+        source: Source of the checkpoints.
         summaries: Data summary of each task that can be scored.
 
     Attributes:
+        config: Configuration of the scoring.
+        source: Source of the checkpoints.
+        tasks: Names of the tasks that can be scored.
         checkpoints: Checkpoints that have been added to the queue.
         settings: Fine-tuning settings of each task.
         protocols: Fingerprint of each task's settings.
@@ -45,7 +48,7 @@ class ScoringPlan:
         self.records = read_scores(source.scores_path)
 
     def check_model(self) -> None:
-        """Check that the model can be loaded, before any process is started for it.
+        """Check that the model exists, before any process is started.
 
         Raises:
             ConfigError: If the model does not exist or has no tokenizer.
@@ -55,7 +58,13 @@ class ScoringPlan:
                 load_pretrained_tokenizer(checkpoint.model)
 
     def update_queue(self, queue: JobQueue) -> None:
-        """Add the jobs of checkpoints that are new or have been trained again; cancel the jobs that these replace."""
+        """Add the jobs of new checkpoints to the queue.
+
+        A checkpoint that has been trained again after a rollback replaces the jobs of the previous one.
+
+        Args:
+            queue: Queue that runs the jobs.
+        """
         by_model = {checkpoint.model: checkpoint for checkpoint in self.checkpoints}
         for checkpoint in self.source.checkpoints():
             previous = by_model.get(checkpoint.model)
@@ -68,12 +77,16 @@ class ScoringPlan:
             queue.add(self._jobs(checkpoint))
 
     def scores_of(self, checkpoint: CheckpointToScore) -> list[Score]:
-        """Return the recorded scores of a checkpoint that have the settings of the recipe."""
+        """Return the recorded scores of a checkpoint with the settings of the recipe.
+
+        Args:
+            checkpoint: Checkpoint of the source.
+        """
         return [
             score
             for score in self.records
             if score.step == checkpoint.step
-            # The scores of a run are in its folder, which may have been moved, or be named by another path.
+            # Scores in a run folder belong to that run. The recorded path may differ, because folders can be moved.
             and (self.source.run is not None or score.model == checkpoint.identity)
             and (
                 checkpoint.pretraining is None
@@ -84,16 +97,24 @@ class ScoringPlan:
         ]
 
     def seeds_of(self, task: str) -> tuple[int, ...]:
-        """Return the seeds that a task is fine-tuned with."""
+        """Return the fine-tuning seeds of a task."""
         return SEEDS[: self.config.protocol_of(task).num_seeds]
 
     def missing_scores(self, checkpoint: CheckpointToScore) -> list[tuple[str, int]]:
-        """List task and seed of each score that is not recorded yet."""
+        """List the task and seed of each score that is not recorded yet."""
         recorded = {(score.task, score.seed) for score in self.scores_of(checkpoint)}
         return [(task, seed) for task in self.tasks for seed in self.seeds_of(task) if (task, seed) not in recorded]
 
     def record(self, job: Job, result: GlueResult) -> Score | None:
-        """Append a result to scores.jsonl, unless it is recorded already, or the run has replaced the weights."""
+        """Append the score of a job to scores.jsonl.
+
+        Args:
+            job: Finished job.
+            result: Output of the job.
+
+        Returns:
+            Recorded score; None if the score is recorded already or the run has replaced the checkpoint.
+        """
         payload: GlueJob = job.payload
         checkpoint = payload.checkpoint
         is_outdated = checkpoint not in self.checkpoints or self.source.has_replaced(checkpoint)
@@ -120,19 +141,19 @@ class ScoringPlan:
         return score
 
     def delete_unused_models(self) -> None:
-        """Delete the models fine-tuned on MNLI that no task needs any more, including those of earlier sessions."""
-        needed = {
+        """Delete models fine-tuned on MNLI that no pending job uses, including models of earlier sessions."""
+        used_folders = {
             self._mnli_folder(checkpoint)
             for checkpoint in self.checkpoints
             if any(self.config.is_initialized_from_mnli(task) for task, _ in self.missing_scores(checkpoint))
         }
         for path in self.source.work_folder.iterdir():
             final = path.with_name(path.name.removesuffix(PARTIAL_SUFFIX))
-            if _MNLI_MODEL.fullmatch(path.name) and final not in needed:
+            if _MNLI_MODEL.fullmatch(path.name) and final not in used_folders:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _is_mnli_partial(self, checkpoint: CheckpointToScore) -> bool:
-        # The size of a dataset on the Hub is known only to the job that has read it.
+        # For a Hub dataset, only the recorded MNLI score states whether the MNLI data are partial.
         return any(score.is_partial for score in self.scores_of(checkpoint) if score.task == MNLI)
 
     def _jobs(self, checkpoint: CheckpointToScore) -> Iterator[Job]:
@@ -141,22 +162,22 @@ class ScoringPlan:
         mnli = (MNLI, SEEDS[0])
         folder = self._mnli_folder(checkpoint) if needs_mnli else None
         if folder is not None and mnli in missing:
-            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted session; the job writes it again
+            shutil.rmtree(folder, ignore_errors=True)  # of an interrupted session; the MNLI job writes it again
         elif folder is not None and not folder.is_dir():
-            missing.append(mnli)  # its score is recorded, but its weights have been deleted
-        # First the job that others wait for, then the longest ones.
+            missing.append(mnli)  # the score is recorded, but the weights have been deleted
+        # The job that others depend on is first, then the longest jobs.
         missing.sort(key=lambda pair: (pair != mnli, -self._num_examples(pair[0])))
         for task, seed in missing:
-            start = folder if self.config.is_initialized_from_mnli(task) else None
+            initial_folder = folder if self.config.is_initialized_from_mnli(task) else None
             payload = GlueJob(
                 config=self.config,
                 checkpoint=checkpoint,
                 task=task,
                 seed=seed,
-                model=checkpoint.model if start is None else str(start),
+                model=checkpoint.model if initial_folder is None else str(initial_folder),
                 save_to=folder if (task, seed) == mnli else None,
             )
-            depends_on = None if start is None or start.is_dir() else _job_name(checkpoint, *mnli)
+            depends_on = None if initial_folder is None or initial_folder.is_dir() else _job_name(checkpoint, *mnli)
             yield Job(name=_job_name(checkpoint, task, seed), payload=payload, depends_on=depends_on)
 
     def _num_examples(self, task: str) -> int:

@@ -1,4 +1,4 @@
-"""Settings of a task's fine-tuning and their fingerprint: only scores with the same settings are comparable."""
+"""Fine-tuning settings of a GLUE task and their fingerprint. Only scores with equal settings are comparable."""
 
 import hashlib
 import json
@@ -12,18 +12,19 @@ from mosaicbert.train.device import choose_precision
 
 
 def describe_settings(config: GlueConfig, task: str, summaries: Mapping[str, DataSummary]) -> dict[str, Any]:
-    """Describe everything about a task's fine-tuning that changes its scores, except the model and the seed.
+    """Describe all settings of a task that change its scores, except the model and the seed.
 
     Args:
         config: Configuration of the scoring.
         task: Name of the task.
         summaries: Data summary of each task that can be scored.
+
+    Returns:
+        JSON-compatible settings for score records.
     """
-    # Files are identified by their content, wherever they are; a dataset of the Hub by its name.
-    is_known_data = any(data.digest for data in summaries.values()) or (config.data, config.revision) == (
-        OFFICIAL,
-        MAIN,
-    )
+    # Local files are identified by the digest of their content, a Hub dataset by its name and revision.
+    has_digest = any(data.digest for data in summaries.values())
+    is_official = (config.data, config.revision) == (OFFICIAL, MAIN)
 
     def protocol(name: str) -> dict[str, Any]:
         fields = asdict(config.protocol_of(name))
@@ -38,10 +39,14 @@ def describe_settings(config: GlueConfig, task: str, summaries: Mapping[str, Dat
         "mnli": protocol(MNLI) if config.is_initialized_from_mnli(task) else None,
         "shuffle": config.shuffle,
         "max_seq_len": config.max_seq_len,
-        "data": None if is_known_data else f"{config.data}@{config.revision}",
+        "data": None if has_digest or is_official else f"{config.data}@{config.revision}",
     }
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Hash settings to twelve hexadecimal digits."""
+    """Compute a fingerprint of 12 hexadecimal digits.
+
+    Args:
+        settings: Settings of a task, see `describe_settings`.
+    """
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""`mosaicbert finetune`: fine-tune a pretrained encoder on a task dataset, to a Hugging Face folder and a report."""
+"""Command `mosaicbert finetune`: fine-tuning on a task dataset, export and report."""
 
 import json
 import time
@@ -36,8 +36,8 @@ class _FitResult:
     """Output of a fine-tuning.
 
     Attributes:
-        validation_logits: (N, L).
-        predict_logits: (N, L) of the texts without labels; None if there are none.
+        validation_logits: (N, L) logits of the validation examples.
+        predict_logits: (N, L) logits of the texts without labels; None if there are none.
         seconds: Duration of the fine-tuning.
     """
 
@@ -47,19 +47,21 @@ class _FitResult:
 
 
 def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
-    """Fine-tune, and write the model, the predictions and the report; a finished run is not trained again.
+    """Fine-tune a pretrained encoder, and write the classifier, its predictions and a report.
+
+    A finished run is not trained again.
 
     Args:
         recipe: Recipe of the fine-tuning.
         console: Console for progress and metrics.
 
     Returns:
-        Run folder: recipe.yaml, hf/, predictions.jsonl, predictions.png, metrics.json and report.md.
+        Run folder with recipe.yaml, hf/, predictions.jsonl, predictions.png, metrics.json and report.md.
 
     Raises:
-        ConfigError: If model or data cannot be used, or the folder is that of another kind of run, or of a finished run
-            of another recipe. Nothing is trained.
-        TrainingFault: If the logits of the written model differ from those of the trained one.
+        ConfigError: If the model or the data cannot be used, or the folder contains another kind of run or a finished
+            run of a different recipe. The error is raised before training.
+        TrainingFault: If the logits of the exported model differ from those of the trained model.
     """
     folder = recipe.run_folder
     metrics_path = folder / "metrics.json"
@@ -74,20 +76,20 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     settings = _fine_tuning_settings(recipe.train, PROBLEM_TYPES[recipe.data.kind], recipe.seed)
     data = read_task_dataset(recipe.data)
     tokenizer = load_pretrained_tokenizer(name)
-    model = load_classifier(
-        name, num_labels=data.labels.num_outputs, problem_type=settings.problem_type, seed=recipe.seed
-    )
+    num_outputs = data.label_set.num_outputs
+    model = load_classifier(name, num_labels=num_outputs, problem_type=settings.problem_type, seed=recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "recipe.yaml")
-    print_line(console, f"{name}: {len(data.train):,} examples to train on, {len(data.validation):,} to validate")
+    counts = f"{len(data.train):,} training examples, {len(data.validation):,} validation examples"
+    print_line(console, f"{name}: {counts}")
 
     baseline: dict[str, Any] = {}
     if recipe.train.compare_with_random_weights:
-        console.print("from random weights, to compare with ...")
+        console.print("Fine-tuning from random weights ...")
         fit = _fit(with_random_weights(model, recipe.seed), tokenizer, data, settings, console)
         baseline = {"random_weights": evaluate(data, fit.validation_logits)}
         release_memory()
-    console.print("fine-tuning ...")
+    console.print("Fine-tuning from pretrained weights ...")
     fit = _fit(model, tokenizer, data, settings, console)
 
     export_classifier(model, tokenizer, data, folder / "hf")
@@ -110,29 +112,30 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     )
     _write_predictions(data, fit, folder, title=recipe.run_name)
     write_file(folder / "report.md", report.encode())
-    write_file(metrics_path, (json.dumps(metrics, indent=2) + "\n").encode())  # last: it marks the run as finished
+    # Written last, because the file marks the run as finished.
+    write_file(metrics_path, (json.dumps(metrics, indent=2) + "\n").encode())
     _print_metrics(folder, console)
     return folder
 
 
 def _check_run_folder(recipe: FinetuneRecipe, path: Path, *, is_finished: bool) -> None:
-    # A run that failed may be repeated with a corrected recipe.
     if not path.exists():
         return
-    before = load_recipe(path, [], FinetuneRecipe)
-    if not is_finished:
+    previous = load_recipe(path, [], FinetuneRecipe)
+    if not is_finished:  # a failed run may be repeated with a corrected recipe
         return
-    differences = {key: pair for key, pair in recipe_differences(before, recipe).items() if key != "runs_folder"}
+    differences = {key: pair for key, pair in recipe_differences(previous, recipe).items() if key != "runs_folder"}
     if differences:
-        changes = ", ".join(f"{key} ({old} there, {new} now)" for key, (old, new) in differences.items())
+        changes = ", ".join(f"{key} (previous {old}, new {new})" for key, (old, new) in differences.items())
         raise ConfigError(
-            f"{path.parent}: holds a run of another recipe, which differs in {changes}; choose another run_name=, or "
-            "delete the folder."
+            f"Recipe must match that of the finished run in {path.parent}, got different values of {changes}. "
+            "Choose a different run_name or delete the folder."
         )
 
 
 def _fine_tuning_settings(config: FinetuneConfig, problem_type: str, seed: int) -> FinetuneSettings:
-    # In bf16 predicted numbers have three digits, and many are equal. The paper trains STS-B in fp32, too.
+    # A predicted number has about three significant digits in bf16, so that many predictions are equal. The paper also
+    # trains STS-B in fp32.
     precision, _ = choose_precision("fp32" if problem_type == REGRESSION else config.precision)
     return FinetuneSettings(
         protocol=Protocol(
@@ -157,30 +160,30 @@ def _fit(
     settings: FinetuneSettings,
     console: Console,
 ) -> _FitResult:
-    inputs = [data.validation] if data.predict is None else [data.validation, data.predict]
-    start = time.monotonic()
-    logits = fine_tune(model, tokenizer, data.train, inputs, settings, lambda line: print_line(console, line))
+    evaluation_sets = [data.validation] if data.predict is None else [data.validation, data.predict]
+    start_time = time.monotonic()
+    logits = fine_tune(model, tokenizer, data.train, evaluation_sets, settings, lambda line: print_line(console, line))
     return _FitResult(
         validation_logits=logits[0],
         predict_logits=None if data.predict is None else logits[1],
-        seconds=time.monotonic() - start,
+        seconds=time.monotonic() - start_time,
     )
 
 
 def _write_predictions(data: TaskDataset, fit: _FitResult, folder: Path, title: str) -> None:
-    lines = [*prediction_lines(data.labels, data.validation, fit.validation_logits, "validation")]
+    lines = [*prediction_lines(data.label_set, data.validation, fit.validation_logits, "validation")]
     if data.predict is not None and fit.predict_logits is not None:
-        lines += prediction_lines(data.labels, data.predict, fit.predict_logits, "predict")
-    labels, predictions = label_arrays(data.labels, data.validation, fit.validation_logits)
+        lines += prediction_lines(data.label_set, data.predict, fit.predict_logits, "predict")
+    targets, predictions = label_arrays(data.label_set, data.validation, fit.validation_logits)
     write_file(folder / "predictions.jsonl", "".join(lines).encode())
-    write_file(folder / "predictions.png", draw_predictions(data.labels, labels, predictions, title))
+    write_file(folder / "predictions.png", draw_predictions(data.label_set, targets, predictions, title))
 
 
 def _print_metrics(folder: Path, console: Console) -> None:
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     baseline: dict[str, float] = metrics.get("random_weights", {})
     for name, value in metrics["validation"].items():
-        comparison = f"   (from random weights {baseline[name]:.4f})" if name in baseline else ""
+        comparison = f"   (random weights: {baseline[name]:.4f})" if name in baseline else ""
         print_line(console, f"{name + ':':22}{value:.4f}{comparison}")
     for name in ("hf", "report.md", "predictions.jsonl"):
         print_line(console, str(folder / name))

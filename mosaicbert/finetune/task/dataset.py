@@ -1,4 +1,4 @@
-"""The labelled texts of a user's own task."""
+"""Task datasets: labeled texts for training and validation, and texts to predict."""
 
 from dataclasses import dataclass
 from itertools import compress
@@ -24,57 +24,67 @@ from mosaicbert.finetune.task.labels import LabelSet
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDataset:
-    """What a recipe's data section stands for.
+    """Examples and labels of a task.
 
     Attributes:
-        labels: the classes.
-        train: labelled.
-        validation: labelled.
-        predict: without labels; None if none are asked for.
+        label_set: Problem type and class names.
+        train: Labeled training examples.
+        validation: Labeled validation examples.
+        predict: Texts without labels; None if the recipe does not set `data.predict`.
     """
 
-    labels: LabelSet
+    label_set: LabelSet
     train: Examples
     validation: Examples
     predict: Examples | None
 
 
 def read_task_dataset(config: TaskDataConfig) -> TaskDataset:
-    """Reads and checks everything before anything is trained.
+    """Read and check all examples of a task.
+
+    Args:
+        config: Data section of the recipe.
 
     Raises:
-        ConfigError: a file, split or column is not there, a text or label cannot be used, or a part has no examples.
+        ConfigError: If a file, split or column does not exist, a text or label is invalid, or a split is empty.
     """
     texts, cells, source = _read_labeled(config, config.train, config.train_split)
-    labels = LabelSet.of(config.kind, cells, source)
-    train = Examples(texts=texts, labels=labels.encode(cells, source))
+    label_set = LabelSet.from_column(config.kind, cells, source)
+    train = Examples(texts=texts, labels=label_set.encode(cells, source))
     if config.validation is None:
         is_validation = [_is_in_validation(row, config.validation_fraction) for row in zip(*texts, strict=True)]
         validation = _select(train, is_validation)
-        train = _select(train, [not one for one in is_validation])
+        train = _select(train, [not is_selected for is_selected in is_validation])
     else:
         texts, cells, source = _read_labeled(config, _validation_source(config), config.validation)
-        validation = Examples(texts=texts, labels=labels.encode(cells, source))
-    for name, examples in (("train", train), ("validation", validation)):
+        validation = Examples(texts=texts, labels=label_set.encode(cells, source))
+    for name, examples in (("training", train), ("validation", validation)):
         if not len(examples):
-            raise ConfigError(f"{source}: {name} has no examples; give more, or another data.validation_fraction.")
+            raise ConfigError(
+                f"{source} must have at least one {name} example, got none. Add examples or change "
+                "data.validation_fraction."
+            )
     predict = None
     if config.predict is not None:
         table = read_file(Path(config.predict), config.text_columns)
         predict = Examples(texts=get_text_columns(table, tuple(config.text_columns), config.predict), labels=None)
         if not len(predict):
-            raise ConfigError(f"data.predict={config.predict}: has no texts; give some, or leave it out.")
-    return TaskDataset(labels=labels, train=train, validation=validation, predict=predict)
+            raise ConfigError(
+                f"`data.predict` must be a file with at least one text, got {config.predict} with none. Add texts or "
+                "remove the key."
+            )
+    return TaskDataset(label_set=label_set, train=train, validation=validation, predict=predict)
 
 
 def _read_labeled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple[list[str], ...], list[object], str]:
-    """The texts, the label cells, and where both stand."""
+    # The last item is the name of the label column in error messages.
     if name == INSTALLED_PACKAGES:
         examples, packages = read_demo_examples()
         return examples.texts, list(packages), name
     table, source = _read_table(config, name, split)
     texts = get_text_columns(table, tuple(config.text_columns), source)
-    return texts, get_column(table, config.label_column, source).to_pylist(), f"{source}, {config.label_column}"
+    cells = get_column(table, config.label_column, source).to_pylist()
+    return texts, cells, f"{source}, column {config.label_column!r}"
 
 
 def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table, str]:
@@ -84,14 +94,13 @@ def _read_table(config: TaskDataConfig, name: str, split: str) -> tuple[pa.Table
 
 
 def _validation_source(config: TaskDataConfig) -> str:
-    """A file by itself, or the training data's dataset, of which `validation` names a split."""
     assert config.validation is not None
     if is_file_name(config.validation):
         return config.validation
     if is_file_name(config.train) or config.train == INSTALLED_PACKAGES:
         raise ConfigError(
-            f"data.validation={config.validation}: is neither {', '.join(TABLE_SUFFIXES)}, nor a split, which "
-            f"{config.train} does not have; name a file, or leave it out."
+            f"`data.validation` must be a file ({', '.join(TABLE_SUFFIXES)}), because {config.train} does not have "
+            f"splits, got {config.validation}. Name a file or remove the key."
         )
     return config.train
 

@@ -1,4 +1,4 @@
-"""The quickstart's task: which installed package does a piece of documentation come from?"""
+"""Demo task: classify documentation texts by the installed package that they come from."""
 
 import re
 from collections import defaultdict
@@ -13,15 +13,16 @@ _REPLACEMENT = "package"
 
 
 def read_demo_examples(max_texts_per_package: int = 200) -> tuple[Examples, list[str]]:
-    """Texts of the packages that have the most, as many of each; the same for the same environment.
+    """Read documentation texts of the packages with the most texts.
 
-    A package's own name would give it away: wherever it stands, it is replaced by "package".
+    The result depends only on the installed packages. Each text has the name of its own package replaced by
+    "package", because the name would reveal the label.
 
     Args:
-        texts_per_package: at most.
+        max_texts_per_package: Maximum number of texts of a package.
 
     Returns:
-        The texts without labels, and the package of each.
+        Texts without labels, and the package of each text.
     """
     by_package: defaultdict[str, set[str]] = defaultdict(set)
     for text, package in read_package_documentation():
@@ -31,7 +32,7 @@ def read_demo_examples(max_texts_per_package: int = 200) -> tuple[Examples, list
     largest = sorted(by_package, key=lambda package: (-len(by_package[package]), package))[:_NUM_PACKAGES]
     texts, packages = list[str](), list[str]()
     for package in largest:
-        # By the low bits: the high ones decide on what is held out.
+        # Ordered by the low bits of the hash, because the high bits select the validation examples.
         selected_texts = sorted(by_package[package], key=lambda text: hash_text(text)[1])[:max_texts_per_package]
         texts += selected_texts
         packages += [package] * len(selected_texts)

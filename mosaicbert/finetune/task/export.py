@@ -1,4 +1,4 @@
-"""Export of a fine-tuned classifier as a Hugging Face folder, with a check of the logits that it gives."""
+"""Export of a fine-tuned classifier as a Hugging Face folder, with a check of its logits."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from mosaicbert.finetune.task.dataset import TaskDataset
 
 _NUM_PROBES = 8  # examples whose logits are compared
 _MAX_PROBE_LENGTH = 256  # tokens
-_MAX_DIFFERENCE = 1e-4  # of the logits, both computed on the CPU
+_MAX_DIFFERENCE = 1e-4  # absolute difference of logits that are both computed on the CPU
 
 
 def export_classifier(
@@ -25,10 +25,10 @@ def export_classifier(
     """Write a fine-tuned classifier and its tokenizer as a Hugging Face folder.
 
     Args:
-        model: Classifier, which is moved to the CPU.
+        model: Classifier; it is moved to the CPU.
         tokenizer: Tokenizer of the model.
-        data: Dataset that the model was trained on: its class names, and probe inputs.
-        folder: Path of the folder; an older one is replaced.
+        data: Dataset that the model was trained on. It provides class names and probe inputs.
+        folder: Path of the folder; an existing folder is replaced.
 
     Raises:
         TrainingFault: If the logits of the written folder differ from those of the model.
@@ -37,9 +37,10 @@ def export_classifier(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     model = model.cpu().eval()
-    if data.labels.names:
-        model.config.id2label = dict(enumerate(data.labels.names))
-        model.config.label2id = {name: number for number, name in enumerate(data.labels.names)}
+    names = data.label_set.names
+    if names:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: index for index, name in enumerate(names)}
     if is_unpadded(model):
         model.config.auto_map = AUTO_MAP
         write_remote_code(partial)
@@ -52,10 +53,13 @@ def export_classifier(
 def _check_logits(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> None:
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     encoded = encode(tokenizer, examples, max_input_length(model, _MAX_PROBE_LENGTH))[:_NUM_PROBES]
-    # Padded, as the users of the folder will call it.
+    # Padded, because users of the folder pass padded batches.
     batch = ClassificationCollator(is_unpadded=False, pad_token_id=pad_token_id_of(tokenizer))(encoded)
     del batch["labels"]
     with torch.no_grad():
         difference = float((model(**batch).logits - reloaded(**batch).logits).abs().max())
     if not difference <= _MAX_DIFFERENCE:
-        raise TrainingFault(f"{folder}: gives other logits than the model that was written, by {difference}.")
+        raise TrainingFault(
+            f"Logits of the exported model in {folder} must differ by at most {_MAX_DIFFERENCE} from those of the "
+            f"trained model, got a difference of {difference}. Report this as a bug."
+        )

@@ -1,4 +1,4 @@
-"""A label column to what a classifier is trained on, and back to the names of its classes."""
+"""Conversion between the cells of a label column and the labels of a classifier."""
 
 import math
 from collections.abc import Sequence
@@ -10,101 +10,109 @@ from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.tables import Label
 
 PROBLEM_TYPES = {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}
-SEPARATOR = ";"  # between the labels of one cell
+_SEPARATOR = ";"  # between the class names of a cell
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSet:
-    """What the labels of a task are.
+    """Problem type and class names of a task.
 
     Attributes:
-        problem: Hugging Face's problem_type.
-        names: of the classes, in their order; empty for numbers.
+        problem_type: Hugging Face problem type.
+        names: Class names in the order of the logits; empty for a regression.
     """
 
     problem_type: str
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, kind: str, column: Sequence[Any], source: str) -> "LabelSet":
-        """Finds the classes of a training column, sorted: numbers by size, names by letters.
+    def from_column(cls, kind: str, column: Sequence[Any], source: str) -> "LabelSet":
+        """Collect the classes of a training column: numbers in numerical order, then names in alphabetical order.
 
         Args:
-            kind: of the recipe.
-            column: its cells.
-            place: file and column, for messages.
+            kind: Value of `data.kind`.
+            column: Cells of the label column.
+            source: File and column in error messages.
 
         Raises:
-            ConfigError: a cell is empty or of another kind, or there are fewer than two classes.
+            ConfigError: If a cell is empty or has the wrong type, or fewer than two classes occur.
         """
         problem_type = PROBLEM_TYPES[kind]
         if problem_type == REGRESSION:
             return cls(problem_type=problem_type, names=())
         if problem_type == MULTI_LABEL and _is_multi_hot(column):
             raise ConfigError(
-                f"{source}: each row holds {len(column[0])} marks of 0 and 1; give the names of the classes that apply."
+                f"{source} must contain class names for data.kind=multi_label, got multi-hot labels of "
+                f"{len(column[0])} classes. List the names of the classes that apply."
             )
-        class_names = {
-            name for row, cell in enumerate(column) for name in _class_names_in(problem_type, cell, row, source)
-        }
-        if len(class_names) < 2:
+        names = {name for row, cell in enumerate(column) for name in _class_names_in(problem_type, cell, row, source)}
+        if len(names) < 2:
             raise ConfigError(
-                f"{source}: fewer than two classes occur ({', '.join(class_names) or 'none'}); give "
-                "examples of two at least."
+                f"{source} must contain at least two classes, got {', '.join(names) or 'none'}. Add examples of "
+                "another class."
             )
-        return cls(problem_type=problem_type, names=tuple(sorted(class_names, key=_sort_key)))
+        return cls(problem_type=problem_type, names=tuple(sorted(names, key=_sort_key)))
 
     @property
     def num_outputs(self) -> int:
-        """Of the classifier."""
+        """Number of logits of the classifier."""
         return max(1, len(self.names))
 
     def encode(self, column: Sequence[Any], source: str) -> list[Label]:
-        """The labels of a column: classes by number, 0 and 1 for each class, or numbers.
+        """Convert the cells of a label column to class indices, multi-hot labels or numbers.
+
+        Args:
+            column: Cells of the label column.
+            source: File and column in error messages.
 
         Raises:
-            ConfigError: a cell is empty or of another kind, or names a class that the training data have not.
+            ConfigError: If a cell is empty, has the wrong type, or contains a class that no training example has.
         """
         if self.problem_type == REGRESSION:
             return [_regression_label(cell, row, source) for row, cell in enumerate(column)]
-        index = {name: number for number, name in enumerate(self.names)}
+        index_of = {name: index for index, name in enumerate(self.names)}
         encoded: list[Label] = []
         for row, cell in enumerate(column):
             names = _class_names_in(self.problem_type, cell, row, source)
-            unknown = [name for name in names if name not in index]
+            unknown = [name for name in names if name not in index_of]
             if unknown:
                 raise ConfigError(
-                    f"{source}: row {row + 1} has class {unknown[0]!r}, which no training example has; add one, or "
-                    "leave the row out."
+                    f"{source}, row {row + 1}, must be a class of the training examples, got {unknown[0]!r}. Add a "
+                    "training example of this class or remove the row."
                 )
             if self.problem_type == SINGLE_LABEL:
-                encoded.append(index[names[0]])
+                encoded.append(index_of[names[0]])
             else:
                 encoded.append([int(name in names) for name in self.names])
         return encoded
 
 
 def _is_multi_hot(column: Sequence[Any]) -> bool:
-    """Whether a column holds, for each class, whether it applies, instead of names."""
     if not column or not all(isinstance(cell, list) for cell in column):
         return False
-    is_even = len({len(cell) for cell in column}) == 1 and len(column[0]) > 1
-    return is_even and all(mark in (0, 1) for cell in column for mark in cell)
+    is_rectangular = len({len(cell) for cell in column}) == 1 and len(column[0]) > 1
+    return is_rectangular and all(value in (0, 1) for cell in column for value in cell)
 
 
 def _class_names_in(problem_type: str, cell: Any, row: int, source: str) -> list[str]:
     if problem_type == MULTI_LABEL:
-        cells = cell.split(SEPARATOR) if isinstance(cell, str) else cell
-        if not isinstance(cells, list) or None in cells:
+        items = cell.split(_SEPARATOR) if isinstance(cell, str) else cell
+        if not isinstance(items, list) or None in items:
             raise ConfigError(
-                f"{source}: row {row + 1} holds {cell!r}; several labels are a list, or stand with {SEPARATOR} between."
+                f"{source}, row {row + 1}, must be a list of class names or a string with {_SEPARATOR!r} between them, "
+                f"got {cell!r}. Fix the cell or remove the row."
             )
-        return [name for one in cells if (name := str(one).strip())]
+        return [name for item in items if (name := str(item).strip())]
     if cell is None or isinstance(cell, (list, dict)) or (isinstance(cell, float) and not cell.is_integer()):
-        raise ConfigError(f"{source}: row {row + 1} holds {cell!r}, which is no class; see data.kind.")
+        raise ConfigError(
+            f"{source}, row {row + 1}, must be a class name or a whole number, got {cell!r}. Fix the cell or change "
+            "data.kind."
+        )
     name = str(int(cell) if isinstance(cell, float) else cell).strip()
     if not name:
-        raise ConfigError(f"{source}: row {row + 1} has no class; fill it in, or leave the row out.")
+        raise ConfigError(
+            f"{source}, row {row + 1}, must be a class name, got {cell!r}. Fill in the cell or remove the row."
+        )
     return [name]
 
 
@@ -114,7 +122,9 @@ def _regression_label(cell: Any, row: int, source: str) -> float:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"{source}: row {row + 1} holds {cell!r}, which is no number; mend it, or see data.kind.")
+        raise ConfigError(
+            f"{source}, row {row + 1}, must be a finite number, got {cell!r}. Fix the cell or change data.kind."
+        )
     return value
 
 

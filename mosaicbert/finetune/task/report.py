@@ -22,35 +22,38 @@ _METRICS = {
 
 
 def evaluate(data: TaskDataset, logits: Tensor) -> dict[str, float]:
-    """Compute the metrics of the validation examples, by name.
+    """Compute the metrics of the validation examples.
 
     Args:
         data: Dataset of the task.
-        logits: (N, L) of the validation examples.
+        logits: (N, L) logits of the validation examples.
+
+    Returns:
+        Metrics by name.
     """
-    problem_type = data.labels.problem_type
+    problem_type = data.label_set.problem_type
     return compute_metrics(_METRICS[problem_type], problem_type, logits, torch.tensor(data.validation.labels))
 
 
-def prediction_lines(labels: LabelSet, examples: Examples, logits: Tensor, split: str) -> Iterator[str]:
-    """Yield a line of JSON for each example: its texts, its label if it has one, the prediction and probabilities.
+def prediction_lines(label_set: LabelSet, examples: Examples, logits: Tensor, split: str) -> Iterator[str]:
+    """Yield one line of JSON per example with its texts, label (if any), prediction and class probabilities.
 
     Args:
-        labels: Classes of the task.
+        label_set: Problem type and class names.
         examples: Examples of the split.
-        logits: (N, L) of the examples.
+        logits: (N, L) logits of the examples.
         split: Name of the split.
     """
-    predictions = predict_labels(labels.problem_type, logits).tolist()
-    is_single = labels.problem_type == SINGLE_LABEL
-    probabilities = (logits.softmax(dim=1) if is_single else logits.sigmoid()).tolist()
+    predictions = predict_labels(label_set.problem_type, logits).tolist()
+    is_single_label = label_set.problem_type == SINGLE_LABEL
+    probabilities = (logits.softmax(dim=1) if is_single_label else logits.sigmoid()).tolist()
     for row, texts in enumerate(zip(*examples.texts, strict=True)):
         line: dict[str, Any] = {"split": split, "texts": list(texts)}
         if examples.labels is not None:
-            line["label"] = _class_names(labels, examples.labels[row])
-        line["predicted"] = _class_names(labels, predictions[row])
-        if labels.problem_type != REGRESSION:
-            pairs = zip(labels.names, probabilities[row], strict=True)
+            line["label"] = _class_names(label_set, examples.labels[row])
+        line["predicted"] = _class_names(label_set, predictions[row])
+        if label_set.problem_type != REGRESSION:
+            pairs = zip(label_set.names, probabilities[row], strict=True)
             line["probabilities"] = {name: round(value, 6) for name, value in pairs}
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
@@ -71,56 +74,61 @@ def write_report(
         title: Title of the report.
         data: Dataset of the task.
         metrics: Content of metrics.json.
-        logits: (N, L) of the validation examples.
+        logits: (N, L) logits of the validation examples.
         model: Name of the pretrained model.
         dataset: Name of the training data.
         num_epochs: Number of epochs.
     """
-    labels = data.labels
-    baseline = {"random weights": metrics["random_weights"]} if "random_weights" in metrics else {}
-    columns = {"fine-tuned": metrics["validation"]} | baseline
+    label_set = data.label_set
+    columns = {"Pretrained weights": metrics["validation"]}
+    if "random_weights" in metrics:
+        columns["Random weights"] = metrics["random_weights"]
     lines = [
         f"# {title}",
         "",
-        f"{model} on {dataset}: {len(data.train):,} examples to train on, {len(data.validation):,} to "
-        f"validate, {num_epochs} epochs, {metrics['seconds']:.0f} s.",
+        f"Model {model}, fine-tuned on {dataset}: {len(data.train):,} training examples, {len(data.validation):,} "
+        f"validation examples, {num_epochs} epochs, {metrics['seconds']:.0f} s.",
         "",
-        _markdown_row("metric", *columns),
+        _markdown_row("Validation metric", *columns),
         _markdown_row("---", *["---:"] * len(columns)),
-        *(
-            _markdown_row(name, *(f"{values[name]:.4f}" for values in columns.values()))
-            for name in metrics["validation"]
-        ),
     ]
-    if baseline:
-        lines += ["", "Random weights: the same model, trained on the same data in the same way, but not pretrained."]
-    if labels.problem_type != REGRESSION:
+    for name in metrics["validation"]:
+        lines.append(_markdown_row(name, *(f"{values[name]:.4f}" for values in columns.values())))
+    if "random_weights" in metrics:
+        lines += ["", "Random weights: the same model, data and hyperparameters, without pretraining."]
+    if label_set.problem_type != REGRESSION:
         lines += [
             "",
-            _markdown_row("class", "precision", "recall", "F1", "examples"),
+            _markdown_row("Class", "Precision", "Recall", "F1", "Validation examples"),
             _markdown_row("---", *["---:"] * 4),
         ]
-        targets, predictions = label_arrays(labels, data.validation, logits)
-        zero: Any = 0.0  # its stubs know only the default
+        targets, predictions = label_arrays(label_set, data.validation, logits)
+        zero: Any = 0.0  # the type stubs accept only the default
         by_class: Any = precision_recall_fscore_support(
-            targets, predictions, labels=range(len(labels.names)), average=None, zero_division=zero
+            targets, predictions, labels=range(len(label_set.names)), average=None, zero_division=zero
         )
-        for name, *scores, count in zip(labels.names, *by_class, strict=True):
-            lines.append(_markdown_row(name, *(f"{score:.3f}" for score in scores), f"{int(count):,}"))
+        for name, *scores, num_examples in zip(label_set.names, *by_class, strict=True):
+            lines.append(_markdown_row(name, *(f"{score:.3f}" for score in scores), f"{int(num_examples):,}"))
     return "\n".join([*lines, "", "![Predictions](predictions.png)", ""])
 
 
-def label_arrays(labels: LabelSet, examples: Examples, logits: Tensor) -> tuple[Any, Any]:
-    """Return true and predicted labels as arrays: (N,), or (N, L) for several labels."""
-    return np.array(examples.labels), predict_labels(labels.problem_type, logits).numpy()
+def label_arrays(label_set: LabelSet, examples: Examples, logits: Tensor) -> tuple[Any, Any]:
+    """Return true and predicted labels as arrays of shape (N,), or (N, L) for multi-label tasks.
+
+    Args:
+        label_set: Problem type and class names.
+        examples: Labeled examples.
+        logits: (N, L) logits of the examples.
+    """
+    return np.array(examples.labels), predict_labels(label_set.problem_type, logits).numpy()
 
 
-def _class_names(labels: LabelSet, label: Any) -> Any:
-    if labels.problem_type == REGRESSION:
+def _class_names(label_set: LabelSet, label: Any) -> Any:
+    if label_set.problem_type == REGRESSION:
         return label
-    if labels.problem_type == SINGLE_LABEL:
-        return labels.names[label]
-    return [name for name, applies in zip(labels.names, label, strict=True) if applies]
+    if label_set.problem_type == SINGLE_LABEL:
+        return label_set.names[label]
+    return [name for name, applies in zip(label_set.names, label, strict=True) if applies]
 
 
 def _markdown_row(*cells: str) -> str:

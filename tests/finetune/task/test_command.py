@@ -1,4 +1,4 @@
-"""`mosaicbert finetune`: from files to a folder that Hugging Face's users load."""
+"""Tests of `mosaicbert finetune`: data, training, predictions, report and export."""
 
 import csv
 import json
@@ -42,18 +42,18 @@ def _write(path, rows):
     return str(path)
 
 
-def _rows(number, label=lambda index: f"class {index % 2}", **more):
+def _rows(num_rows, label=lambda index: f"class {index % 2}", **columns):
     return [
         {"text": f"{_WORDS[index % 2]} the value {index} of the object", "label": label(index)}
-        | {name: f"{value} {index}" for name, value in more.items()}
-        for index in range(number)
+        | {name: f"{value} {index}" for name, value in columns.items()}
+        for index in range(num_rows)
     ]
 
 
 def _recipe(model, folder, data, **train):
     fast = {"epochs": 10, "batch_size": 8, "peak_lr": 5e-3, "max_seq_len": 32, "precision": "fp32"}
     return FinetuneRecipe(
-        run_name="mine", runs_folder=str(folder), model=str(model), data=data, train=FinetuneConfig(**(fast | train))
+        run_name="task", runs_folder=str(folder), model=str(model), data=data, train=FinetuneConfig(**(fast | train))
     )
 
 
@@ -62,9 +62,9 @@ def _lines(folder):
 
 
 @pytest.fixture(scope="module")
-def tuned(finished, tmp_path_factory):
-    """A fine-tuning that says how it goes after every step."""
-    folder = tmp_path_factory.mktemp("own")
+def fine_tuned(finished, tmp_path_factory):
+    """Recipe, run folder and console output of a fine-tuning that logs every step."""
+    folder = tmp_path_factory.mktemp("finetune")
     data = TaskDataConfig(
         train=_write(folder / "train.csv", _rows(40)),
         validation=_write(folder / "valid.jsonl", _rows(12)),
@@ -77,21 +77,23 @@ def tuned(finished, tmp_path_factory):
         return recipe, finetune(recipe, console), console.export_text()
 
 
-def test_classes_are_learnt_measured_and_written_down(tuned):
-    _, folder, said = tuned
+def test_classes_are_learned_and_metrics_are_written(fine_tuned):
+    _, folder, output = fine_tuned
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["validation"] == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 1.0}
     assert set(metrics["random_weights"]) == set(metrics["validation"])
     assert metrics["examples"] == {"train": 40, "validation": 12}
-    assert "accuracy:             1.0000   (from random weights" in said
-    assert len(re.findall(r"^step \d+/50  loss \d\.\d{3}  \d:\d\d:\d\d left$", said, flags=re.MULTILINE)) == 2 * 50
+    assert "accuracy:             1.0000   (random weights: " in output
+    assert (
+        len(re.findall(r"^step \d+/50  loss \d\.\d{3}  \d:\d\d:\d\d remaining$", output, flags=re.MULTILINE)) == 2 * 50
+    )
     report = (folder / "report.md").read_text()
     assert "| class 1 | 1.000 | 1.000 | 1.000 | 6 |" in report
     assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_example_has_a_line_with_its_prediction(tuned):
-    _, folder, _ = tuned
+def test_predictions_of_all_examples_are_written(fine_tuned):
+    _, folder, _ = fine_tuned
     lines = _lines(folder)
     assert [line["split"] for line in lines] == ["validation"] * 12 + ["predict"] * 2
     assert [line["predicted"] for line in lines[:12]] == [line["label"] for line in lines[:12]]
@@ -100,20 +102,18 @@ def test_every_example_has_a_line_with_its_prediction(tuned):
     assert all(sum(line["probabilities"].values()) == pytest.approx(1.0, abs=1e-5) for line in lines)
 
 
-def test_the_folder_is_one_of_hugging_face(tuned):
-    _, folder, _ = tuned
+def test_the_exported_folder_loads_in_transformers(fine_tuned):
+    _, folder, _ = fine_tuned
     classify = pipeline("text-classification", model=str(folder / "hf"), device="cpu")
-    assert [found["label"] for found in classify(["raises the value 7", "returns the value 3"])] == [
-        "class 1",
-        "class 0",
-    ]
+    predictions = classify(["raises the value 7", "returns the value 3"])
+    assert [prediction["label"] for prediction in predictions] == ["class 1", "class 0"]
     model = AutoModelForSequenceClassification.from_pretrained(folder / "hf")
     assert model.config.problem_type == SINGLE_LABEL
     assert model.config.label2id == {"class 0": 0, "class 1": 1}
 
 
-def test_the_folder_loads_where_this_package_is_not(tuned):
-    _, folder, _ = tuned
+def test_the_exported_folder_loads_without_this_package(fine_tuned):
+    _, folder, _ = fine_tuned
     program = (
         "import sys\n"
         "sys.modules['mosaicbert'] = None\n"
@@ -127,19 +127,19 @@ def test_the_folder_loads_where_this_package_is_not(tuned):
     assert printed.startswith("1 transformers_modules.")
 
 
-def test_a_finished_run_is_not_trained_again_and_another_recipe_is_refused(tuned):
-    recipe, folder, _ = tuned
+def test_a_finished_run_is_not_trained_again_and_rejects_a_different_recipe(fine_tuned):
+    recipe, folder, _ = fine_tuned
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     console = Console(record=True, width=150)
     finetune(recipe, console)
     assert "this run is finished" in console.export_text()
-    with pytest.raises(ConfigError, match=r"differs in train\.epochs \(10 there, 3 now\)"):
+    with pytest.raises(ConfigError, match=r"got different values of train\.epochs \(previous 10, new 3\)"):
         finetune(replace(recipe, train=replace(recipe.train, epochs=3)), console)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
-def test_the_folder_of_a_pretraining_is_left_alone(finished, tmp_path):
-    run = shutil.copytree(finished[1].path, tmp_path / "mine", symlinks=True)
+def test_a_pretraining_run_folder_is_rejected_and_not_changed(finished, tmp_path):
+    run = shutil.copytree(finished[1].path, tmp_path / "task", symlinks=True)
     before = sorted(run.rglob("*"))
     data = TaskDataConfig(train=_write(tmp_path / "train.csv", _rows(40)))
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
@@ -147,136 +147,135 @@ def test_the_folder_of_a_pretraining_is_left_alone(finished, tmp_path):
     assert sorted(run.rglob("*")) == before
 
 
-def test_several_labels_and_pairs_of_texts(finished, tmp_path):
-    def topics(index):
-        return ["even"] * (index % 2 == 0) + ["threes"] * (index % 3 == 0)
+def test_a_multi_label_task_with_text_pairs_is_fine_tuned(finished, tmp_path):
+    def names_of(index):
+        return ["even"] * (index % 2 == 0) + ["multiple of 3"] * (index % 3 == 0)
 
-    rows = _rows(60, label=topics, other="with list")
+    rows = _rows(60, label=names_of, other="with list")
     data = TaskDataConfig(
         train=_write(tmp_path / "train.jsonl", rows), text_columns=["text", "other"], kind="multi_label"
     )
     folder = finetune(_recipe(finished[1].hugging_face, tmp_path, data, epochs=2), Console(quiet=True))
     lines = _lines(folder)
     assert 1 <= len(lines) < 20
-    assert all(set(line["probabilities"]) == {"even", "threes"} and len(line["texts"]) == 2 for line in lines)
+    assert all(set(line["probabilities"]) == {"even", "multiple of 3"} and len(line["texts"]) == 2 for line in lines)
     assert all(isinstance(line["predicted"], list) for line in lines)
     assert set(json.loads((folder / "metrics.json").read_text())["validation"]) == {"accuracy", "f1"}
 
 
-def test_numbers_are_predicted_in_fp32_whatever_the_recipe_says_of_classes(finished, tmp_path):
+def test_a_regression_is_trained_in_fp32_with_any_precision(finished, tmp_path):
     rows = _rows(40, label=lambda index: 4.0 * (index % 2))
     data = TaskDataConfig(train=_write(tmp_path / "train.csv", rows), kind="regression", validation_fraction=0.3)
     recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=20, precision="bf16")
     recipe.run_folder.mkdir()
-    save_recipe(replace(recipe, seed=1), recipe.run_folder / "recipe.yaml")  # of a run that failed and was mended
+    save_recipe(replace(recipe, seed=1), recipe.run_folder / "recipe.yaml")  # of a failed run
     folder = finetune(recipe, Console(quiet=True))
     metrics = json.loads((folder / "metrics.json").read_text())["validation"]
     assert metrics["pearson"] > 0.9
     lines = _lines(folder)
     assert all(isinstance(line["predicted"], float) and "probabilities" not in line for line in lines)
-    predicted = torch.tensor([line["predicted"] for line in lines])
-    assert not torch.equal(predicted, predicted.bfloat16().float())
+    predictions = torch.tensor([line["predicted"] for line in lines])
+    assert not torch.equal(predictions, predictions.bfloat16().float())
     model = AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     inputs = AutoTokenizer.from_pretrained(folder / "hf")([lines[0]["texts"][0]], return_tensors="pt")
     with torch.no_grad():
         assert float(model(**inputs).logits) == pytest.approx(lines[0]["predicted"], abs=1e-4)
 
 
-def test_classes_of_a_hub_dataset_have_its_names(tmp_path):
+def test_classes_of_a_hub_dataset_have_its_class_names(tmp_path):
     names = ["negative", "neutral", "positive"]
-    texts = [f"text {number}" for number in range(30)]
+    texts = [f"text {index}" for index in range(30)]
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    labels = [number % 3 for number in range(30)]
+    labels = [index % 3 for index in range(30)]
     folder = tmp_path / "dataset"
     folder.mkdir()
     for split in ("train", "validation"):
         rows = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
         rows.to_parquet(folder / f"{split}.parquet")
     data = read_task_dataset(TaskDataConfig(train=str(folder), validation="validation"))
-    assert data.labels.names == tuple(names)
+    assert data.label_set.names == tuple(names)
     assert data.validation.labels == labels
     unknown = datasets.Dataset.from_dict({"text": texts, "label": [-1, *labels[1:]]}, features=features)
     unknown.to_parquet(folder / "train.parquet")
-    with pytest.raises(ConfigError, match="row 1 holds None, which is no class"):
+    with pytest.raises(ConfigError, match="row 1, must be a class name or a whole number, got None"):
         read_task_dataset(TaskDataConfig(train=str(folder)))
 
 
-def test_several_classes_of_a_hub_dataset_have_their_names(tmp_path):
-    several = datasets.Sequence(datasets.ClassLabel(names=["joy", "anger"]))
-    features = datasets.Features({"text": datasets.Value("string"), "label": several})
+def test_multi_label_classes_of_a_hub_dataset_have_its_class_names(tmp_path):
+    multi_label = datasets.Sequence(datasets.ClassLabel(names=["joy", "anger"]))
+    features = datasets.Features({"text": datasets.Value("string"), "label": multi_label})
     rows = datasets.Dataset.from_dict(
         {"text": ["a", "b", "c", "d"], "label": [[0], [0, 1], [], [1]]}, features=features
     )
     (tmp_path / "dataset").mkdir()
     rows.to_parquet(tmp_path / "dataset" / "train.parquet")
     data = read_task_dataset(TaskDataConfig(train=str(tmp_path / "dataset"), validation="train", kind="multi_label"))
-    assert data.labels == LabelSet(problem_type=MULTI_LABEL, names=("anger", "joy"))
+    assert data.label_set == LabelSet(problem_type=MULTI_LABEL, names=("anger", "joy"))
     assert data.train.labels == [[0, 1], [1, 1], [0, 0], [1, 0]]
 
 
 @given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=40), fraction=st.floats(0.05, 0.95))
-def test_what_is_held_out_depends_on_the_text_alone(texts, fraction):
-    chosen = {text: _is_in_validation((text,), fraction) for text in texts}
-    assert all(
-        _is_in_validation((text,), min(0.99, fraction + 0.01))
-        for text, is_validation in chosen.items()
-        if is_validation
-    )
+def test_a_larger_fraction_extends_the_validation_examples(texts, fraction):
+    larger = min(0.99, fraction + 0.01)
+    selected = [text for text in texts if _is_in_validation((text,), fraction)]
+    assert all(_is_in_validation((text,), larger) for text in selected)
 
 
-def test_about_the_fraction_is_held_out():
-    share = np.mean([_is_in_validation((f"text {number}",), 0.2) for number in range(4000)])
-    assert 0.17 < share < 0.23
+def test_the_validation_examples_have_about_the_configured_fraction():
+    fraction = np.mean([_is_in_validation((f"text {index}",), 0.2) for index in range(4000)])
+    assert 0.17 < fraction < 0.23
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"train": "missing.csv"}, "cannot be read"),
-        ({"label_column": "score"}, "has no column 'score'; it has text, label"),
-        ({"text_columns": ["words"]}, "has no column 'words'"),
-        ({"predict": "empty.csv", "validation_fraction": 0.5}, "data.predict=empty.csv: has no texts"),
-        ({"validation": "valid.json"}, "is neither .jsonl, .csv, .parquet, nor a split"),
-        ({"validation": "validation"}, "is neither .jsonl, .csv, .parquet, nor a split"),
-        ({"validation_fraction": 1e-9}, "validation has no examples"),
-        ({"kind": "regression", "validation_fraction": 0.5}, "which is no number"),
+        ({"label_column": "score"}, "must have a column 'score', got text, label"),
+        ({"text_columns": ["words"]}, "must have a column 'words', got text, label"),
+        (
+            {"predict": "empty.csv", "validation_fraction": 0.5},
+            r"`data\.predict` must be a file with at least one text, got empty\.csv",
+        ),
+        ({"validation": "valid.json"}, r"`data\.validation` must be a file .* got valid\.json"),
+        ({"validation": "validation"}, r"`data\.validation` must be a file .* got validation"),
+        ({"validation_fraction": 1e-9}, "must have at least one validation example, got none"),
+        ({"kind": "regression", "validation_fraction": 0.5}, "must be a finite number"),
     ],
 )
-def test_data_that_cannot_be_used_are_refused_before_anything_is_written(
-    changes, said, finished, tmp_path, monkeypatch
-):
+def test_invalid_data_are_rejected_before_anything_is_written(changes, message, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty.csv").write_text("text\n")
     fields = {"train": _write(tmp_path / "train.jsonl", _rows(20))} | changes
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         finetune(_recipe(finished[1].path, tmp_path, TaskDataConfig(**fields)), Console(quiet=True))
-    assert not (tmp_path / "mine").exists()
+    assert not (tmp_path / "task").exists()
 
 
 @pytest.mark.parametrize("num_classes", [2, 30, 150])
-def test_a_matrix_of_many_classes_is_drawn(num_classes):
-    names = tuple(f"${number} a rather long name of a class" for number in range(num_classes))
+def test_a_confusion_matrix_of_any_number_of_classes_is_drawn(num_classes):
+    # A dollar sign must not start mathematical text.
+    names = tuple(f"${index} long name of a class that is truncated" for index in range(num_classes))
     rng = np.random.default_rng(0)
-    true, predicted = rng.integers(num_classes, size=(2, 500))
-    png = draw_predictions(LabelSet(problem_type=SINGLE_LABEL, names=names), true, predicted, "t")
-    assert png.startswith(b"\x89PNG")
+    targets, predictions = rng.integers(num_classes, size=(2, 500))
+    label_set = LabelSet(problem_type=SINGLE_LABEL, names=names)
+    assert draw_predictions(label_set, targets, predictions, "t").startswith(b"\x89PNG")
 
 
-def test_several_labels_and_numbers_are_drawn():
+def test_multi_label_and_regression_plots_are_drawn():
     rng = np.random.default_rng(0)
-    true, predicted = rng.integers(2, size=(2, 50, 3))
-    labels = LabelSet(problem_type=MULTI_LABEL, names=("a", "b", "c"))
-    assert draw_predictions(labels, true, predicted, "t").startswith(b"\x89PNG")
-    numbers = LabelSet(problem_type=REGRESSION, names=())
-    assert draw_predictions(numbers, *rng.normal(size=(2, 50)), "t").startswith(b"\x89PNG")
+    targets, predictions = rng.integers(2, size=(2, 50, 3))
+    multi_label = LabelSet(problem_type=MULTI_LABEL, names=("a", "b", "c"))
+    assert draw_predictions(multi_label, targets, predictions, "t").startswith(b"\x89PNG")
+    regression = LabelSet(problem_type=REGRESSION, names=())
+    assert draw_predictions(regression, *rng.normal(size=(2, 50)), "t").startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_packages_are_balanced_and_do_not_name_themselves():
+def test_demo_examples_are_balanced_and_do_not_contain_their_package_name():
     examples, packages = read_demo_examples(50)
     assert len(set(packages)) == 12
     assert all(packages.count(package) == 50 for package in set(packages))
-    named = [package.lower() in text.lower() for text, package in zip(examples.texts[0], packages, strict=True)]
-    assert not any(named)
+    contains_name = [package.lower() in text.lower() for text, package in zip(examples.texts[0], packages, strict=True)]
+    assert not any(contains_name)
     data = read_task_dataset(TaskDataConfig(train="installed-packages", validation_fraction=0.2))
     assert 0.1 < len(data.validation) / len(data.train) < 0.4
