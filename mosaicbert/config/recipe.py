@@ -170,6 +170,11 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         validate(self, "checkpoint")
 
+    @property
+    def interval_length(self) -> Duration:
+        """Interval as a duration."""
+        return parse_duration("checkpoint.interval", self.interval)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FaultConfig:
@@ -206,6 +211,11 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         validate(self, "eval")
+
+    @property
+    def interval_length(self) -> Duration:
+        """Interval as a duration."""
+        return parse_duration("eval.interval", self.interval)
 
 
 @dataclass(frozen=True, kw_only=True)

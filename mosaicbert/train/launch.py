@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from mosaicbert.config import ConfigError, Recipe, TrainConfig
-from mosaicbert.train.resolve import resolve_run
+from mosaicbert.train.resolve import prepare_run, resolve_run
 
 _PARENT_DEATH_PIPE = "MOSAICBERT_PARENT_DEATH_PIPE"  # environment variable: file descriptor of the read end
 _POLL_SECONDS = 0.1
@@ -39,17 +39,19 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         Exit code of the command.
 
     Raises:
-        ConfigError: If the run cannot start, see `resolve_run`. No process has been started then.
+        ConfigError: If a check of `prepare_run` fails, before any process is started; or in a process that trains, see
+            `resolve_run` and `pretrain`.
     """
     if _PARENT_DEATH_PIPE in os.environ:
         read_end = int(os.environ.pop(_PARENT_DEATH_PIPE))
         threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
     num_processes = 1 if "RANK" in os.environ else count_processes(recipe.train)
     if num_processes > 1:
-        resolve_run(recipe, console, num_processes)
-        return _run_ranks([sys.executable, "-m", "mosaicbert", *arguments], num_processes)
+        folder, _ = prepare_run(recipe, console, num_processes)
+        if not folder.is_finished:
+            return _run_ranks([sys.executable, "-m", "mosaicbert", *arguments], num_processes)
     resolved = resolve_run(recipe, console)
-    from mosaicbert.train.pretrain import pretrain  # imported here because Composer takes seconds to import
+    from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import
 
     pretrain(resolved, console, command=shlex.join(["mosaicbert", *arguments]))
     return 0

@@ -22,7 +22,7 @@ from mosaicbert.train.composer import dist
 from mosaicbert.train.device import limit_cpu_threads, peak_flops
 from mosaicbert.train.resolve import ResolvedRun
 from mosaicbert.train.results import summarize
-from mosaicbert.train.run_folder import create_run_folder
+from mosaicbert.train.run_folder import check_run_folder, check_same_store, create_run_folder
 from mosaicbert.train.session import Session, train
 from mosaicbert.train.signals import StopRequest, TrainingStopped
 from mosaicbert.train.summary import log_results, log_run_summary
@@ -45,13 +45,13 @@ def pretrain(resolved: ResolvedRun, console: Console, command: str = "the same c
         TrainingFault: If the training diverges repeatedly, or the result cannot be exported.
     """
     log = _make_log(console)
-    if resolved.is_finished:
+    if resolved.folder.is_finished:
         log(f"{resolved.folder.path}: this run is finished.")
         log_results(resolved, log)
         return
     on_gpu = torch.cuda.is_available()
-    compilation = choose_compilation(resolved.recipe.model, resolved.recipe.train, resolved.precision)
     _initialize_processes(on_gpu)
+    compilation = choose_compilation(resolved.recipe.model, resolved.recipe.train, resolved.precision)
     with ExitStack() as stack:
         export_worker = _open_run_folder(resolved, stack, log) if dist.get_global_rank() == 0 else None
         dist.barrier()
@@ -65,15 +65,15 @@ def pretrain(resolved: ResolvedRun, console: Console, command: str = "the same c
             peak_source=peak_source,
             log=log,
         )
-        stop = stack.enter_context(StopRequest())
-        try:
-            train(Session(resolved, compilation, peak, stop, export_worker, console, log))
-        except TrainingStopped as stopped:
-            if export_worker is not None:
-                export_worker.stop()
-            outcome = "with a checkpoint" if stopped.has_checkpoint else "without a checkpoint of the last steps"
-            log(f"stopped by {stop.signal or 'another process'}, {outcome}; to resume: {command}")
-            return
+        with StopRequest() as stop:
+            try:
+                train(Session(resolved, compilation, peak, stop, export_worker, console, log))
+            except TrainingStopped as stopped:
+                if export_worker is not None:
+                    export_worker.stop()
+                outcome = "with a checkpoint" if stopped.has_checkpoint else "without a checkpoint of the last steps"
+                log(f"stopped by {stop.signal or 'another process'}, {outcome}; to resume: {command}")
+                return
         if export_worker is not None:
             _finish(resolved, export_worker, log)
 
@@ -97,6 +97,9 @@ def _open_run_folder(resolved: ResolvedRun, stack: ExitStack, log: Callable[[str
     create_run_folder(recipe, resolved.store)
     message = f"{run.path} must be trained by one process group at a time. Another one is running: wait, or stop it."
     stack.enter_context(lock_folder(run.path, message))
+    # Again under the lock: another command may have used the folder while the store was prepared.
+    check_run_folder(recipe)
+    check_same_store(run, resolved.store)
     check_disk_space(run, count_parameters(recipe.model), recipe.checkpoint.keep_last)
     return ExportWorker(run, log)
 

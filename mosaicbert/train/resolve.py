@@ -1,4 +1,4 @@
-"""Resolution of a recipe into the values that training needs, with all checks. Does not import Composer."""
+"""Resolution of a recipe into the values that training needs, with its checks. Does not import Composer."""
 
 import importlib.util
 import os
@@ -37,39 +37,51 @@ class ResolvedRun:
     precision: torch.dtype
     precision_reason: str
 
-    @property
-    def is_finished(self) -> bool:
-        """Return whether the run has reached its end."""
-        return self.folder.result.exists()
 
-
-def resolve_run(recipe: Recipe, console: Console, num_processes: int | None = None) -> ResolvedRun:
-    """Check everything that a run needs, and prepare its token store if it is missing.
-
-    One of several ranks does not prepare the store: it must have been prepared before the ranks were started. A
-    finished run is resolved from its own folder, without its token store.
+def resolve_run(recipe: Recipe, console: Console) -> ResolvedRun:
+    """Check the settings of a run, and prepare its token store if it is missing. Every process that trains calls it.
 
     Args:
         recipe: Recipe of the run.
         console: Console for the progress of the preparation.
-        num_processes: Number of processes that will train. None reads it from the launcher's variable WORLD_SIZE.
 
     Raises:
-        ConfigError: If the run folder belongs to a different recipe, a logger is not installed, the device does not
-            support the precision, the token store cannot be prepared or was replaced, or there are too few samples.
+        ConfigError: If an error of `prepare_run` occurs, or if the device does not support the precision.
+    """
+    precision, precision_reason = choose_precision(recipe.train.precision)
+    folder, store = prepare_run(recipe, console, int(os.environ.get("WORLD_SIZE", 1)))
+    plan = make_train_plan(recipe.data, recipe.train, store)
+    return ResolvedRun(recipe, folder, store, plan, precision, precision_reason)
+
+
+def prepare_run(recipe: Recipe, console: Console, num_processes: int) -> tuple[RunFolder, StoreRecord]:
+    """Check run folder, loggers, token store and number of processes, and prepare the store if it is missing.
+
+    It does not use the device, so that a process that only starts the ranks has no memory on a GPU. One of several
+    ranks does not prepare the store: whatever started the ranks has prepared it. A finished run needs only the copy of
+    the store's record in its own folder.
+
+    Args:
+        recipe: Recipe of the run.
+        console: Console for the progress of the preparation.
+        num_processes: Number of processes that train.
+
+    Returns:
+        Run folder, which may not exist yet, and record of the token store.
+
+    Raises:
+        ConfigError: If the run folder belongs to a different recipe, a logger is not installed, the token store cannot
+            be prepared or was replaced, or there are too few samples.
     """
     folder = check_run_folder(recipe)
     check_loggers(recipe.log.loggers)
-    precision, precision_reason = choose_precision(recipe.train.precision)
-    if folder.result.exists():
-        store = StoreRecord.read(folder.path)
-    else:
-        world_size = int(os.environ.get("WORLD_SIZE", 1))
-        store = prepare(recipe, console) if world_size == 1 else check_store(recipe)
-        check_num_processes(recipe, store, num_processes or world_size)
-        check_same_store(folder, store)
-    plan = make_train_plan(recipe.data, recipe.train, store)
-    return ResolvedRun(recipe, folder, store, plan, precision, precision_reason)
+    if folder.is_finished:
+        return folder, StoreRecord.read(folder.path)
+    is_one_of_several_ranks = "RANK" in os.environ and num_processes > 1
+    store = check_store(recipe) if is_one_of_several_ranks else prepare(recipe, console)
+    check_num_processes(recipe, store, num_processes)
+    check_same_store(folder, store)
+    return folder, store
 
 
 def check_loggers(names: Sequence[str]) -> None:

@@ -64,6 +64,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.hugging_face = path / "hf"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return self.result.exists()
+
     def export_of(self, step: int) -> Path:
         """Return the path of the Hugging Face folder of the checkpoint after `step` steps."""
         return self.hugging_face / f"step-{step}"

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mosaicbert.config import Duration, TrainingFault, parse_duration
+from mosaicbert.config import Duration, TrainingFault
 from mosaicbert.data.loading.dataset import TrainDataset
 from mosaicbert.data.loading.loader import build_eval_loader, build_train_loader, open_store
 from mosaicbert.model.factory import build_model
@@ -154,9 +154,9 @@ def build_trainer(session: Session) -> StepTrainer:
         world_size=world_size,
     )
 
-    eval_interval = parse_duration("eval.interval", recipe.eval.interval)
-    checkpoint_interval = parse_duration("checkpoint.interval", recipe.checkpoint.interval)
-    sync_policy = SyncPolicy(resolved.plan, recipe.log.interval_steps, [eval_interval, checkpoint_interval])
+    eval_interval = recipe.eval.interval_length
+    intervals = [eval_interval, recipe.checkpoint.interval_length]
+    sync_policy = SyncPolicy(resolved.plan, recipe.log.interval_steps, intervals)
     progress, spike_detector = RunProgress(resolved.plan, sync_policy), SpikeDetector(recipe.faults)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)

@@ -1,6 +1,8 @@
 """Pretraining: run folder, console output, results, and all recipes."""
 
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,9 @@ from mosaicbert.config import ConfigError
 from mosaicbert.config.load import load_recipe
 from mosaicbert.filesystem import lock_folder
 from mosaicbert.report.metrics import read_metrics
+from mosaicbert.train.pretrain import pretrain
+from mosaicbert.train.resolve import resolve_run
+from mosaicbert.train.run_folder import create_run_folder
 from tests.data.corpus import texts, write_jsonl
 from tests.recipes import tiny_recipe
 from tests.train.running import evaluations_of, losses_of, pretrain_here, train_here
@@ -142,3 +147,23 @@ def test_a_run_folder_that_is_in_use_is_an_error(source, tmp_path, console):
     run = train_here(recipe, stop_after=1)
     with lock_folder(run.path), pytest.raises(ConfigError, match="must be trained by one process group at a time"):
         pretrain_here(recipe, console)
+
+
+def test_signals_end_the_process_as_usual_during_the_final_export(source, tmp_path, console, monkeypatch):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers_in_export = {}
+
+    def finish_run(*_):
+        handlers_in_export.update({number: signal.getsignal(number) for number in handlers})
+
+    monkeypatch.setattr("mosaicbert.train.pretrain._finish", finish_run)
+    pretrain_here(tiny_recipe(tmp_path, source, train={"duration": "1 steps"}), console)
+    assert handlers_in_export == handlers
+
+
+def test_a_run_folder_that_another_recipe_has_taken_meanwhile_is_not_used(source, tmp_path, console):
+    recipe = tiny_recipe(tmp_path, source)
+    resolved = resolve_run(recipe, console)
+    create_run_folder(replace(recipe, seed=18), resolved.store)
+    with pytest.raises(ConfigError, match=r"`seed` \(18 there, 17 now\)"):
+        pretrain(resolved, console)

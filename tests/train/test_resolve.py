@@ -7,7 +7,8 @@ import pytest
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.pipeline import check_store
-from mosaicbert.train.resolve import check_loggers, check_num_processes
+from mosaicbert.train.resolve import check_loggers, check_num_processes, prepare_run
+from tests.recipes import tiny_recipe
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
@@ -33,3 +34,25 @@ def test_more_processes_than_samples_are_an_error(finished):
     large_batches = replace(recipe, train=replace(recipe.train, global_batch_samples=96))
     with pytest.raises(ConfigError, match="validation sample for each of the 90 processes"):
         check_num_processes(large_batches, record, 90)
+
+
+def test_only_a_rank_expects_that_the_store_is_prepared(source, tmp_path, console, monkeypatch):
+    recipe = tiny_recipe(tmp_path, source)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="is not a token store"):
+        prepare_run(recipe, console, 2)
+    monkeypatch.delenv("RANK")  # the launcher itself, or a variable that some other program has set
+    _, store = prepare_run(recipe, console, 2)
+    assert store == check_store(recipe)
+
+
+def test_checks_that_precede_the_ranks_do_not_use_a_gpu(source, tmp_path, console, monkeypatch):
+    def fail(*_):
+        raise AssertionError("the device was queried")
+
+    monkeypatch.delenv("RANK", raising=False)  # Composer sets it in a process that has trained
+    for name in ("is_bf16_supported", "current_device", "get_device_name", "init"):
+        monkeypatch.setattr(f"torch.cuda.{name}", fail)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    prepare_run(tiny_recipe(tmp_path, source, train={"precision": "bf16"}), console, 2)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mosaicbert.config import CheckpointConfig, parse_duration
+from mosaicbert.config import CheckpointConfig
 from mosaicbert.train.checkpoint.export_worker import ExportWorker
 from mosaicbert.train.checkpoint.format import Checkpoint, CheckpointError, remove_old, write_checkpoint
 from mosaicbert.train.composer import Callback, Logger, State, dist
@@ -47,7 +47,7 @@ class Checkpointer(Callback):
         log: Callable[[str], None],
     ) -> None:
         self.config = config
-        self.interval = parse_duration("checkpoint.interval", config.interval)
+        self.interval = config.interval_length
         self.run = run
         self.progress = progress
         self.spike_detector = spike_detector
@@ -58,7 +58,12 @@ class Checkpointer(Callback):
         self._is_last_written = False
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:  # noqa: ARG002
-        """Write a checkpoint if one is due. Composer calls this method at the end of every step."""
+        """Write a checkpoint if one is due. Composer calls this method after every step.
+
+        A checkpoint is due after the first step at or beyond each multiple of the interval, after the last step of the
+        run, and after a stop request. `SyncPolicy` has the same interval, so that the results of such a step have been
+        read (`is_finalized`). A step that requests a rollback raises before this method is called.
+        """
         progress = self.progress
         is_interval = has_passed(self.interval, progress.last_sync_position, progress.position)
         if not progress.is_finalized or not (is_interval or progress.is_done or progress.stop_requested):

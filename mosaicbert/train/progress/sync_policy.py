@@ -44,7 +44,7 @@ class SyncPolicy:
         """
         if step_seconds is None or stop_requested or self.is_log_step(position.steps):
             return True
-        # The clock was read before the device finished this step, and a time limit ends the run one step early.
+        # The estimate may be one step too low, and a time limit ends the run one step early.
         later = replace(position, seconds=position.seconds + 2 * step_seconds)
         return self.plan.is_done(later) or any(
             has_passed(interval, last_sync_position, position) for interval in self.intervals

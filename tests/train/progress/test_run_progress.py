@@ -150,19 +150,19 @@ def test_steps_of_equal_duration_use_the_time_limit_without_exceeding_it(step_se
     assert steps[-1][0] <= 2 * step_seconds / time_limit + 1e-6  # the learning rate has decayed
 
 
-@given(seed=st.integers(0, 1000), spread=st.floats(0.0, 0.5), is_async=st.booleans())
-def test_a_step_that_would_exceed_the_time_limit_does_not_start(seed, spread, is_async):
+@given(seed=st.integers(0, 1000), jitter=st.floats(0.0, 0.5), is_async=st.booleans())
+def test_a_step_that_would_exceed_the_time_limit_does_not_start(seed, jitter, is_async):
     draw = random.Random(seed)
     progress = _progress("100s")
     trainer = _Trainer(progress, is_async=is_async)
     fractions = []
     while not progress.is_done:
-        assert trainer.now + progress.step_seconds < 100 + 4 * spread + 2.0 * is_async
+        assert trainer.now + progress.step_seconds < 100 + 4 * jitter + 2.0 * is_async
         is_evaluated = progress.is_finalized and draw.random() < 0.3
-        fractions.append(trainer.step(seconds=1 + draw.uniform(-spread, spread), eval_seconds=2.0 * is_evaluated))
-    max_step_seconds = 1 + spread
-    assert 100 - max_step_seconds - 4 * spread <= progress.position.seconds <= 100 + max_step_seconds + 4 * spread + 2.0
-    assert 0.0 <= fractions[-1] <= (3 * max_step_seconds + 4 * spread + 2.0) / 100
+        fractions.append(trainer.step(seconds=1 + draw.uniform(-jitter, jitter), eval_seconds=2.0 * is_evaluated))
+    max_step_seconds = 1 + jitter
+    assert 100 - max_step_seconds - 4 * jitter <= progress.position.seconds <= 100 + max_step_seconds + 4 * jitter + 2.0
+    assert 0.0 <= fractions[-1] <= (3 * max_step_seconds + 4 * jitter + 2.0) / 100
 
 
 def test_a_run_ends_after_a_step_longer_than_its_time_limit():
