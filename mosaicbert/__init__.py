@@ -1,4 +1,4 @@
-"""Fast BERT pretraining: from a YAML recipe to a Hugging Face folder.
+"""Pretraining of BERT encoders: from a YAML recipe to a Hugging Face folder and a GLUE score.
 
 Importing this package registers its model classes with Hugging Face's Auto classes. torch and transformers are imported
 on the first use of a model class.

@@ -248,7 +248,7 @@ _COMMANDS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Fast BERT pretraining: from a YAML recipe to a Hugging Face folder."
+    description = "Pretrain a BERT encoder: from a YAML recipe to a Hugging Face folder and a GLUE score."
     parser = argparse.ArgumentParser(prog="mosaicbert", description=description)
     parser.add_argument("--version", action="version", version=f"mosaicbert {mosaicbert.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -31,7 +31,7 @@ class TrainPosition:
 
 
 def has_passed(interval: Duration, before: TrainPosition, after: TrainPosition) -> bool:
-    """Return True if a multiple of the interval lies after the first position, up to the second."""
+    """Return True if a multiple of the interval is after the first position, up to the second."""
     amount, unit = interval.amount, interval.unit
     return math.floor(after.count(unit) / amount) > math.floor(before.count(unit) / amount)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.console import print_line
 from mosaicbert.data.loading.loader import make_train_plan, sample_groups
 from mosaicbert.data.loading.sample_order import Group
 from mosaicbert.data.prepare.pipeline import check_store
@@ -36,9 +37,9 @@ def check(recipe: Recipe, console: Console) -> Path:
     groups = sample_groups(recipe.data.sources, samples_by_source)
     epochs = _count_epochs(plan, list(samples_by_source) if len(groups) > 1 else [""], groups)
     for name, line in _describe(recipe, inspection, plan, epochs):
-        console.print(f"{name + ':':18}{line}", highlight=False, soft_wrap=True)
+        print_line(console, f"{name + ':':18}{line}")
     for warning in _warnings(inspection, epochs):
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if inspection.problems:
         raise ConfigError(f"{'; '.join(inspection.problems)}. Delete {recipe.store_folder} and prepare it again.")
     path = recipe.run_folder / "check.png"
@@ -47,7 +48,7 @@ def check(recipe: Recipe, console: Console) -> Path:
         draw_store(inspection, title=f"{recipe.run_name}: {recipe.store_folder}", path=path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({error}). Set a different `runs_folder`.") from error
-    console.print(f"{'plot:':18}{path}", highlight=False, soft_wrap=True)
+    print_line(console, f"{'plot:':18}{path}")
     return path
 
 

@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mosaicbert.config import OptimizerConfig, Recipe, SourceConfig, TrainConfig
+from mosaicbert.console import print_line
 from mosaicbert.estimate import ACCELERATORS, Estimate, estimate
 from mosaicbert.train_plan import TrainPlan
 
@@ -34,12 +35,11 @@ def show(recipe: Recipe, console: Console) -> None:
         f"micro-batches of {train.micro_batch_tokens:,} tokens, {train.precision}",
     }
     for name, value in rows.items():
-        console.print(f"{name + ':':15}{value}", highlight=False, soft_wrap=True)
+        print_line(console, f"{name + ':':15}{value}")
     console.print(_device_table(recipe, expected))
-    console.print(
+    print_line(
+        console,
         f"Assumed: {_ASSUMED_MFU:.0%} of the bf16 peak, samples of maximum length, prices in mosaicbert/estimate.py.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

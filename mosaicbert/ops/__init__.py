@@ -1,4 +1,4 @@
 """Operations of the encoder.
 
-Each file holds a PyTorch reference, faster implementations, and a public function that selects one by device.
+Each file contains a PyTorch reference, faster implementations, and a public function that selects one by device.
 """

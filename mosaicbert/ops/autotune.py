@@ -141,5 +141,5 @@ def _write_cached(key: tuple[str, ...], config: TileConfig, candidates: Sequence
                     return cached
                 os.replace(staged_path, path)  # the file is corrupted or names a configuration of another version
     except (OSError, RuntimeError):
-        return config  # without a writable cache, the choice holds for this process
+        return config  # without a writable cache, the choice applies to this process
     return config

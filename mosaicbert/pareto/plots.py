@@ -108,7 +108,7 @@ def draw_pareto(
 
     Args:
         points: At least one point.
-        published_curves: Published scores, plotted in grey and excluded from the frontier.
+        published_curves: Published scores, plotted in gray and excluded from the frontier.
         baselines: Scores of the untrained baselines by series, plotted as horizontal lines.
         labels: Legend labels by series.
         average_name: Name of the average score, for the vertical axis.

@@ -49,7 +49,7 @@ def smooth(values: Numbers) -> Numbers:
 def downsample(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
     """At most MOST_POINTS of the finite points, in order: the first, the last, and each stretch's extremes.
 
-    A spike of a single step is an extreme of its stretch, so it is still seen.
+    A spike of a single step is an extreme of its segment, so it is preserved.
     """
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]

@@ -68,13 +68,13 @@ def read_folders(tmp_path: Path, *folders) -> list[ScoredCheckpoint]:
     ]
 
 
-def make_scores(steps: int, wall_seconds: float, average: float, *, tasks=tuple(TASKS), spread=0.5) -> list[Score]:
+def make_scores(steps: int, wall_seconds: float, average: float, *, tasks=tuple(TASKS), std=0.5) -> list[Score]:
     """Create the scores of a checkpoint, with the number of seeds of the paper for each task."""
     noise = random.Random(f"{steps} {wall_seconds} {average}")
     return [
         make_score(
             task,
-            average + noise.gauss(0.0, spread),
+            average + noise.gauss(0.0, std),
             step=steps,
             seed=seed,
             pretraining=make_pretraining(steps, wall_seconds),

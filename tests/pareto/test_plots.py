@@ -75,7 +75,7 @@ def test_points_without_a_price_are_only_plotted_against_hours():
     assert "9" not in _labels(dollars)
 
 
-def test_published_points_are_grey_and_labeled():
+def test_published_points_are_gray_and_labeled():
     figure = _draw(_RUN)
     legend = _legend(figure)
     assert "MosaicBERT-Base: 8 x A100, 8 tasks, paper (digitized)" in legend

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.config.validators import must_be
+from mosaicbert.console import print_line
 from mosaicbert.data.prepare.dedup import assemble
 from mosaicbert.data.prepare.partition import (
     PartitionRecord,
@@ -47,8 +48,8 @@ TOKENIZER_CHARACTERS = 100_000_000  # of the first texts of all sources, kept in
 def prepare(recipe: Recipe, console: Console | None = None) -> StoreRecord:
     """Prepare the token store of a recipe, or continue an interrupted session. Does nothing for a finished store.
 
-    The store folder is created when the store is complete. Until then, finished work is in the staging directory beside
-    it. The content of the store does not depend on interruptions.
+    The store folder is created when the store is complete. Until then, finished work is in the staging directory next
+    to it. The content of the store does not depend on interruptions.
 
     Args:
         recipe: Recipe of a run.
@@ -113,7 +114,7 @@ def prepare_and_report(recipe: Recipe, console: Console) -> None:
             f"skipped: {_describe_skipped({name: record.skipped_documents.get(name, {})})}"
         )
     for line in [*lines, end]:
-        console.print(line, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def check_store(recipe: Recipe) -> StoreRecord:
@@ -308,11 +309,10 @@ def _warn_of_changed_files(plan: PreparePlan, record: StoreRecord, console: Cons
         size = sum(Path(file).stat().st_size for file in files)
         if files and (len(files), size) != tuple(record.files[name]):
             num_files, num_bytes = record.files[name]
-            console.print(
+            print_line(
+                console,
                 f"Note: {source.path} has {len(files):,} files of {size:,} bytes. {plan.store_folder} was prepared "
                 f"from {num_files:,} files of {num_bytes:,} bytes. Delete that folder to prepare the store again.",
-                highlight=False,
-                soft_wrap=True,
             )
 
 

@@ -8,6 +8,7 @@ import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
+from mosaicbert.console import print_line
 from mosaicbert.data.prepare.sources import InputFile
 from mosaicbert.data.prepare.tokenize import TokenizedBlock
 
@@ -51,7 +52,7 @@ class Progress:
         """
         self._bar.update(self._task, description=activity, total=None, counts="")
         if not self.console.is_terminal:
-            self.console.print(f"{activity} ...", highlight=False, soft_wrap=True)
+            print_line(self.console, f"{activity} ...")
 
     def start(self, activity: str, input_files: Sequence[InputFile], next_input_file: int) -> None:
         """Start to count, at one of the input files.
@@ -99,4 +100,4 @@ class Progress:
         if not self.console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             fraction = completed / (self._ends[-1] or 1.0)
-            self.console.print(f"{self._activity}: {fraction:.0%}, {counts}", highlight=False, soft_wrap=True)
+            print_line(self.console, f"{self._activity}: {fraction:.0%}, {counts}")

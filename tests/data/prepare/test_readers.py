@@ -323,7 +323,7 @@ def test_a_truncated_arrow_stream_is_read_up_to_its_last_complete_batch(tmp_path
     assert last.corruption.startswith("corrupted after row 20 (")
 
 
-_LONG_POSITIONS = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbours": [2, 3]}
+_LONG_POSITIONS = {"one": [3], "two": [0, 3], "at-the-end": [6], "neighbors": [2, 3]}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
