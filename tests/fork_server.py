@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -175,7 +176,7 @@ def _program(command: list[str]) -> list[str] | None:
     words = [os.fsdecode(word) for word in command]
     if not words or words[0] != sys.executable:
         return None
-    words = words[2:] if words[1:2] == ["-u"] else words[1:]
+    words = list(itertools.dropwhile(lambda word: word in ("-u", "-B"), words[1:]))
     return words if words[:1] in (["-m"], ["-c"]) else None
 
 
