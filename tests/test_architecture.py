@@ -129,7 +129,7 @@ def test_every_recipe_key_is_read_outside_the_config_package():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    read_by_properties = {"runs_folder", "interval"}
+    read_by_properties = {"runs_folder"}
     read_by_vars = {"attention_probs_dropout_prob"}  # all fields are passed to Hugging Face's BertConfig
     keys = set[str]().union(*(_fields(schema) for schema in _SCHEMAS.values()))
     assert keys - attributes == read_by_properties | read_by_vars
