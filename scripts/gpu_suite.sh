@@ -29,7 +29,7 @@ log=$results/suite.log
 : > "$log"
 
 if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "scripts/gpu_suite.sh needs a GPU that torch can use; there is none." >&2
+    echo "scripts/gpu_suite.sh requires a GPU that torch can use, got none." >&2
     exit 2
 fi
 

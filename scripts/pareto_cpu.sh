@@ -23,8 +23,8 @@ python=${PYTHON:-python3}
 read -ra cores < <("$python" -c 'import os; print(*sorted(os.sched_getaffinity(0)))')
 ((${#cores[@]} >= 2)) || { echo "scripts/pareto_cpu.sh needs two cores." >&2; exit 2; }
 names=(untrained "${@/%/min}")
-ours=("${names[@]/#/runs/mosaicbert-cpu-}")
-theirs=("${names[@]/#/runs/bert-cpu-}")
+mosaicbert_runs=("${names[@]/#/runs/mosaicbert-cpu-}")
+bert_runs=("${names[@]/#/runs/bert-cpu-}")
 trap 'for id in $(jobs -p); do kill -- "-$id" || true; done; wait' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -43,21 +43,21 @@ run pretrain bert untrained "${cores[0]}"
 require untrained
 for name in "${names[@]:1}"; do
     pretrain mosaicbert "$name" "${cores[0]}" &
-    ours_id=$!
+    mosaicbert_id=$!
     pretrain bert "$name" "${cores[1]}" &
-    theirs_id=$!
-    wait -n "$ours_id" "$theirs_id" # if the first to end has failed, the script exits and terminates the other
-    wait "$ours_id"
-    wait "$theirs_id"
+    bert_id=$!
+    wait -n "$mosaicbert_id" "$bert_id" # if the first to end has failed, the script exits and terminates the other
+    wait "$mosaicbert_id"
+    wait "$bert_id"
     require "$name"
 done
-for run in "${ours[@]}" "${theirs[@]}"; do
+for run in "${mosaicbert_runs[@]}" "${bert_runs[@]}"; do
     run "$python" -m mosaicbert glue recipes/glue/glue-cpu.yaml "glue.model=$run" "glue.data=$glue"
 done
 series() { (IFS=,; echo "pareto.series.$1.runs=[${*:2}]"); }
 run "$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml \
-    "$(series MosaicBERT "${ours[@]:1}")" "$(series BERT "${theirs[@]:1}")"
-run "$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml --compare "${ours[$#]}" "${theirs[$#]}"
+    "$(series MosaicBERT "${mosaicbert_runs[@]:1}")" "$(series BERT "${bert_runs[@]:1}")"
+run "$python" -m mosaicbert pareto recipes/pareto/pareto-cpu.yaml --compare "${mosaicbert_runs[$#]}" "${bert_runs[$#]}"
 export PYTHONPATH=.
-run "$python" scripts/copying.py --output runs/pareto-cpu/copying.jsonl runs/store-cpu "${ours[@]}" "${theirs[@]}"
-run "$python" scripts/probing.py --output runs/pareto-cpu/probing.jsonl "$glue" "${ours[@]}" "${theirs[@]}"
+run "$python" scripts/copying.py --output runs/pareto-cpu/copying.jsonl runs/store-cpu "${mosaicbert_runs[@]}" "${bert_runs[@]}"
+run "$python" scripts/probing.py --output runs/pareto-cpu/probing.jsonl "$glue" "${mosaicbert_runs[@]}" "${bert_runs[@]}"

@@ -116,4 +116,4 @@ def test_the_gpu_suite_ends_with_an_error_without_a_gpu(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable}
     process = subprocess.run(["bash", _SUITE, tmp_path], env=environment, capture_output=True, text=True)
     assert process.returncode == 2
-    assert process.stderr == "scripts/gpu_suite.sh needs a GPU that torch can use; there is none.\n"
+    assert process.stderr == "scripts/gpu_suite.sh requires a GPU that torch can use, got none.\n"

@@ -28,7 +28,7 @@ class StepTrainer(Trainer):
 
     Three methods of Composer 0.32's loop are replaced. They communicate counts that every rank already has
     (`StepBatch.global_num_masked` and others), wait for the device each time, and copy every micro-batch. Here a step
-    communicates once, and the device itself skips an update that is not finite. The host reads the results of a step
+    communicates once, and the optimizer skips an update that is not finite. The host reads the results of a step
     after it has enqueued the next one, or at once on a synchronization step (`SyncPolicy`).
 
     Args:
@@ -80,7 +80,7 @@ class StepTrainer(Trainer):
         if progress.is_sync_step and self._device_type == "cuda":
             torch.cuda.synchronize()  # so that the clock is read after the work
         results = self._all_reduce_results(loss_sum, num_correct, grad_norm)
-        update_unless(_is_not_finite(results, step), optimizer)
+        update_unless(_must_skip(results, step), optimizer)
         self._pending = _PendingStep(
             step=progress.position.steps,
             batch=step.batch,
@@ -240,7 +240,7 @@ class _PendingStep:
     results: _HostCopy
 
 
-def _is_not_finite(results: Tensor, step: StepBatch) -> Tensor:
+def _must_skip(results: Tensor, step: StepBatch) -> Tensor:
     """Return 1 if the step must be skipped, otherwise 0: () fp32 on the device.
 
     `SpikeDetector.check` makes the same decision later, on the host.

@@ -31,7 +31,7 @@ class RollbackRequest(Exception):
 class SpikeDetector:
     """Check each step by its loss and gradient norm.
 
-    A step that is not finite has not been applied: the optimizer skips it on the device (`update_unless`). A spike is
+    A step that is not finite has not been applied: the optimizer has skipped it (`update_unless`). A spike is
     found after its update; the run then resumes from a checkpoint before it.
 
     A loss is a spike if it is many robust standard deviations (from the median absolute deviation of the recent losses)
