@@ -1,7 +1,7 @@
 """Adapter to Composer: the only module that imports it.
 
-Composer is frozen upstream at 0.32.1. This module lists what the package uses from it, and contains workarounds for
-faults that will not be fixed there. Replacing Composer means replacing this module.
+The last version of Composer is 0.32.1. This module re-exports what the package uses, and contains workarounds for bugs
+that will not be fixed upstream. To replace Composer, only this module must be replaced.
 """
 
 import atexit
