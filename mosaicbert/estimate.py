@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mosaicbert.config import DataConfig, ModelConfig, Recipe
 
 BERT_MAX_POSITIONS = 512
-_LOSS_CHUNK_BYTES = 256 * 2**20  # see ops.cross_entropy
+_LOSS_CHUNK_BYTES = 256 * 2**20  # chunk size of logits, see ops.cross_entropy
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,13 @@ def _mean_mask_rate(data: DataConfig) -> float:
 def _memory_bytes(recipe: Recipe) -> float:
     model, num_tokens = recipe.model, recipe.train.micro_batch_tokens
     value_bytes = 4 if recipe.train.precision == "fp32" else 2
-    optimizer = 16 * count_parameters(model)  # fp32: weights, gradients, two moments
+    optimizer = 16 * count_parameters(model)  # bytes of weights, gradients and two moments in fp32
     # Activations saved per layer: input, q, k, v, context and norm inputs; gate, up, their product and dropout.
     per_layer = 9 * model.hidden_size + 4 * model.intermediate_size
     activations = value_bytes * num_tokens * per_layer * model.num_hidden_layers
     # Logits of one chunk of tokens, and the fp32 gradient of the decoder before it is added to that of the embeddings.
     loss = _LOSS_CHUNK_BYTES + 4 * model.vocab_size * model.hidden_size
     if model.architecture == "bert":
-        loss = (value_bytes + 8) * num_tokens * recipe.data.mask_rate * model.vocab_size  # and fp32 logits and gradient
+        # Includes fp32 logits and their gradient.
+        loss = (value_bytes + 8) * num_tokens * recipe.data.mask_rate * model.vocab_size
     return optimizer + activations + loss

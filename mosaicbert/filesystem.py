@@ -42,7 +42,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         content: New content of the file.
 
     Raises:
-        ConfigError: If the disk is full, or the file cannot be written for another reason.
+        ConfigError: If the disk is full, or the file cannot be written for a different reason.
     """
     try:
         with atomic_path(path) as partial, partial.open("wb") as file:

@@ -97,7 +97,7 @@ def _cgroup_quotas(root: Path) -> Iterator[float]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        mount = root / "sys/fs/cgroup" / controllers  # empty in cgroup v2
+        mount = root / "sys/fs/cgroup" / controllers  # `controllers` is empty in cgroup v2
         if controllers and "cpu" not in controllers.split(","):
             continue
         # In a container the cgroup may be the mount itself, although the line has the path on the host.

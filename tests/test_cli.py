@@ -116,7 +116,7 @@ def test_show_does_not_write_files(recipe, tmp_path, monkeypatch):
         "no-unit",
         "below-one-step",
         "interval",
-        "half-a-warm-up",
+        "half-a-warmup",
         "split",
     ],
 )

@@ -11,7 +11,7 @@ from mosaicbert.config import DataConfig, Duration, SourceConfig, TrainConfig
 from mosaicbert.train_plan import TrainPlan, TrainPosition, has_passed
 
 _DATA = DataConfig(sources={"text": SourceConfig(path="text.jsonl")})
-_MAX_NUM_SIZES = 9  # eight warm-up sizes and the final size
+_MAX_NUM_SIZES = 9  # eight warmup sizes and the final size
 
 
 def _plan(duration, tokens_per_sample=100.0, batch=10, initial=None, warmup=None, **data):
@@ -35,7 +35,7 @@ def _batches_until_full(plan, last):
 
 @st.composite
 def growing(draw):
-    """Draw the fields of a batch size warm-up over at most a few hundred steps."""
+    """Draw the fields of a batch size warmup over at most a few hundred steps."""
     last = draw(st.integers(1, 5000))
     first = draw(st.integers(1, last))
     tokens_per_sample = draw(st.floats(3.0, 1000.0))
@@ -88,7 +88,7 @@ def test_a_growing_batch_never_shrinks_and_has_few_sizes_up_to_the_full_size(fie
 
 @given(fields=growing())
 def test_the_warmup_length_is_exact_to_one_batch_of_each_size(fields):
-    # With this difference all warm-up sizes are distinct and smaller than the final size.
+    # With this difference all warmup sizes are distinct and smaller than the final size.
     assume(fields["batch"] >= fields["initial"] + 16)
     plan = _plan("1 steps", **fields)
     end = _batches_until_full(plan, fields["batch"])

@@ -75,7 +75,7 @@ def _describe_length(train: TrainConfig, plan: TrainPlan, expected: Estimate) ->
 
 
 def _describe_schedule(optimizer: OptimizerConfig) -> str:
-    warmup = f"warm-up to {optimizer.peak_lr:g} in {optimizer.warmup_fraction:.0%} of the run"
+    warmup = f"warmup to {optimizer.peak_lr:g} in {optimizer.warmup_fraction:.0%} of the run"
     final_lr = f"{optimizer.peak_lr * optimizer.final_lr_fraction:g}"
     if optimizer.schedule == "linear":
         return f"{warmup}, then linear decay to {final_lr}"

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
+from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.run import RunRecipe
-from mosaicbert.config.validators import NOT_EMPTY, POSITIVE, at_least, distinct, must_be, validate, within
+from mosaicbert.config.validators import NOT_EMPTY, POSITIVE, at_least, distinct, validate, within
 
 MNLI = "mnli"
 OFFICIAL, MAIN = "nyu-mll/glue", "main"  # GLUE on the Hub
@@ -184,7 +185,7 @@ class GlueConfig:
         validate(self, "glue")
         for task, change in self.protocol.items():
             if task not in TASKS:
-                raise must_be("glue.protocol", f"keyed by names out of {', '.join(TASKS)}", task)
+                raise ConfigError(f"`glue.protocol` must have keys among {', '.join(TASKS)}, got {task!r}.")
             validate(change, f"glue.protocol.{task}")
 
     def protocol_of(self, task: str) -> Protocol:

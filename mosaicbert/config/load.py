@@ -39,9 +39,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
     try:
         content = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise ConfigError(f"{path} is not valid YAML ({_one_line(error).rstrip('.')}). Fix the syntax.") from error
     if not isinstance(content, DictConfig):
-        raise ConfigError(f"{path} must be a mapping of sections, got a list.")
+        raise ConfigError(f"{path} must be a mapping of sections, got a list. Write each section as `name:`.")
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"An override must be section.key=value, got {override!r}.")
@@ -77,7 +77,7 @@ def recipe_differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """Return the keys with different values in two recipes of one class.
 
     Returns:
-        Dotted key -> (old value, new value).
+        Old and new value by dotted key.
     """
     before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
     keys = [*before, *(key for key in after if key not in before)]  # the sources may have different names
@@ -165,7 +165,7 @@ def _describe_type(kind: Any) -> str:
     if origin is tuple:
         return f"a list of {len(arguments)} {plural[arguments[0]]}"
     if origin is list:
-        items = plural.get(arguments[0]) or f"names out of {', '.join(get_args(arguments[0]))}"
+        items = plural.get(arguments[0]) or f"names among {', '.join(get_args(arguments[0]))}"
         return f"a list of {items}"
     return singular[kind]
 

@@ -22,7 +22,8 @@ class ModelConfig:
     intermediate_size: Annotated[int, at_least(1)] = 3072
     type_vocab_size: Annotated[int, at_least(1)] = 2
     hidden_dropout_prob: Annotated[float, within("[0, 1)")] = 0.1
-    attention_probs_dropout_prob: Annotated[float, within("[0, 1)")] = 0.0  # bert only: not in the fast kernels
+    # bert only; the attention kernels of MosaicBERT have no dropout
+    attention_probs_dropout_prob: Annotated[float, within("[0, 1)")] = 0.0
     layer_norm_eps: Annotated[float, POSITIVE] = 1e-12
     initializer_range: Annotated[float, POSITIVE] = 0.02
     pad_token_id: Annotated[int, at_least(0)] = 0

@@ -124,7 +124,7 @@ class TrainConfig:
     duration: Annotated[str, DURATION]  # "70_000 steps", "286_720_000 samples", "20e9 tokens", "30min"
     global_batch_samples: Annotated[int, at_least(1)] = 4096  # sequences per optimizer step, over all devices
     initial_batch_samples: Annotated[int | None, at_least(1)] = None  # first batch; grows over batch_warmup_tokens
-    batch_warmup_tokens: Annotated[int | None, at_least(1)] = None  # None: no batch size warm-up
+    batch_warmup_tokens: Annotated[int | None, at_least(1)] = None  # None: no batch size warmup
     micro_batch_tokens: Annotated[int, at_least(1)] = 16384  # maximum per device and forward pass
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # auto: the faster one on this CPU
     compile: bool | None = None  # torch.compile of the step; None: on GPUs only

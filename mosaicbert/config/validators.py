@@ -59,7 +59,7 @@ def distinct(names: Collection[str]) -> Rule:
     def is_met(values: Sequence[str]) -> bool:
         return len(set(values)) == len(values) and set(values) <= set(names)
 
-    return Rule(f"distinct names out of {', '.join(names)}", is_met)
+    return Rule(f"distinct names among {', '.join(names)}", is_met)
 
 
 def _is_file_name(value: str) -> bool:

@@ -24,7 +24,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.filesystem import write_file
 
 TRAIN, VALIDATION = "train", "validation"
-_MAX_IDS = 2**22  # per call of bincount, which converts them to 64 bits
+_MAX_IDS = 2**22  # maximum per call of bincount, which converts them to 64 bits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from mosaicbert.data.store import (
 from mosaicbert.data.tokenizer import vocabulary_of
 from mosaicbert.processes import map_in_order
 
-_MAX_HASHES = 2**23  # in memory; in a larger store a subset of the samples, selected by hash, is compared
+_MAX_HASHES = 2**23  # kept in memory; in a larger store a subset of the samples, selected by hash, is compared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from mosaicbert.config.validators import must_be
 
 # Special tokens of BERT. A trained tokenizer assigns them the first ids, in this order.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Other letters become [UNK], because each letter needs two vocabulary entries.
-_MAX_LETTERS = 1000  # the most frequent ones
+# A trained tokenizer replaces rarer letters with [UNK], because each letter needs two vocabulary entries.
+_MAX_LETTERS = 1000  # number of different letters in the vocabulary, the most frequent ones
 _MIN_LETTER_FREQUENCY = 1e-6  # fraction of all characters
 _SOURCE_REMEDY = "Set a BERT tokenizer, or tokenizer.source=train."
 

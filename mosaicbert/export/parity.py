@@ -63,7 +63,7 @@ def check_parity(model: PreTrainedModel, folder: Path, modes: tuple[str, ...]) -
             difference = (
                 (load_file(outputs_path)["logits"] - expected)[inputs["attention_mask"].bool()].abs().max().item()
             )
-            if not difference <= TOLERANCE:  # written so that NaN fails
+            if not difference <= TOLERANCE:  # this form of the condition also rejects NaN
                 raise ParityError(
                     f"`{folder}` logits must match the trained model within {TOLERANCE:g}, got a difference of "
                     f"{difference:.3g} when loaded by {mode}. The export was not written."
@@ -126,7 +126,7 @@ def _link_requirements(site: Path, packages: tuple[str, ...]) -> None:
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            continue  # a requirement of another platform
+            continue  # a requirement of a different platform
         requirements = [Requirement(text) for text in distribution.requires or []]
         pending += [
             requirement.name

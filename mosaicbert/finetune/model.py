@@ -36,7 +36,7 @@ def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int)
     """
     torch.manual_seed(seed)
     options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "dtype": torch.float32}
-    # The checkpoint may contain a classifier of another task, whose shape may differ. It is replaced below.
+    # The checkpoint may contain a classifier of a different task, whose shape may differ. It is replaced below.
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
@@ -44,14 +44,17 @@ def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int)
         model_class: Any = MosaicBertForSequenceClassification if is_mosaicbert else AutoModelForSequenceClassification
         model, loading_info = model_class.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Model {name} cannot be loaded as a classifier: {_first_line(error)}") from error
+        raise ConfigError(
+            f"Model {name} cannot be loaded as a classifier ({_first_line(error)}). Check the name, or choose an "
+            "encoder with a classification head."
+        ) from error
     mismatched_names = loading_info["missing_keys"] | {key for key, *_ in loading_info["mismatched_keys"]}
     mismatched_names = sorted(key for key in mismatched_names if not _HEAD_WEIGHTS.search(key))
     if mismatched_names:
         raise ConfigError(
-            f"Weights of {name} must match {type(model).__name__}, got {len(mismatched_names)} weights that are "
-            f"missing or have a different shape, such as {mismatched_names[0]}. Check that config.json belongs to the "
-            "weights; models with custom code are not supported."
+            f"Weights of {name} must match {type(model).__name__}, got {len(mismatched_names)} missing or "
+            f"mismatched weights, such as {mismatched_names[0]}. Check that config.json belongs to the weights; models "
+            "with custom code are not supported."
         )
     _reset_classifier(model, seed)
     return model
@@ -96,21 +99,19 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if _has_only_special_tokens(tokenizer) and "alibi_starting_size" in config:
             tokenizer = AutoTokenizer.from_pretrained(_DEFAULT_TOKENIZER)
         if _has_only_special_tokens(tokenizer):
-            raise ValueError(f"the tokenizer has only its {len(tokenizer):,} special tokens. Add its files")
+            raise ValueError(f"it must have tokenizer files, got only {len(tokenizer):,} special tokens")
         if len(tokenizer) > num_embeddings:
-            raise ValueError(
-                f"the tokenizer must have at most the {num_embeddings:,} tokens of the model, got {len(tokenizer):,}. "
-                "Use the tokenizer that the model was trained with"
-            )
+            raise ValueError(f"it must have at most the {num_embeddings:,} tokens of the model, got {len(tokenizer):,}")
         return tokenizer
     except (OSError, ValueError) as error:
-        reason = _first_line(error)
-        raise ConfigError(f"Model {name} does not have a usable tokenizer: {reason}") from error
+        raise ConfigError(
+            f"Model {name} does not have a usable tokenizer ({_first_line(error)}). Check the name, or add the "
+            "tokenizer that the model was trained with."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
-    line = str(error).strip().split("\n")[0]
-    return line if line.endswith(".") else f"{line}."
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 # Transformers 5 builds a tokenizer with special tokens only if the tokenizer files are missing.

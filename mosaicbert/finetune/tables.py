@@ -61,7 +61,8 @@ def read_file(path: Path, required_columns: Sequence[str] = ()) -> pa.Table:
                 "Convert the file."
             )
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        reason = str(error).strip().rstrip(".")
+        raise ConfigError(f"{path} cannot be read ({reason}). Check the path and the format of the file.") from error
     for name in table.column_names:
         if table.column_names.count(name) > 1:
             raise ConfigError(
@@ -80,10 +81,13 @@ def _read_json_lines(path: Path, required_columns: Sequence[str]) -> pa.Table:
             try:
                 row: Any = json.loads(line)
             except ValueError as error:
-                raise ConfigError(f"{path} cannot be read: line {line_number} is not valid JSON: {error}.") from error
+                raise ConfigError(
+                    f"{path}, line {line_number}, must be valid JSON, got invalid JSON ({error}). Fix the line."
+                ) from error
             if not isinstance(row, dict):
                 raise ConfigError(
-                    f"{path}, line {line_number}, must be a JSON object, got {type(row).__name__}. Name the fields."
+                    f"{path}, line {line_number}, must be a JSON object, got {type(row).__name__}. "
+                    'Write each row as {"column": value, ...}.'
                 )
             rows.append(cast(dict[str, Any], row))
     if not rows:
@@ -94,7 +98,7 @@ def _read_json_lines(path: Path, required_columns: Sequence[str]) -> pa.Table:
             columns[name] = _to_arrow([row.get(name) for row in rows])
         except (TypeError, ValueError) as error:
             if name in required_columns:
-                raise ConfigError(f"Column {name!r} of {path} cannot be used: {error}.") from error
+                raise ConfigError(f"Column {name!r} of {path} cannot be used ({error}). Fix its values.") from error
     return pa.table(columns)
 
 

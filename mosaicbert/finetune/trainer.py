@@ -49,7 +49,7 @@ class FinetuneSettings:
 
 
 class _LearningRateScheduler(Callback):
-    """Linear warmup over the first 6% of the steps, then linear decay to zero after the last step."""
+    """Linear warmup, then linear decay to zero after the last step."""
 
     def __init__(self, config: OptimizerConfig, num_steps: int) -> None:
         self.config = config

@@ -294,7 +294,7 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
             if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
                 # The last layer computes only the labeled tokens in training mode.
                 raise ValueError(
-                    "`output_hidden_states` is not supported with labels in training mode. Call model.eval() first."
+                    "`output_hidden_states` is not supported with `labels` in training mode. Call model.eval() first."
                 )
             output_indices = (token_labels != -100).nonzero(as_tuple=True)[0]
             token_labels = token_labels[output_indices]
@@ -399,23 +399,23 @@ class _PaddingAdapter:
                 raise ValueError("`attention_mask` is not supported with `cu_seqlens`. Remove one of them.")
             if input_ids.ndim != 1:
                 raise ValueError(
-                    f"`input_ids` must be (T,) if cu_seqlens is given, got {tuple(input_ids.shape)}. "
-                    "Remove cu_seqlens for padded input."
+                    f"`input_ids` must be (T,) if `cu_seqlens` is given, got {tuple(input_ids.shape)}. "
+                    "Remove `cu_seqlens` for padded input."
                 )
             self.cu_seqlens = cu_seqlens
             self.max_seqlen = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
             return
         if input_ids.ndim != 2:
             raise ValueError(
-                f"`input_ids` must be (B, S) if cu_seqlens is not given, got {tuple(input_ids.shape)}. "
-                "Pass cu_seqlens for unpadded input."
+                f"`input_ids` must be (B, S) if `cu_seqlens` is not given, got {tuple(input_ids.shape)}. "
+                "Pass `cu_seqlens` for unpadded input."
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
-                f"`attention_mask` must have the shape of input_ids, {tuple(input_ids.shape)}, "
-                f"got {tuple(attention_mask.shape)}. Tokenize both together."
+                f"`attention_mask` must have the shape of `input_ids`, {tuple(input_ids.shape)}, "
+                f"got {tuple(attention_mask.shape)}. Pass both from the same tokenizer call."
             )
         self.unpadding = compute_unpadding(attention_mask)
         self.cu_seqlens, self.max_seqlen = self.unpadding.cu_seqlens, self.unpadding.max_seqlen
@@ -423,8 +423,8 @@ class _PaddingAdapter:
     def unpad(self, padded: Any, name: str = "input_ids") -> Any:
         if padded is not None and padded.shape != self.shape:
             raise ValueError(
-                f"`{name}` must have the shape of input_ids, {tuple(self.shape)}, got {tuple(padded.shape)}. "
-                "Tokenize both together."
+                f"`{name}` must have the shape of `input_ids`, {tuple(self.shape)}, got {tuple(padded.shape)}. "
+                "Pass both from the same tokenizer call."
             )
         return padded if padded is None or self.unpadding is None else unpad(padded, self.unpadding)
 

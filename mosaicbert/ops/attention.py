@@ -117,7 +117,8 @@ def _fused_kernel(qkv: Tensor, bias: Tensor) -> Tensor:
 def _triton(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
-    # torch.compile does not trace into a registered operator. Choosing the backend has imported its module.
+    # torch.compile does not trace into a registered operator. The module that registers it was imported when the
+    # backend was chosen.
     operator: Any = torch.ops.mosaicbert.attention
     context, _log_sum_exp = operator(qkv, cu_seqlens, max_seqlen, slopes, window)
     return context
@@ -209,7 +210,7 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
         failures.append(f"{name} unavailable: {failure.rstrip('.')}")
     raise RuntimeError(
         f"No attention backend is supported on device {device_type!r} with {dtype}: {'; '.join(failures)}. "
-        "Use another device or dtype."
+        "Use a different device or dtype."
     )
 
 
@@ -238,8 +239,8 @@ def attention(
         (T, H, D), same dtype as qkv.
 
     Raises:
-        ValueError: If implementation is not a known name, qkv has another shape or no token, slopes are not H positive
-            numbers, or window is less than 1.
+        ValueError: If implementation is not a known name, qkv has a different shape or no token, slopes are not H
+            positive numbers, or window is less than 1.
         RuntimeError: If the requested backend is not supported on this machine.
     """
     _check_arguments(qkv, slopes, window)

@@ -34,7 +34,7 @@ from mosaicbert.ops.autotune import TileConfig, choose_tile_config, launch_first
 
 HEAD_DIMS = (32, 64, 128)
 _MIN_COMPUTE_CAPABILITY = (8, 0)
-_MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens * heads; timings of smaller launches do not represent large ones
+_MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens * heads; timings of smaller launches are not valid for larger ones
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -249,7 +249,8 @@ def _attention_backward_whole_kernel(
         columns = column + column_offsets
         query = _load(query_ptr, columns, length, 3 * width, DIM)
         statistics = head * num_tokens.to(tl.int64) + start + columns
-        lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))  # gives weight 0 after the end
+        # exp2(-inf) = 0: rows after the end of the document have weight 0
+        lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))
         scores = tl.dot(key, tl.trans(query), input_precision="ieee")
         scores = _bias(
             scores, key_positions - column, column_offsets.to(tl.float32), slope, slopes_ptr is not None, WINDOW
@@ -335,7 +336,8 @@ def _attention_backward_query_kernel(
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     statistics = head * num_tokens.to(tl.int64) + start + rows
     tl.store(delta_ptr + statistics, delta, mask=rows < length)
-    lse = tl.load(lse_ptr + statistics, mask=rows < length, other=float("inf"))  # gives weight 0 after the end
+    # exp2(-inf) = 0: rows after the end of the document have weight 0
+    lse = tl.load(lse_ptr + statistics, mask=rows < length, other=float("inf"))
     slope = _slope(slopes_ptr, head, scale)
     exponent_scale = scale * _LOG2_E
     grad_query = tl.zeros([ROWS, DIM], tl.float32)
@@ -383,7 +385,8 @@ def _backward_key_step(
     grad = _load(grad_ptr, column + columns, length, width, DIM, CHECK_END)
     if CHECK_END:
         in_bounds = column + columns < length
-        lse = tl.load(lse_ptr + column + columns, mask=in_bounds, other=float("inf"))  # gives weight 0 after the end
+        # exp2(-inf) = 0: rows after the end of the document have weight 0
+        lse = tl.load(lse_ptr + column + columns, mask=in_bounds, other=float("inf"))
         delta = tl.load(delta_ptr + column + columns, mask=in_bounds, other=0.0)
     else:
         lse = tl.load(lse_ptr + column + columns)
@@ -512,15 +515,16 @@ def attention(
     num_tokens, _, num_heads, dim = qkv.shape
     if dim not in HEAD_DIMS:
         raise ValueError(
-            f"`head_dim` must be one of {', '.join(map(str, HEAD_DIMS))}, got {dim}. Use another attention backend."
+            f"`head_dim` must be one of {', '.join(map(str, HEAD_DIMS))}, got {dim}. Use a different attention backend."
         )
     if qkv.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ValueError(
-            f"`qkv` dtype must be bfloat16, float16 or float32, got {qkv.dtype}. Use another attention backend."
+            f"`qkv` dtype must be bfloat16, float16 or float32, got {qkv.dtype}. Use a different attention backend."
         )
     if qkv.device.type == "cpu" and not isinstance(_attention_forward_kernel, InterpretedFunction):
         raise ValueError(
-            "`qkv` must be on a GPU, got a CPU tensor. Use another attention backend, or TRITON_INTERPRET=1 for tests."
+            "`qkv` must be on a GPU, got a CPU tensor. Use a different attention backend, or TRITON_INTERPRET=1 for "
+            "tests."
         )
     if (
         torch.version.hip is None
@@ -529,7 +533,9 @@ def attention(
     ):
         # Triton does not use the matrix units of older GPUs.
         capability = ".".join(map(str, torch.cuda.get_device_capability(qkv.device)))
-        raise ValueError(f"Compute capability must be at least 8.0, got {capability}. Use another attention backend.")
+        raise ValueError(
+            f"Compute capability of the GPU must be at least 8.0, got {capability}. Use a different attention backend."
+        )
     qkv, cu_seqlens = qkv.contiguous(), cu_seqlens.contiguous()
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)

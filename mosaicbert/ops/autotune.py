@@ -1,7 +1,7 @@
 """Autotuning of Triton tile configurations, cached on disk.
 
 The fastest configuration of a short list is measured once per GPU model, Triton version and problem. Triton's own
-autotuner measures again in every process and may select another configuration when two are about equally fast.
+autotuner measures again in every process and may select a different configuration when two are about equally fast.
 Different tile sizes sum in a different order, so a resumed run would not be bit-identical to an uninterrupted one.
 """
 
@@ -139,7 +139,7 @@ def _write_cached(key: tuple[str, ...], config: TileConfig, candidates: Sequence
                 cached = _read_cached(key, candidates)
                 if cached is not None:
                     return cached
-                os.replace(staged_path, path)  # the file is corrupted or names a configuration of another version
+                os.replace(staged_path, path)  # the file is corrupted or names a configuration of a different version
     except (OSError, RuntimeError):
-        return config  # without a writable cache, the choice applies to this process
+        return config  # without a writable cache, only this process uses the choice
     return config

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_MAX_BLOCK = 2048  # columns
+_MAX_BLOCK = 2048  # maximum number of columns per block
 _NUM_WARPS = 8
 
 

@@ -96,7 +96,7 @@ def _probe(device_type: str) -> str | None:
             return str(error).strip().split("\n")[0] or type(error).__name__
         gate, up = probe_input.requires_grad_().chunk(2, dim=-1)
         expected = _output_and_gradient(F.gelu(gate) * up, probe_input)
-    tolerance = 4 * torch.finfo(torch.bfloat16).eps  # covers rounding only
+    tolerance = 4 * torch.finfo(torch.bfloat16).eps  # the tolerance covers rounding errors only
     for kernel_result, reference_result in zip(actual, expected, strict=True):
         if not torch.allclose(
             kernel_result, reference_result, rtol=tolerance, atol=tolerance * float(reference_result.abs().max())

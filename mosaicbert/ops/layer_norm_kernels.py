@@ -20,7 +20,7 @@ from mosaicbert.ops.dropout_kernels import dropout_arguments, dropout_keep_mask
 
 MAX_WIDTH = 8192  # columns; a program keeps complete rows in registers
 _FORWARD_TILE_ELEMENTS, _BACKWARD_TILE_ELEMENTS = 1024, 2048  # elements per tile; a tile has at least one row
-_PROGRAMS_PER_MULTIPROCESSOR = 4  # run concurrently at up to 1024 columns
+_PROGRAMS_PER_MULTIPROCESSOR = 4  # number that runs concurrently at up to 1024 columns
 _NUM_INTERPRETER_PROGRAMS = 4
 
 
@@ -269,7 +269,7 @@ def _(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, _, weight, bias, _, ctx.dropout_p, seed, differentiable = inputs
     assert differentiable, "a backward pass requires differentiable=True"
-    ctx.set_materialize_grads(False)  # avoids zero gradients of the saved outputs
+    ctx.set_materialize_grads(False)  # None instead of zero tensors as gradients of the saved outputs
     ctx.bias_dtype = bias.dtype
     ctx.save_for_backward(output[1], output[2], weight, seed)
 

@@ -56,7 +56,7 @@ def read_checkpoints(folder: str) -> list[ScoredCheckpoint]:
     """Read the scored checkpoints of a folder, sorted by step. Of two records of the same score, the later one is used.
 
     Args:
-        folder: Run folder, or another folder with a scores.jsonl.
+        folder: Folder with scores.jsonl, for example a run folder.
 
     Raises:
         ConfigError: If the folder has no scores, or a record is not a score of a GLUE task.

@@ -129,7 +129,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{folder} must be writable, got {error}. Set another `runs_folder` or `run_name`."
+            f"{folder} cannot be written ({error}). Set a different `runs_folder` or `run_name`."
         ) from error
     for name, content in contents.items():
         write_file(folder / name, content)

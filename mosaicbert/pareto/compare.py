@@ -36,7 +36,9 @@ def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> 
     checkpoints = [find_checkpoint(name) for name in (first, second)]
     folders = [Path(checkpoint.folder).resolve() for checkpoint in checkpoints]
     if checkpoints[0].step == checkpoints[1].step and folders[0] == folders[1]:
-        raise ConfigError(f"`--compare` must be two different checkpoints, got {checkpoints[0].name} twice.")
+        raise ConfigError(
+            f"`--compare` must be two different checkpoints, got {checkpoints[0].name} twice. Change one of them."
+        )
     selection = select_tasks(checkpoints, recipe.pareto.tasks, recipe.pareto.init_from_mnli)
     paired, unpaired_notices = _pair_scores(checkpoints[0], checkpoints[1], selection)
     notices = [*describe_outdated_scores(checkpoints), *selection.notices, *unpaired_notices]

@@ -85,7 +85,7 @@ def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, 
 
     Args:
         series: Name of the series.
-        config: Number of devices and price of the series.
+        config: Configuration of the series, for its number of devices and price.
         checkpoint: Checkpoint of a run, with known cost.
         selection: Tasks to average.
     """

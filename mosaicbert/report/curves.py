@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
 
-MAX_POINTS = 2000  # of a curve; more than the width of a panel in pixels
+MAX_POINTS = 2000  # maximum per curve, more than the width of a panel in pixels
 _MIN_SPAN = 10  # number of values in the running mean
 _SPAN_FRACTION = 0.01  # of all values of a long run
 _EARLY_SPAN_FRACTION = 0.1  # of the previous values at the start of a run

@@ -39,10 +39,10 @@ _STYLE: dict[Any, Any] = {
     "text.usetex": False,
 }
 _DPI = 150
-_NUM_COLUMNS = 5  # of small panels
+_NUM_COLUMNS = 5  # number of columns of small panels
 _MAX_MARKERS = 25  # per curve
-_MAX_LABEL_LENGTH = 60  # characters
-_CHARACTERS_PER_INCH = 13  # of the legend
+_MAX_LABEL_LENGTH = 60  # characters of a run label
+_CHARACTERS_PER_INCH = 13  # for the width of legend entries
 _HANDLE_CHARACTERS = 10  # width of a legend handle with its margins
 _NUM_MARKER_ROWS = 8  # heights of fault markers, so that those of several runs do not overlap
 _LOG_SCALE_RATIO = 2.5  # ratio of the largest to the smallest loss above which the axis is logarithmic
@@ -294,7 +294,7 @@ def _add_run_legend(figure: Figure, runs: list[Run]) -> None:
     widths = [len(name) + _HANDLE_CHARACTERS for _, name in curves + line_types]
     num_columns = len(widths) if sum(widths) <= max_width else max(1, int(max_width / max(widths)))
     empty_cell = (Line2D([], [], linestyle="none"), "")
-    if num_columns < len(widths):  # runs and line types in separate rows
+    if num_columns < len(widths):  # fills the last row of runs, so that line types start a new row
         curves += [empty_cell] * (-len(curves) % num_columns)
     cells = curves + line_types
     cells += [empty_cell] * (-len(cells) % num_columns)

@@ -51,7 +51,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         ConfigError: If a folder is not a run folder, has no training metrics or contains an invalid file.
     """
     if not folders:
-        raise ConfigError("At least one run folder must be given, e.g. runs/quickstart.")
+        raise ConfigError("At least one run folder must be given, got none. Name one, e.g. runs/quickstart.")
     distinct: dict[Path, Path] = {}
     for folder in folders:
         distinct.setdefault(folder.resolve(), folder)
@@ -67,7 +67,8 @@ def _read_recipe(folder: Path) -> Recipe:
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise ConfigError(
-            f"{folder} must be a run folder of `mosaicbert pretrain` with recipe.yaml, e.g. runs/quickstart."
+            f"{folder} must be a run folder of `mosaicbert pretrain`, got no recipe.yaml in it. Name a run folder, "
+            "e.g. runs/quickstart."
         )
     return load_recipe(path)
 
@@ -76,7 +77,9 @@ def _read_run(folder: Path, recipe: Recipe, label: str) -> Run:
     lines = _read_lines(folder / "metrics.jsonl")
     training = _drop_superseded([line for line in lines if "loss" in line])
     if not training:
-        raise ConfigError(f"{folder / 'metrics.jsonl'} must have a training line. Wait for the first step of the run.")
+        raise ConfigError(
+            f"{folder / 'metrics.jsonl'} must have a training line, got none. Wait for the first step of the run."
+        )
     result = _read_object(folder / "result.json")
     entropy = (_read_object(folder / "store.json") | result).get("unigram_entropy")
     return Run(
@@ -100,7 +103,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is not valid JSON Lines ({error}). Fix or delete the line.") from error
     for number, line in enumerate(lines, 1):
         if not isinstance(cast(Any, line), dict) or not isinstance(line.get("step"), int):
-            raise ConfigError(f"{path}: line {number} must be an object with `step`. Fix or delete the line.")
+            raise ConfigError(
+                f"{path}, line {number}, must be an object with `step`, got {line!r}. Fix or delete the line."
+            )
     return lines
 
 
@@ -112,7 +117,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}). Delete it; the report does not require it.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must be a JSON object. Delete it; the report does not require it.")
+        raise ConfigError(
+            f"{path} must be a JSON object, got {type(content).__name__}. Delete it; the report does not require it."
+        )
     return cast(dict[str, Any], content)
 
 

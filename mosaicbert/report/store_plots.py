@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from mosaicbert.data.store_stats import Inspection
 
-_COLORS = ("#2b5c9e", "#c8553d")  # of the splits
+_COLORS = ("#2b5c9e", "#c8553d")  # of the training and validation splits
 _NUM_BINS = 32
 
 

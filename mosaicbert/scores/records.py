@@ -23,7 +23,8 @@ class Pretraining:
         steps: Number of optimizer steps.
         tokens: Number of real tokens, without padding.
         seconds: Training time in seconds, excluding evaluations and checkpoints.
-        wall_seconds: Wall-clock seconds, including evaluations and checkpoints, excluding steps repeated after a kill.
+        wall_seconds: Wall-clock seconds, including evaluations and checkpoints, excluding steps that were lost when the
+            process was killed.
         flops: FLOPs of the model, computed from the mean sample length of the run.
         device: Name of the device, e.g. NVIDIA H200.
         num_devices: Number of devices of the first session; all CPU cores together count as one.
@@ -105,7 +106,9 @@ def read_scores(path: Path) -> list[Score]:
             cost = fields.pop("pretraining")
             scores.append(Score(pretraining=None if cost is None else Pretraining(**cost), **fields))
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path}: line {number} is not a valid score ({error}). Fix or delete it.") from error
+            raise ConfigError(
+                f"{path}, line {number}, must be a score record, got an invalid one ({error}). Fix or delete the line."
+            ) from error
     return scores
 
 

@@ -14,7 +14,7 @@ SIGNIFICANCE_LEVEL = 0.05
 _RESAMPLES = 9_999
 _RANDOM_STATE = 0  # for reproducible intervals
 _ROUNDING = 1e-9  # maximum rounding error of a difference of two scores
-_MIN_DEGREES_OF_FREEDOM = 2  # of all tasks together
+_MIN_DEGREES_OF_FREEDOM = 2  # sum over all tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,8 +79,8 @@ def choose_compilation(model: ModelConfig, train: TrainConfig, precision: torch.
 def _check_cuda_graphs(model: ModelConfig, train: TrainConfig, precision: torch.dtype) -> None:
     if not train.compile:
         raise ConfigError(
-            "`train.cuda_graphs=true` is not supported without `train.compile=true`. Set both: the compiler creates "
-            "the graphs."
+            "`train.cuda_graphs=true` is not supported without `train.compile=true`. Set `train.compile=true`, "
+            "since the compiler creates the graphs."
         )
     if train.sharding != "ddp":
         raise ConfigError(
@@ -88,11 +88,14 @@ def _check_cuda_graphs(model: ModelConfig, train: TrainConfig, precision: torch.
             "memory. Set `train.sharding=ddp`."
         )
     if not torch.cuda.is_available():
-        raise ConfigError("`train.cuda_graphs` must be false without a GPU, got true.")
+        raise ConfigError("`train.cuda_graphs` must be false without a GPU, got true. Set `train.cuda_graphs=false`.")
     try:
         describe_attention(model, "cuda", precision, CUDA_GRAPH_ATTENTION)
     except RuntimeError as error:
-        raise ConfigError(f"`train.cuda_graphs` must be false, got true: {error}") from error
+        raise ConfigError(
+            f"`train.cuda_graphs` must be false if the attention backend {CUDA_GRAPH_ATTENTION!r} does not work, got "
+            f"true ({str(error).rstrip('.')}). Set `train.cuda_graphs=false`."
+        ) from error
 
 
 def compile_model(model: PreTrainedModel, *, cuda_graphs: bool = False) -> None:

@@ -32,7 +32,9 @@ def choose_precision(precision: str, key: str = "train.precision") -> tuple[torc
             return torch.bfloat16, _AS_CONFIGURED if precision == "bf16" else "the GPU supports bf16"
         if precision == "bf16":
             name = torch.cuda.get_device_name()
-            raise ConfigError(f"`{key}` must be fp32 on a GPU without bf16 support, got bf16 on {name}.")
+            raise ConfigError(
+                f"`{key}` must be fp32 on a GPU without bf16 support, got bf16 on {name}. Set `{key}=fp32`."
+            )
         return torch.float32, "the GPU does not support bf16"
     if precision == "bf16":
         return torch.bfloat16, _AS_CONFIGURED
@@ -67,7 +69,7 @@ def _measure_matmul(device_type: str, dtype: torch.dtype) -> float:
     while time.perf_counter() < end:
         start = time.perf_counter()
         product = left @ right
-        float(product[0, 0])  # waits for the device
+        float(product[0, 0])  # synchronizes with the device
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

@@ -49,7 +49,7 @@ def configure_sharded(model: nn.Module) -> None:
             if hasattr(module, "set_force_sum_reduction_for_comms"):
                 sharded.set_force_sum_reduction_for_comms(True)
                 sharded.set_gradient_divide_factor(1.0)
-            else:  # torch 2.7: NCCL scales by one, gloo does not scale
+            else:  # torch 2.7: NCCL scales by this factor of one, gloo does not scale
                 sharded.set_reduce_scatter_divide_factor(1.0)
     for method in ("predict", "masked_lm_loss"):
         if isinstance(model, FSDPModule) and hasattr(model, method):

@@ -71,7 +71,8 @@ def count_processes(config: TrainConfig) -> int:
         return max(1, num_gpus)
     if num_gpus and config.num_processes > num_gpus:
         raise ConfigError(
-            f"`train.num_processes` must be at most the number of GPUs, {num_gpus}, got {config.num_processes}."
+            f"`train.num_processes` must be at most the number of GPUs, {num_gpus}, got {config.num_processes}. "
+            f"Set `train.num_processes={num_gpus}`."
         )
     return config.num_processes
 

@@ -129,7 +129,7 @@ class StableAdamW(Optimizer):
         for parameter in _with_gradient(group):
             state = self.state[parameter]
             if not state:
-                state["step"] = torch.tensor(0.0)  # on the host, which reads it without waiting for the device
+                state["step"] = torch.tensor(0.0)  # on the CPU, where reading it does not wait for the device
                 state |= _moments(parameter)
             state["step"] += 1
             by_step[float(state["step"])].append(parameter)

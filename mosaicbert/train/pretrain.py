@@ -109,12 +109,15 @@ def _finish(resolved: ResolvedRun, export_worker: ExportWorker, log: Callable[[s
     newest = list_checkpoints(run.checkpoints)[-1:]
     state = read_state(newest[0]) if newest else {}
     if not state.get("is_done"):
-        raise TrainingFault(f"{run.path}: the last checkpoint could not be written. Free disk space, and run again.")
+        raise TrainingFault(f"The last checkpoint of {run.path} cannot be written. Free disk space, and run again.")
     log("exporting, and comparing the export with the checkpoint ...")
     export_worker.finish()
     failure = export_worker.failures.get(step_of(newest[0]))
     if failure is not None:
-        raise TrainingFault(f"{run.path}: the export failed: {failure}")
+        raise TrainingFault(
+            f"The export of {run.path} failed ({failure.rstrip('.')}). Fix the cause, and run "
+            "`mosaicbert export RECIPE`."
+        )
     metrics = read_metrics(run.metrics)
     draw_loss(
         metrics,

@@ -112,7 +112,7 @@ def check_num_processes(recipe: Recipe, store: StoreRecord, num_processes: int) 
     num_samples, num_validation = recipe.train.min_batch_samples, store.splits[VALIDATION].samples
     if num_processes > num_samples:
         raise ConfigError(
-            f"the smallest step must have a sample for each of the {num_processes} processes, got {num_samples}. "
+            f"The smallest step must have a sample for each of the {num_processes} processes, got {num_samples}. "
             "Raise `train.global_batch_samples` or `train.initial_batch_samples`, or set `train.num_processes`."
         )
     if num_processes > num_validation:

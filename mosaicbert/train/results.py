@@ -131,7 +131,9 @@ def export_latest(recipe: Recipe) -> RunFolder:
             print(f"checkpoint skipped: {error}")
             continue
         return run
-    raise ConfigError(f"{run.path} must have a valid checkpoint to export. Run `mosaicbert pretrain RECIPE` first.")
+    raise ConfigError(
+        f"Run {run.path} must have a valid checkpoint to export, got none. Run `mosaicbert pretrain RECIPE` first."
+    )
 
 
 def _export(recipe: Recipe, run: RunFolder, folder: Path, checkpoint: Checkpoint) -> None:

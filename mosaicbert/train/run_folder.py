@@ -92,11 +92,13 @@ def check_run_folder(recipe: Recipe) -> RunFolder:
     if not run.recipe.exists():
         return run
     differences = recipe_differences(load_recipe(run.recipe), recipe)
-    changes = [f"`{key}` ({old} there, {new} now)" for key, (old, new) in differences.items() if key not in _FREE_KEYS]
+    changes = [
+        f"`{key}` (recorded: {old}, now: {new})" for key, (old, new) in differences.items() if key not in _FREE_KEYS
+    ]
     if changes:
         raise ConfigError(
-            f"{run.path} must be the folder of a run with this recipe, got differences in {', '.join(changes)}. "
-            "Choose another `run_name`, or delete the folder."
+            f"{run.path} must be the folder of a run with this recipe, got different values of {', '.join(changes)}. "
+            "Set a different `run_name`, or delete the folder."
         )
     return run
 
@@ -113,8 +115,8 @@ def check_same_store(run: RunFolder, record: StoreRecord) -> None:
     """
     if run.store.exists() and StoreRecord.read(run.path).shard_hashes() != record.shard_hashes():
         raise ConfigError(
-            f"{run.path} must be resumed with the token store that it began with, see its store.json. "
-            "Set `data.store` to that store, or choose another `run_name`."
+            f"`data.store` must be the token store that {run.path} began with, got a store of different text. "
+            f"Set it to the store that {run.store} describes, or set a different `run_name`."
         )
 
 
@@ -137,7 +139,7 @@ def create_run_folder(recipe: Recipe, record: StoreRecord) -> RunFolder:
             with atomic_path(run.recipe) as partial:
                 save_recipe(recipe, partial)
     except OSError as error:
-        raise ConfigError(f"{run.path}: cannot be written ({error}). Choose another `runs_folder`.") from error
+        raise ConfigError(f"{run.path} cannot be written ({error}). Set a different `runs_folder`.") from error
     if not run.store.exists():
         write_file(run.path / "tokenizer.json", (recipe.store_folder / "tokenizer.json").read_bytes())
         record.write(run.path)

@@ -97,9 +97,9 @@ def _roll_back(session: Session, trainer: StepTrainer, cause: RollbackRequest) -
     faults = FaultLog(run.faults)
     if len(faults.rollbacks()) >= config.max_rollbacks:
         raise TrainingFault(
-            f"{run.path}: step {cause.step}: {cause.reason}, after {config.max_rollbacks} rollbacks "
-            "(`faults.max_rollbacks`). Lower `optimizer.peak_lr` or raise `optimizer.warmup_fraction` under another "
-            f"`run_name`, or inspect the samples in {run.faults}."
+            f"Step {cause.step} of {run.path} must not require a rollback after {config.max_rollbacks} rollbacks "
+            f"(`faults.max_rollbacks`), got {cause.reason}. Lower `optimizer.peak_lr` or raise "
+            f"`optimizer.warmup_fraction` under a different `run_name`, or inspect the samples in {run.faults}."
         )
     dist.barrier()  # all ranks must count the rollbacks before another one is logged
     if dist.get_global_rank() == 0:
@@ -181,7 +181,7 @@ def build_trainer(session: Session) -> StepTrainer:
             spin_dataloaders=False,
             device="gpu" if on_gpu else "cpu",
             precision="amp_bf16" if on_gpu and resolved.precision == torch.bfloat16 else "fp32",
-            device_train_microbatch_size=1,  # without effect: the loader makes the micro-batches
+            device_train_microbatch_size=1,  # has no effect, because the data loader creates the micro-batches
             seed=recipe.seed,
             parallelism_config=fsdp_config(model) if is_sharded else None,
         )

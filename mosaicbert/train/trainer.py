@@ -78,7 +78,7 @@ class StepTrainer(Trainer):
         self._finalize_pending()  # the previous step, while the device computes this one
         progress.count(step.global_num_samples, step.global_num_tokens)
         if progress.is_sync_step and self._device_type == "cuda":
-            torch.cuda.synchronize()  # so that the clock is read after the work
+            torch.cuda.synchronize()  # so that the time is measured after the end of the computation
         results = self._all_reduce_results(loss_sum, num_correct, grad_norm)
         update_unless(_must_skip(results, step), optimizer)
         self._pending = _PendingStep(
@@ -137,7 +137,9 @@ class StepTrainer(Trainer):
                 weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
 
     def _accumulate_gradients(self, step: StepBatch) -> tuple[Tensor, Tensor]:
-        """Run all micro-batches. The gradients are those of the mean loss over the masked tokens of the global batch.
+        """Run the forward and backward passes of all micro-batches.
+
+        The gradients are those of the mean loss over the masked tokens of the global batch.
 
         Returns:
             Sum of this rank's losses and number of its correct predictions, () float64 each.
@@ -174,7 +176,7 @@ class StepTrainer(Trainer):
             is_rank_zero * step_seconds,
         ]
         device_values = [loss_sum, num_correct, grad_norm.to(torch.float64) / dist.get_world_size()]
-        # Written by kernels: a copy from memory that is not pinned may wait for the device.
+        # Filled by kernels, because a copy from memory that is not pinned may wait for the device.
         host_tensors = [torch.full((), value, dtype=torch.float64, device=self._device_type) for value in host_values]
         results = torch.stack([*device_values, *host_tensors])
         dist.all_reduce(results, reduce_operation="SUM")

@@ -31,7 +31,7 @@ def test_every_recipe_is_shown_with_its_model_data_duration_and_cost(path, conso
     assert f"up to {recipe.data.max_seq_len} tokens" in lines["samples"]
     assert lines["training"].startswith(recipe.train.duration)
     assert f"{recipe.train.global_batch_samples:,}" in lines["training"]
-    assert lines["optimizer"].startswith(f"{recipe.optimizer.name}, warm-up to {recipe.optimizer.peak_lr:g} ")
+    assert lines["optimizer"].startswith(f"{recipe.optimizer.name}, warmup to {recipe.optimizer.peak_lr:g} ")
     assert f"micro-batches of {recipe.train.micro_batch_tokens:,} tokens" in lines["memory"]
     assert all(device.name in lines[""] for device in ACCELERATORS)
 
@@ -77,10 +77,10 @@ def test_a_growing_batch_is_shown_with_its_first_and_last_size(duration, console
 @pytest.mark.parametrize(
     "overrides, expected",
     [
-        ([], "decoupled_adamw, warm-up to 0.0005 in 6% of the run, then linear decay to 1e-05"),
+        ([], "decoupled_adamw, warmup to 0.0005 in 6% of the run, then linear decay to 1e-05"),
         (
             ["optimizer.name=muon", "optimizer.schedule=warmup_stable_decay", "optimizer.decay_fraction=0.2"],
-            "muon, warm-up to 0.0005 in 6% of the run, then constant, decay to 1e-05 in the last 20%",
+            "muon, warmup to 0.0005 in 6% of the run, then constant, decay to 1e-05 in the last 20%",
         ),
     ],
     ids=["linear", "warmup-stable-decay"],

@@ -48,10 +48,10 @@ def test_initialization_from_mnli_can_be_disabled():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"tasks": ["wnli"]}, r"`glue.tasks` must be distinct names out of cola, .*, got \['wnli'\]"),
+        ({"tasks": ["wnli"]}, r"`glue.tasks` must be distinct names among cola, .*, got \['wnli'\]"),
         ({"tasks": []}, r"`glue.tasks` must be non-empty, got \[\]"),
-        ({"tasks": ["rte", "rte"]}, r"must be distinct names out of .*, got \['rte', 'rte'\]"),
-        ({"protocol": {"rt": ProtocolChange()}}, "`glue.protocol` must be keyed by names out of cola, .*, got 'rt'"),
+        ({"tasks": ["rte", "rte"]}, r"must be distinct names among .*, got \['rte', 'rte'\]"),
+        ({"protocol": {"rt": ProtocolChange()}}, "`glue.protocol` must have keys among cola, .*, got 'rt'"),
         ({"protocol": {"rte": ProtocolChange(peak_lr=math.inf)}}, "peak_lr` must be a positive finite number, got inf"),
         ({"protocol": {"rte": ProtocolChange(weight_decay=1.0)}}, r"weight_decay` must be in \[0, 1\), got 1.0"),
         ({"protocol": {"rte": ProtocolChange(epochs=0)}}, "`glue.protocol.rte.epochs` must be at least 1, got 0"),

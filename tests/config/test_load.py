@@ -244,7 +244,7 @@ def test_an_invalid_line_is_an_error_of_one_line_that_names_the_key(recipe_file,
         ("eval.interval=often", ["`eval.interval` must be a positive whole number of steps", "got 'often'."]),
         (
             "log.loggers=[paper]",
-            ["override: `log.loggers` must be a list of names out of tensorboard, wandb, got ['paper']."],
+            ["override: `log.loggers` must be a list of names among tensorboard, wandb, got ['paper']."],
         ),
         ("log.loggers=tensorboard", ["override: `log.loggers` must be a list of names", "got 'tensorboard'."]),
         ("train.compile=perhaps", ["override: `train.compile` must be true or false, or null, got 'perhaps'."]),
@@ -308,7 +308,7 @@ def test_a_missing_key_of_a_section_is_named(recipe_file):
 )
 def test_invalid_yaml_is_an_error_that_names_the_file(recipe_file, content):
     recipe_file.write_bytes(content)
-    assert load_error(recipe_file).startswith(f"{recipe_file} is not valid YAML: ")
+    assert load_error(recipe_file).startswith(f"{recipe_file} is not valid YAML (")
 
 
 def test_a_list_is_not_a_recipe(recipe_file):

@@ -46,7 +46,7 @@ def test_an_invalid_series_is_rejected(changes, message):
         ),
         ({"series": {"a": SeriesConfig(runs=["runs/a"], untrained="./runs/a")}}, "duplicate run folders, got 'runs/a'"),
         ({"tasks": ["mrcp"]}, "'mrcp'"),
-        ({"tasks": ["mrpc", "mrpc"]}, "must be distinct names out of"),
+        ({"tasks": ["mrpc", "mrpc"]}, "must be distinct names among"),
     ],
     ids=[
         "no-series",

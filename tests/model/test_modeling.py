@@ -331,7 +331,7 @@ def test_cuda_graphs_give_the_gradients_of_eager_execution(device, inputs):
     for model in (plain, captured):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    for _ in range(4):  # warm-up, capture and replay
+    for _ in range(4):  # warmup, capture and replay
         for batch in batches:
             losses = [model.masked_lm_loss(batch)[0] for model in (plain, captured)]
             torch.testing.assert_close(losses[1].detach(), losses[0].detach(), rtol=1e-4, atol=1e-4)
@@ -502,7 +502,7 @@ def test_a_row_without_tokens_is_an_error(masked_lm, inputs):
 @pytest.mark.parametrize("name", ["attention_mask", "token_type_ids", "labels"])
 def test_an_input_with_another_shape_than_input_ids_is_an_error(masked_lm, inputs, name):
     inputs[name] = F.pad(inputs[name], (0, 1), value=1)
-    with pytest.raises(ValueError, match=rf"`{name}` must have the shape of input_ids, \(4, 11\), got \(4, 12\)"):
+    with pytest.raises(ValueError, match=rf"`{name}` must have the shape of `input_ids`, \(4, 11\), got \(4, 12\)"):
         masked_lm(**inputs)
 
 
@@ -510,17 +510,17 @@ def test_an_input_with_another_shape_than_input_ids_is_an_error(masked_lm, input
 def test_an_unpadded_input_with_another_length_than_input_ids_is_an_error(masked_lm, inputs, name):
     unpadded = unpad_inputs(inputs)
     unpadded[name] = F.pad(unpadded[name], (0, 1))
-    with pytest.raises(ValueError, match=rf"`{name}` must have the shape of input_ids, \(25,\), got \(26,\)"):
+    with pytest.raises(ValueError, match=rf"`{name}` must have the shape of `input_ids`, \(25,\), got \(26,\)"):
         masked_lm(**unpadded)
 
 
 def test_unpadded_input_without_cu_seqlens_is_an_error(masked_lm, inputs):
-    with pytest.raises(ValueError, match=r"`input_ids` must be \(B, S\) if cu_seqlens is not given, got \(11,\)"):
+    with pytest.raises(ValueError, match=r"`input_ids` must be \(B, S\) if `cu_seqlens` is not given, got \(11,\)"):
         masked_lm(inputs["input_ids"][0])
 
 
 def test_padded_input_with_cu_seqlens_is_an_error(masked_lm, inputs):
-    with pytest.raises(ValueError, match=r"`input_ids` must be \(T,\) if cu_seqlens is given, got \(4, 11\)"):
+    with pytest.raises(ValueError, match=r"`input_ids` must be \(T,\) if `cu_seqlens` is given, got \(4, 11\)"):
         masked_lm(inputs["input_ids"], cu_seqlens=unpad_inputs(inputs)["cu_seqlens"])
 
 

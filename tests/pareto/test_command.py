@@ -189,6 +189,6 @@ def test_an_invalid_run_leaves_no_files(two_runs, console):
 
 def test_an_unwritable_folder_raises_an_error_of_one_line(two_runs, console):
     Path("file").write_text("")
-    with pytest.raises(ConfigError, match="must be writable") as caught:
+    with pytest.raises(ConfigError, match="cannot be written") as caught:
         pareto(pareto_recipe(Path("file"), two_runs.pareto.series), console)
     assert "\n" not in str(caught.value)

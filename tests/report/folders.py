@@ -15,7 +15,7 @@ ENTROPY = 6.5
 def training_lines(
     num_steps: int, *, seed: int = 0, tokens_per_second: float = 9000.0, num_total_steps: int | None = None
 ) -> list[dict]:
-    """Create one training line per step, with a decreasing loss, a warm-up and a slow first step."""
+    """Create one training line per step, with a decreasing loss, a warmup and a slow first step."""
     random = np.random.default_rng(seed)
     noise = random.normal(size=(6, num_steps)).tolist()
     num_total_steps = num_total_steps or num_steps

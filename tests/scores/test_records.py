@@ -74,5 +74,5 @@ def test_an_invalid_line_is_an_error_with_its_number(line, tmp_path):
     append_score(path, _score())
     with path.open("a") as file:
         file.write(line + "\n")
-    with pytest.raises(ConfigError, match="line 2 is not a valid score"):
+    with pytest.raises(ConfigError, match="line 2, must be a score record"):
         read_scores(path)

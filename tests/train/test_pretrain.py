@@ -165,5 +165,5 @@ def test_a_run_folder_that_another_recipe_has_taken_meanwhile_is_not_used(source
     recipe = tiny_recipe(tmp_path, source)
     resolved = resolve_run(recipe, console)
     create_run_folder(replace(recipe, seed=18), resolved.store)
-    with pytest.raises(ConfigError, match=r"`seed` \(18 there, 17 now\)"):
+    with pytest.raises(ConfigError, match=r"`seed` \(recorded: 18, now: 17\)"):
         pretrain(resolved, console)

@@ -81,7 +81,10 @@ def _check_same_plan(
     plan = ("\n".join(lines) + "\n").encode()
     path = store / "assembly.txt"
     if path.exists() and path.read_bytes() != plan:
-        raise ConfigError(f"{store}: a partition has changed while the store was assembled. Delete it to start again.")
+        raise ConfigError(
+            f"Partitions of {store} must not change during its assembly, got different shards. Delete {store} to "
+            "start again."
+        )
     write_file(path, plan)
 
 

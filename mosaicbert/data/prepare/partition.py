@@ -178,7 +178,7 @@ def _check_unchanged(
         different = sorted(set(record.input_files).symmetric_difference(initial.input_files))[:2]
         difference = f"different files ({', '.join(different)})" if different else "a different order"
         raise ConfigError(
-            f"`data.sources` must have the files that {folder} was started with, got {difference}. {remedy}"
+            f"`data.sources` must list the same files as when {folder} was started, got {difference}. {remedy}"
         )
     # An input file that is not finished may have been corrected after the finished rows.
     for input_file, size in zip(input_files[: record.next_input_file], record.sizes, strict=False):

@@ -100,7 +100,7 @@ class PreparePlan:
                     "tokenizer.source",
                     f"the tokenizer that {self.store_folder} was prepared with",
                     source,
-                    "Set another `data.store`, or delete that folder.",
+                    f"Set a different `data.store`, or delete {self.store_folder}.",
                 )
         self.check_tokenizer(tokenizer)
         return record
@@ -121,7 +121,7 @@ class PreparePlan:
                     key,
                     f"{prepared_from.get(key)!r}, the value that {folder} was prepared with",
                     self.prepared_from.get(key),
-                    "Set another `data.store`, or delete that folder.",
+                    f"Set a different `data.store`, or delete {folder}.",
                 )
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:

@@ -62,7 +62,7 @@ class Progress:
             input_files: All input files of the activity.
             next_input_file: Index of the first input file that is not finished.
         """
-        # If a size is unknown, all input files have equal parts of the bar.
+        # If a size is unknown, all input files have equal parts of the progress bar.
         has_sizes = all(input_file.size for input_file in input_files)
         self._ends = [0.0]
         for input_file in input_files:

@@ -23,10 +23,10 @@ from mosaicbert.data.prepare.sources import INSTALLED_DOCUMENTATION, InputFile
 BLOCK_BYTES = 2**22  # approximate size of the text that a worker tokenizes at a time
 _MAX_DOCUMENT_BYTES = 2**25
 _TOO_LONG = "too long", f", more than {_MAX_DOCUMENT_BYTES >> 20} MiB; split it"
-_CHUNK_BYTES = 2**18  # of a file, per read
+_CHUNK_BYTES = 2**18  # bytes of a file per read
 _ROWS_PER_BATCH = 1024
 _ARROW_FILE_MAGIC = b"ARROW1"
-_DOWNLOAD_AGAIN = "download it again and delete the unfinished store, because text read before may be wrong too"
+_DOWNLOAD_AGAIN = "Download it again and delete the unfinished store, because text read before may be wrong too"
 _CORRUPTION_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
@@ -175,7 +175,7 @@ def check_corruption(input_file: InputFile, corruption: str | None, skip_invalid
     """
     if corruption is not None and not skip_invalid:
         raise ConfigError(
-            f"{input_file}: {corruption}. Or set `data.skip_invalid_documents=true` to skip the rest of the file."
+            f"{input_file} is {corruption}. Or set `data.skip_invalid_documents=true` to skip the rest of the file."
         )
 
 
@@ -231,9 +231,9 @@ def _read_lines(input_file: InputFile, start: FilePosition) -> Iterator[Block]:
                 position = block.end
     except _CORRUPTION_ERRORS as error:
         if isinstance(error, EOFError):
-            corruption = "unexpected end of file after line", "; download it again"
+            corruption = "truncated after line", " (unexpected end of file). Download it again"
         else:
-            corruption = "corrupted after line", f" ({_first_line(error)}); {_DOWNLOAD_AGAIN}"
+            corruption = "corrupted after line", f" ({_first_line(error)}). {_DOWNLOAD_AGAIN}"
     if corruption is not None:
         block = _line_block(input_file, position, cutter.take_complete(), 1.0)
         yield replace(block, corruption=f"{corruption[0]} {block.end.rows}{corruption[1]}")
@@ -383,7 +383,7 @@ def _read_columns(input_file: InputFile, start: FilePosition) -> Iterator[Block]
     except _CORRUPTION_ERRORS as error:
         if input_file.kind == "hub":
             raise
-        corruption = f"corrupted after row {position.rows} ({_first_line(error)}); {_DOWNLOAD_AGAIN}"
+        corruption = f"corrupted after row {position.rows} ({_first_line(error)}). {_DOWNLOAD_AGAIN}"
         yield Block(
             input_file=input_file, start=position, end=position, fraction=1.0, content=[], corruption=corruption
         )
@@ -397,7 +397,7 @@ def _column_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[int
     if input_file.kind == INSTALLED_DOCUMENTATION:
         row = 0
         for texts, fraction in read_installed_documentation():
-            yield row, [text.encode("utf-8", "replace") for text in texts], fraction  # lone surrogates
+            yield row, [text.encode("utf-8", "replace") for text in texts], fraction  # replaces lone surrogates
             row += len(texts)
     elif input_file.kind == ".parquet":
         yield from _parquet_batches(input_file, rows_read)
@@ -428,7 +428,7 @@ def _parquet_batches(input_file: InputFile, rows_read: int) -> Iterator[tuple[in
 
 
 def _arrow_batches(input_file: InputFile) -> Iterator[tuple[int, list[bytes | None], float]]:
-    # Arrow has a file format and a stream format, which `datasets` writes. They differ in the first bytes.
+    # Arrow has a file format and a stream format; `datasets` writes the latter. Their first bytes differ.
     with Path(input_file.path).open("rb") as opened:
         is_file = opened.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
     mapped = pa.memory_map(input_file.path)

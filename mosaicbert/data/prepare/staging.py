@@ -42,7 +42,7 @@ def open_staging(plan: PreparePlan) -> Generator[Path]:
         staging.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{plan.store_folder} cannot be written ({error}). Set another `data.store` or `runs_folder`."
+            f"{plan.store_folder} cannot be written ({error}). Set a different `data.store` or `runs_folder`."
         ) from error
     with (staging / "in_use").open("w") as usage_lock:
         fcntl.flock(usage_lock, fcntl.LOCK_SH)  # shared: several processes may prepare partitions

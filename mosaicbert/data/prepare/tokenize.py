@@ -22,7 +22,7 @@ from mosaicbert.data.store import TRAIN, VALIDATION
 
 # A prefix of this many characters per token usually has enough tokens. Otherwise the whole text is tokenized.
 _CHARACTERS_PER_TOKEN = 6
-_MAX_CHARACTERS = 2**19  # per call of the tokenizer, to limit the memory
+_MAX_CHARACTERS = 2**19  # maximum per call of the tokenizer, to limit the memory
 Hashes = NDArray[np.uint64]
 
 

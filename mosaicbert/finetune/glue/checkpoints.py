@@ -86,10 +86,12 @@ class CheckpointSource:
             return [self._external_checkpoint]
         steps = sorted(step_of(path) for path in self.run.hugging_face.glob(_EXPORTS))
         if self._step is not None:
+            if not steps:
+                raise ConfigError(_no_exports_message(self.run))
             if self._step not in steps:
                 raise ConfigError(
                     f"`glue.model` must be an exported checkpoint of {self.run.path}, got {self.config.model}. "
-                    f"Choose one of: {', '.join(f'step-{step}' for step in steps) or 'none exported yet'}."
+                    f"Choose one of: {', '.join(str(self.run.export_of(step)) for step in steps)}."
                 )
             steps = [self._step]
         elif self.config.checkpoints == "newest":
@@ -207,7 +209,8 @@ def _pretraining_cost(
         if recipe.data.final_mask_rate is None
         else (recipe.data.mask_rate + recipe.data.final_mask_rate) / 2
     )
-    # Training does not record the sum of squared lengths. Equal lengths give its minimum.
+    # Training does not record the sum of squared lengths. Equal lengths give its minimum, so the FLOPs are a lower
+    # bound.
     flops = training_flops(
         recipe.model, num_tokens=tokens, squared_lengths=tokens * tokens / samples, num_masked=mask_rate * tokens
     )

@@ -13,7 +13,7 @@ from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
 from mosaicbert.data.prepare.hub import load_hub_table
 from mosaicbert.finetune.tables import TABLE_SUFFIXES, Examples, get_column, get_text_columns, read_file
 
-_PARTIAL_SUFFIX = "_partial"  # of the file name of an incomplete split
+_PARTIAL_SUFFIX = "_partial"  # suffix of the name of an incomplete split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def find_tasks(config: GlueConfig) -> tuple[dict[str, DataSummary], dict[str, st
     if not available:
         raise ConfigError(
             f"`glue.data` must contain at least one of the tasks, got {config.data} with none: "
-            f"{'; '.join(skip_reasons.values())}."
+            f"{'; '.join(skip_reasons.values())}. Add the files of a task."
         )
     return available, skip_reasons
 

@@ -207,7 +207,7 @@ class JobQueue:
         context = multiprocessing.get_context("spawn")
         worker.connection, child_connection = context.Pipe()
         worker.process = context.Process(target=_run_worker, args=(self.function, child_connection), daemon=False)
-        # The process inherits the variables, because libraries read them during its first imports.
+        # Set before the start: libraries read the variables when they are imported.
         previous_values = {name: os.environ.get(name) for name in worker.environment}
         os.environ.update(worker.environment)
         try:

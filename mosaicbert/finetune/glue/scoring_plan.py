@@ -162,7 +162,7 @@ class ScoringPlan:
         mnli = (MNLI, SEEDS[0])
         folder = self._mnli_folder(checkpoint) if needs_mnli else None
         if folder is not None and mnli in missing:
-            shutil.rmtree(folder, ignore_errors=True)  # of an interrupted session; the MNLI job writes it again
+            shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted session; the MNLI job writes it again
         elif folder is not None and not folder.is_dir():
             missing.append(mnli)  # the score is recorded, but the weights have been deleted
         # The job that others depend on is first, then the longest jobs.

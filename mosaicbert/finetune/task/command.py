@@ -59,8 +59,8 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
         Run folder with recipe.yaml, hf/, predictions.jsonl, predictions.png, metrics.json and report.md.
 
     Raises:
-        ConfigError: If the model or the data cannot be used, or the folder contains another kind of run or a finished
-            run of a different recipe. The error is raised before training.
+        ConfigError: If the model or the data cannot be used, or the folder contains a different kind of run or a
+            finished run of a different recipe. The error is raised before training.
         TrainingFault: If the logits of the exported model differ from those of the trained model.
     """
     folder = recipe.run_folder
@@ -126,10 +126,10 @@ def _check_run_folder(recipe: FinetuneRecipe, path: Path, *, is_finished: bool) 
         return
     differences = {key: pair for key, pair in recipe_differences(previous, recipe).items() if key != "runs_folder"}
     if differences:
-        changes = ", ".join(f"{key} (previous {old}, new {new})" for key, (old, new) in differences.items())
+        changes = ", ".join(f"`{key}` (recorded: {old}, now: {new})" for key, (old, new) in differences.items())
         raise ConfigError(
-            f"Recipe must match that of the finished run in {path.parent}, got different values of {changes}. "
-            "Choose a different run_name or delete the folder."
+            f"{path.parent} must be the folder of a run with this recipe, got different values of {changes}. "
+            "Set a different `run_name`, or delete the folder."
         )
 
 

@@ -49,7 +49,7 @@ class LabelSet:
         if len(names) < 2:
             raise ConfigError(
                 f"{source} must contain at least two classes, got {', '.join(names) or 'none'}. Add examples of "
-                "another class."
+                "a different class."
             )
         return cls(problem_type=problem_type, names=tuple(sorted(names, key=_sort_key)))
 

@@ -105,4 +105,4 @@ class Checkpointer(Callback):
 def _check_finite(checkpoint: Checkpoint, step: int) -> None:
     for name, weight in checkpoint.model.items():
         if not bool(torch.isfinite(weight).all()):
-            raise CheckpointError(f"step {step}: {name} is not finite.")
+            raise CheckpointError(f"Weights of step {step} must be finite, got NaN or infinity in {name}.")

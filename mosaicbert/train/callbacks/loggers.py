@@ -13,7 +13,7 @@ _WANDB_PROJECT = "mosaicbert"
 
 
 class _TensorboardLogger(TensorboardLogger):
-    """TensorBoard logger of Composer that is disabled, instead of ending the run, when the disk is full."""
+    """Composer's TensorBoard logger, disabled when the disk is full so that the run continues."""
 
     _is_disabled = False
 
@@ -30,7 +30,7 @@ class _TensorboardLogger(TensorboardLogger):
             call(*arguments)
         except OSError as error:
             self._is_disabled = True
-            warnings.warn(f"TensorBoard: cannot be written ({error.strerror}). The run continues.", stacklevel=2)
+            warnings.warn(f"TensorBoard files cannot be written ({error.strerror}). The run continues.", stacklevel=2)
 
 
 def build_loggers(names: Sequence[str], run: RunFolder, run_name: str) -> list[LoggerDestination]:

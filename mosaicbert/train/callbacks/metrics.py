@@ -170,7 +170,7 @@ class MetricsLogger(Callback):
             with contextlib.suppress(OSError):
                 os.truncate(self.path, size)  # otherwise the next line would be appended to an incomplete one
             if self._can_write:
-                self.log(f"{self.path}: cannot be written ({error.strerror}). The run continues.")
+                self.log(f"{self.path} cannot be written ({error.strerror}). The run continues.")
             self._can_write = False
 
 

@@ -99,4 +99,4 @@ class ThroughputMeter:
         self.mfu = (now.flops - snapshots[0].flops) / elapsed / self.peak_flops
         snapshots.append(now)
         if not snapshots[0].num_tokens:
-            snapshots.popleft()  # the first step of a session compiles, and fills caches
+            snapshots.popleft()  # the first step of a session is slower, because it compiles and fills caches

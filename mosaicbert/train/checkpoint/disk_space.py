@@ -21,7 +21,8 @@ def check_disk_space(run: RunFolder, num_parameters: int, keep_last: int) -> Non
     Raises:
         ConfigError: If there is too little space.
     """
-    # A checkpoint has weights and two moments in fp32, and an export. While one is written, one more than kept exists.
+    # A checkpoint has weights and two moments in fp32, and an export. While a checkpoint is written,
+    # `keep_last` others exist.
     required = (keep_last + 1) * (12 + 4) * num_parameters + _MARGIN_BYTES
     used = 0
     for folder, _, names in os.walk(run.path):
@@ -32,6 +33,6 @@ def check_disk_space(run: RunFolder, num_parameters: int, keep_last: int) -> Non
     if free + used < required:
         raise ConfigError(
             f"{run.path} must be on a disk with {required / 2**30:.1f} GiB for {keep_last + 1} checkpoints and their "
-            f"exports, got {free / 2**30:.1f} GiB free. Free disk space, choose another `runs_folder`, or lower "
+            f"exports, got {free / 2**30:.1f} GiB free. Free disk space, set a different `runs_folder`, or lower "
             "`checkpoint.keep_last`."
         )

@@ -30,9 +30,9 @@ export_step(sys.argv[1], int(sys.argv[2]))
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:  # otherwise its id may belong to another process
+    if process.poll() is None:  # otherwise its id may belong to a different process
         try:
-            os.killpg(process.pid, signal.SIGKILL)  # child processes too
+            os.killpg(process.pid, signal.SIGKILL)  # also ends its child processes
         except ProcessLookupError:  # the process has not set its process group yet
             process.kill()
 

@@ -86,7 +86,7 @@ def write_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, *, keep: b
         replace_folder(partial, path)
     except (OSError, SafetensorError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"{path}: could not be written ({_reason(error)}).") from error
+        raise CheckpointError(f"{path} cannot be written ({_reason(error)}).") from error
     return path
 
 
@@ -104,12 +104,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name, expected in content["files"].items():
         actual = _describe(path / name)
         if actual != expected:
-            sizes = f"{actual['bytes']:,} of {expected['bytes']:,} bytes"
-            raise CheckpointError(f"{path / name}: corrupted, size or checksum is wrong ({sizes}).")
+            has_same_size = actual["bytes"] == expected["bytes"]
+            sizes = f"size is {actual['bytes']:,}, expected {expected['bytes']:,} bytes"
+            reason = "checksum does not match" if has_same_size else sizes
+            raise CheckpointError(f"{path / name} is corrupted ({reason}).")
         try:
             tensors[name] = load_file(path / name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path / name}: cannot be read ({error}).") from error
+            raise CheckpointError(f"{path / name} cannot be read ({_reason(error)}).") from error
         tensors[name] |= {alias: tensors[name][owner] for alias, owner in content["shared"][name].items()}
     model = tensors[_MODEL]
     optimizer: dict[str, dict[str, Tensor]] = {}
@@ -196,10 +198,12 @@ def _read_content(path: Path) -> dict[str, Any]:
         encoded = (path / _STATE).read_bytes()
         content: Any = json.loads(encoded)
         del content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path / _STATE}: corrupted ({type(error).__name__}).") from error
+    except OSError as error:
+        raise CheckpointError(f"{path / _STATE} cannot be read ({_reason(error)}).") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path / _STATE} is corrupted (not a valid checkpoint record).") from error
     if encoded != _encode(content):
-        raise CheckpointError(f"{path / _STATE}: corrupted, checksum is wrong.")
+        raise CheckpointError(f"{path / _STATE} is corrupted (checksum does not match).")
     return content
 
 
@@ -219,9 +223,9 @@ def _describe(path: Path) -> dict[str, Any]:
                 size += len(block)
     except OSError as error:
         if error.errno != errno.ENOENT:
-            raise CheckpointError(f"{path}: cannot be read ({_reason(error)}).") from error
+            raise CheckpointError(f"{path} cannot be read ({_reason(error)}).") from error
     return {"bytes": size, "xxh3_128": digest.hexdigest()}
 
 
 def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).rstrip(".")

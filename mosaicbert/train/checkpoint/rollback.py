@@ -59,6 +59,6 @@ def remove_undone_checkpoints(folder: Path, faults: FaultLog) -> None:
         try:
             later_rollbacks = rollbacks[read_state(path)["rollbacks"] :]
         except CheckpointError:
-            continue  # it is skipped when the run resumes
+            continue  # the resume skips a checkpoint that cannot be read
         if any((fault.resumed_step or 0) < step_of(path) for fault in later_rollbacks):
             remove_checkpoint(path)

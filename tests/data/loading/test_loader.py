@@ -198,7 +198,7 @@ def test_each_sample_of_an_epoch_is_used_once_with_growing_batches(plain):
     last = plan_of(_growing(plain))._num_batches_within(store.num_samples)
     batches = [Counter(_originals(documents)) for documents in _global_batches(_growing(plain))]
     before_last, with_last = sum(batches[:last], Counter()), sum(batches[: last + 1], Counter())
-    assert last > 8, "the epoch must end after the batch size warm-up"
+    assert last > 8, "the epoch must end after the batch size warmup"
     assert before_last <= expected <= with_last
 
 

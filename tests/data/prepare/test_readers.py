@@ -270,7 +270,7 @@ def test_a_truncated_file_is_read_up_to_its_last_complete_line(tmp_path, monkeyp
     )
     assert 500 < len(documents_read) < 800
     assert documents_read == documents[: len(documents_read)]
-    assert corruption == f"unexpected end of file after line {len(documents_read)}; download it again"
+    assert corruption == f"truncated after line {len(documents_read)} (unexpected end of file). Download it again"
 
 
 @pytest.mark.parametrize(

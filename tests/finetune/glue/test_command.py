@@ -182,7 +182,7 @@ def test_a_run_and_its_exports_are_recognized(finished, tmp_path):
     assert steps(source_of(run.hugging_face / "latest")) == steps(source_of(run.hugging_face / "step-6")) == [6]
     assert steps(source_of(run.export_of(3))) == [3]
     assert source_of(run.export_of(3)).scores_path == run.path / "scores.jsonl"
-    with pytest.raises(ConfigError, match=r"must be an exported checkpoint .* got .*step-7\. .*step-3, step-6"):
+    with pytest.raises(ConfigError, match=r"must be an exported checkpoint .* got .*step-7\. .*step-3, .*step-6"):
         steps(source_of(run.export_of(7)))
     assert source_of(run.hugging_face / "other").run is None
     external = source_of("bert-base-uncased")

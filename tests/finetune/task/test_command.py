@@ -133,7 +133,7 @@ def test_a_finished_run_is_not_trained_again_and_rejects_a_different_recipe(fine
     console = Console(record=True, width=150)
     finetune(recipe, console)
     assert "this run is finished" in console.export_text()
-    with pytest.raises(ConfigError, match=r"got different values of train\.epochs \(previous 10, new 3\)"):
+    with pytest.raises(ConfigError, match=r"got different values of `train\.epochs` \(recorded: 10, now: 3\)"):
         finetune(replace(recipe, train=replace(recipe.train, epochs=3)), console)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 

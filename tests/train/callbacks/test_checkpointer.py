@@ -31,7 +31,7 @@ def test_a_run_trains_to_its_end_although_checkpoints_cannot_be_written(source, 
     process = start(recipe, command=("-c", _LIMITED), LIMIT=str(100_000))
     output = finish(process, code=1)
     run = RunFolder(recipe.run_folder)
-    assert "could not be written" in output
+    assert "cannot be written" in output
     assert "Free disk space" in output
     assert steps_of(run)[-1]["step"] == _NUM_STEPS
     assert [step_of(path) for path in list_checkpoints(run.checkpoints)] == [3]

@@ -156,7 +156,7 @@ def test_only_the_export_of_a_corrupted_checkpoint_fails(run, log_lines):
     export_worker = ExportWorker(run, log_lines.append)
     export_worker.finish()
     assert list(export_worker.failures) == [6]
-    assert "model.safetensors: corrupted" in export_worker.failures[6]
+    assert "model.safetensors is corrupted" in export_worker.failures[6]
     assert log_lines == [f"step 6: export failed: {export_worker.failures[6]}"]
     assert _exports(run) == ["step-3"]
     assert (run.hugging_face / "latest").resolve() == run.export_of(3).resolve()

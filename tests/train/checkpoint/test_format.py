@@ -172,7 +172,7 @@ def test_a_changed_byte_in_the_tensors_is_an_error(written, file, position, chan
         content[int(position * len(content))] ^= change
         (copy / file).write_bytes(content)
 
-    with pytest.raises(CheckpointError, match=f"{file}: corrupted"):
+    with pytest.raises(CheckpointError, match=f"{file} is corrupted"):
         _read_corrupted(written, corrupt)
 
 
@@ -201,13 +201,13 @@ def test_a_changed_byte_in_the_state_is_an_error(written, position, byte):
     if content[index] == byte:
         return
     content[index] = byte
-    with pytest.raises(CheckpointError, match=r"state\.json: corrupted"):
+    with pytest.raises(CheckpointError, match=r"state\.json is corrupted"):
         _read_corrupted(written, lambda copy: (copy / "state.json").write_bytes(content))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "null", "{}", '"sha256"', '{"sha256": null}', "[" * 100_000])
 def test_a_state_with_unexpected_json_is_an_error(content, written):
-    with pytest.raises(CheckpointError, match=r"state\.json: corrupted"):
+    with pytest.raises(CheckpointError, match=r"state\.json is corrupted"):
         _read_corrupted(written, lambda copy: (copy / "state.json").write_text(content))
 
 
@@ -215,19 +215,20 @@ def test_a_state_with_unexpected_json_is_an_error(content, written):
 @settings(max_examples=150)
 def test_a_truncated_file_is_an_error(written, file, fraction):
     length = int(fraction * (written / file).stat().st_size)
-    with pytest.raises(CheckpointError, match=f"{file}: corrupted"):
+    with pytest.raises(CheckpointError, match=f"{file} is corrupted"):
         _read_corrupted(written, lambda copy: os.truncate(copy / file, length))
 
 
 @pytest.mark.parametrize("file", _FILES)
 def test_a_file_with_an_additional_byte_is_an_error(file, written):
-    with pytest.raises(CheckpointError, match=f"{file}: corrupted"):
+    with pytest.raises(CheckpointError, match=f"{file} is corrupted"):
         _read_corrupted(written, lambda copy: (copy / file).write_bytes((copy / file).read_bytes() + b" "))
 
 
 @pytest.mark.parametrize("file", _FILES)
 def test_a_missing_file_is_an_error(file, written):
-    with pytest.raises(CheckpointError, match=f"{file}: corrupted"):
+    reason = "cannot be read" if file == "state.json" else r"is corrupted \(size is 0, expected"
+    with pytest.raises(CheckpointError, match=f"{file} {reason}"):
         _read_corrupted(written, lambda copy: (copy / file).unlink())
 
 
@@ -288,7 +289,9 @@ def test_reading_does_not_execute_code_from_a_file(file, written, tmp_path):
             digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
             (copy / "state.json").write_text(json.dumps(state | {"sha256": digest}, indent=1) + "\n")
 
-    with pytest.raises(CheckpointError, match=r"state\.json: corrupted" if file == "state.json" else "cannot be read"):
+    with pytest.raises(
+        CheckpointError, match=r"state\.json is corrupted" if file == "state.json" else "cannot be read"
+    ):
         _read_corrupted(written, corrupt)
     assert not marker.exists()
     pickle.loads(pickled)
@@ -438,7 +441,7 @@ def test_a_failed_write_is_an_error_and_removes_its_files(free_bytes, folder):
 
     def write_with_little_space():
         resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, resource.RLIM_INFINITY))
-        with pytest.raises(CheckpointError, match=r"step-2: could not be written \(.*File too large.*\)"):
+        with pytest.raises(CheckpointError, match=r"step-2 cannot be written \(.*File too large.*\)"):
             write_checkpoint(folder, 2, checkpoint, keep=False)
 
     assert in_child(write_with_little_space) == 0
@@ -448,7 +451,7 @@ def test_a_failed_write_is_an_error_and_removes_its_files(free_bytes, folder):
 
 def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(CheckpointError, match=r"step-1: could not be written \(Not a directory\)"):
+    with pytest.raises(CheckpointError, match=r"step-1 cannot be written \(Not a directory\)"):
         write_checkpoint(tmp_path / "checkpoints", 1, _checkpoint(), keep=False)
 
 
@@ -461,7 +464,7 @@ def test_a_read_only_folder_is_an_error_and_is_not_changed():
         def write_as_another_user():
             if os.geteuid() == 0:  # root may write to read-only folders
                 os.setuid(_NOBODY_UID)
-            with pytest.raises(CheckpointError, match=r"step-2: could not be written \(Permission denied\)"):
+            with pytest.raises(CheckpointError, match=r"step-2 cannot be written \(Permission denied\)"):
                 write_checkpoint(folder, 2, _checkpoint(2), keep=False)
 
         assert in_child(write_as_another_user) == 0
