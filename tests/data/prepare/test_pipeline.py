@@ -684,7 +684,7 @@ def _run_python(code, **keys):
     return subprocess.Popen([sys.executable, "-c", code], cwd=_ROOT, text=True, **keys)
 
 
-@pytest.mark.parametrize("timing", ["before", "after"])
+@pytest.mark.parametrize("timing", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_file_change_produces_the_same_bytes(tmp_path, timing):
     code = f"from tests.data.prepare.test_pipeline import *; kill_everywhere({str(tmp_path / 'kill')!r}, {timing!r})"
     process = _run_python(code, stdout=subprocess.PIPE)

@@ -30,7 +30,7 @@ from mosaicbert.scores.records import read_scores
 from mosaicbert.train.run_folder import RunFolder
 from tests.data.corpus import wait_until_gone
 from tests.finetune.glue.glue_folder import write_glue
-from tests.fork_server import forking
+from tests.fork_server import ForkingPopen, forking
 
 _TASKS = ["mnli", "rte", "stsb", "cola"]
 _ALL_SCORES = {("mnli", 19), ("rte", 19), ("rte", 8364), ("stsb", 19), ("cola", 19)}
@@ -386,7 +386,10 @@ def test_a_missing_model_is_rejected_before_any_job(tmp_path):
         glue(_recipe(tmp_path, write_glue(tmp_path / "glue")), Console(quiet=True))
 
 
-def test_an_interrupted_command_stops_immediately_and_keeps_recorded_scores(finished, tmp_path):
+@pytest.mark.parametrize(
+    "popen", [ForkingPopen, pytest.param(subprocess.Popen, marks=pytest.mark.slow)], ids=["forked", "command"]
+)
+def test_an_interrupted_command_stops_immediately_and_keeps_recorded_scores(popen, finished, tmp_path):
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     protocol = {"cola": ProtocolChange(epochs=1, num_seeds=1), "rte": ProtocolChange(epochs=20_000, num_seeds=1)}
@@ -394,7 +397,7 @@ def test_an_interrupted_command_stops_immediately_and_keeps_recorded_scores(fini
     recipe = _recipe(run.path, data, tasks=["cola", "rte"], init_from_mnli=False, protocol=protocol, num_processes=2)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     command = [sys.executable, "-m", "mosaicbert", "glue", str(tmp_path / "recipe.yaml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with popen(command, stdout=subprocess.PIPE, text=True) as process:
         score_line = next(line for line in process.stdout if "CoLA / seed 19" in line)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
@@ -403,6 +406,7 @@ def test_an_interrupted_command_stops_immediately_and_keeps_recorded_scores(fini
     message = "Interrupted. Run the same command again to continue."
     assert (process.returncode, remaining_output.strip()) == (130, message)
     assert [score.task for score in read_scores(run.path / "scores.jsonl")] == ["cola"]
+    assert popen is ForkingPopen or children
     assert wait_until_gone(children)
 
 

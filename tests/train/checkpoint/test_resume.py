@@ -84,8 +84,17 @@ def test_a_run_with_few_sync_steps_stops_one_step_later_and_resumes_bit_for_bit(
     assert_same_end(run, uninterrupted, ignored_steps=set(range(1, _NUM_STEPS + 1)) - logged_steps)
 
 
-@pytest.mark.parametrize("optimizer", ["decoupled_adamw", "stable_adamw", "muon"])
-@pytest.mark.parametrize("duration", ["320 samples", "9_000 tokens"])
+@pytest.mark.parametrize(
+    "optimizer, duration",
+    [
+        ("decoupled_adamw", "320 samples"),
+        ("stable_adamw", "9_000 tokens"),
+        ("muon", "320 samples"),
+        pytest.param("decoupled_adamw", "9_000 tokens", marks=pytest.mark.slow),
+        pytest.param("stable_adamw", "320 samples", marks=pytest.mark.slow),
+        pytest.param("muon", "9_000 tokens", marks=pytest.mark.slow),
+    ],
+)
 def test_runs_with_every_optimizer_and_unit_resume_bit_for_bit(optimizer, duration, source, tmp_path):
     def recipe(name):
         return _recipe(
