@@ -57,7 +57,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
                 nested = {name: nested}
             key = ".".join(names)
             try:
-                recipe = OmegaConf.merge(recipe, nested)
+                recipe = OmegaConf.unsafe_merge(recipe, nested)  # does not copy the recipe for each entry
             except ValidationError as error:
                 raise ConfigError(f"{origin}: `{key}` must be {_describe_type(kind)}, got {value!r}.") from error
             except OmegaConfBaseException as error:
