@@ -53,7 +53,7 @@ class Score:
         task: Name of the task, see `mosaicbert.config.glue.TASKS`.
         seed: Seed of the head, the data order and dropout.
         metrics: Metrics by name, as fractions from 0 to 1.
-        protocol: Hash of `settings`.
+        protocol: Fingerprint of `settings`.
         settings: All settings that affect the score, except for the model and the seed.
         initialized_from: Initial weights: `PRETRAINED`, or the name of a task for weights fine-tuned on it.
         is_partial: True if the data were smaller than the official splits.

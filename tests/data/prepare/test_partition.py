@@ -171,7 +171,7 @@ def test_a_different_order_of_sources_raises_an_error(recipe, tmp_path):
     )
     prepare_single_partition(started, 0)
     reversed_sources = dict(reversed(sources.items()))
-    with pytest.raises(ConfigError, match=r"`data\.sources` must have the files .* Delete .* to start again"):
+    with pytest.raises(ConfigError, match=r"`data\.sources` must list the same files .* Delete .* to start again"):
         prepare(replace(started, data=replace(started.data, sources=reversed_sources)))
 
 
