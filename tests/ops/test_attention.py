@@ -138,7 +138,11 @@ def test_triton_is_as_accurate_as_eager_for_other_head_sizes(head_dim, dtype, de
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     "window, has_bias",
-    [*((window, True) for window in (None, 1, 31, 32, 100)), (None, False), (32, False)],
+    [
+        *((window, True) for window in (None, 1, 31, 32, 100)),
+        *((window, False) for window in (None, 32)),
+        *(pytest.param(window, False, marks=pytest.mark.slow) for window in (1, 31, 100)),
+    ],
     ids=str,
 )
 def test_triton_is_as_accurate_as_eager_with_a_window(window, has_bias, dtype, device):

@@ -13,7 +13,7 @@ CHUNK = 8  # rows per chunk with the fixture small_chunks
 GRAD_LOSS = 0.37
 # The maximum error in fp32 has a long tail. With 8 batches and equal RMS errors, it exceeds twice that of the reference
 # in 1 of 100 cases.
-NUM_BATCHES = {torch.float32: 24, torch.bfloat16: 8}
+NUM_BATCHES = {torch.float32: 64, torch.bfloat16: 8}
 SHAPES = [(1, 5, 3), (CHUNK, 64, 16), (CHUNK + 1, 301, 40), (CHUNK + 3, 2 * kernels._MAX_BLOCK + 77, 8), (23, 100, 40)]
 SHAPE_NAMES = ["one-row", "one-chunk", "one-row-more", "ragged-blocks", "three-chunks"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
