@@ -419,7 +419,7 @@ def test_the_configuration_can_request_hidden_states(device, inputs):
 @pytest.mark.parametrize("requested_by", ["argument", "configuration"])
 def test_hidden_states_in_training_mode_with_labels_are_an_error(requested_by, device, inputs):
     model = make_model(MosaicBertForMaskedLM, device, output_hidden_states=requested_by == "configuration").train()
-    with pytest.raises(ValueError, match=r"`output_hidden_states` is not supported with labels in training mode"):
+    with pytest.raises(ValueError, match=r"`output_hidden_states` is not supported with `labels` in training mode"):
         model(**inputs, output_hidden_states=True if requested_by == "argument" else None)
 
 
