@@ -31,7 +31,7 @@ class TaskDataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Hyperparameters of fine-tuning with AdamW; the schedule is 6% warmup, then linear decay to zero."""
+    """Hyperparameters of fine-tuning with AdamW, 6% warmup and linear decay to zero."""
 
     epochs: Annotated[int, at_least(1)] = 3
     batch_size: Annotated[int, at_least(1)] = 32  # examples per step

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from mosaicbert.config.errors import ConfigError
@@ -48,7 +48,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
     try:
         overridden = OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"Overrides must have YAML values, got {list(overrides)}: {_one_line(error)}") from error
+        reason = _one_line(error).rstrip(".")
+        raise ConfigError(
+            f"Overrides must have YAML values, got {list(overrides)} ({reason}). Fix the syntax."
+        ) from error
     recipe = OmegaConf.structured(schema)
     for origin, layer in ((str(path), content), ("override", overridden)):
         for names, kind, value in _known_entries(origin, _plain(layer), schema):
@@ -58,10 +61,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
             key = ".".join(names)
             try:
                 recipe = OmegaConf.unsafe_merge(recipe, nested)  # does not copy the recipe for each entry
-            except ValidationError as error:
+            except (OmegaConfBaseException, TypeError) as error:  # TypeError: a mapping for a list
                 raise ConfigError(f"{origin}: `{key}` must be {_describe_type(kind)}, got {value!r}.") from error
-            except OmegaConfBaseException as error:
-                raise ConfigError(f"{origin}: `{key}` is invalid, got {value!r}: {_one_line(error)}") from error
     try:
         return OmegaConf.to_object(recipe)
     except OmegaConfBaseException as error:
@@ -174,7 +175,8 @@ def _explain(error: OmegaConfBaseException) -> str:
     key = error.full_key or error.key
     if "is missing" in str(error) or "mandatory" in str(error).lower() or "MISSING" in str(error):
         return f"`{key}` must be set. Add it to the recipe."
-    return f"`{key}` is invalid: {_one_line(error)}" if key else _one_line(error)
+    reason = _one_line(error).rstrip(".")
+    return f"`{key}` must have a value that can be resolved ({reason}). Fix the value." if key else f"{reason}."
 
 
 def _one_line(error: Exception) -> str:

@@ -136,9 +136,9 @@ class TrainConfig:
         validate(self, "train")
         initial, warmup = self.initial_batch_samples, self.batch_warmup_tokens
         if warmup is None and initial is not None:
-            raise must_be("train.batch_warmup_tokens", f"set with `train.initial_batch_samples={initial}`", None)
+            raise must_be("train.batch_warmup_tokens", f"set if `train.initial_batch_samples={initial}` is set", None)
         if initial is None and warmup is not None:
-            raise must_be("train.initial_batch_samples", f"set with `train.batch_warmup_tokens={warmup}`", None)
+            raise must_be("train.initial_batch_samples", f"set if `train.batch_warmup_tokens={warmup}` is set", None)
         if self.min_batch_samples > self.global_batch_samples:
             rule = f"at most `train.global_batch_samples={self.global_batch_samples}`"
             raise must_be("train.initial_batch_samples", rule, initial)

@@ -166,12 +166,12 @@ INVALID_VALUES = [
     (
         TrainConfig,
         {"duration": "1 steps", "initial_batch_samples": 256},
-        "`train.batch_warmup_tokens` must be set with `train.initial_batch_samples=256`, got None.",
+        "`train.batch_warmup_tokens` must be set if `train.initial_batch_samples=256` is set, got None.",
     ),
     (
         TrainConfig,
         {"duration": "1 steps", "batch_warmup_tokens": 10**9},
-        "`train.initial_batch_samples` must be set with `train.batch_warmup_tokens=1000000000`, got None.",
+        "`train.initial_batch_samples` must be set if `train.batch_warmup_tokens=1000000000` is set, got None.",
     ),
     (
         TrainConfig,
