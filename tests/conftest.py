@@ -41,11 +41,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("slow") and "slow" not in marker_expression:
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
-    # pytest-xdist gives each of two processes one half of the tests. Modules that need the finished run or the fork server
-    # come first, so that one process creates these while the other does not wait for them.
-    shared = {"finished", "forked", "source"}
-    first = {item.path for item in items if shared & set(getattr(item, "fixturenames", ()))}
-    items.sort(key=lambda item: item.path not in first)
+    # pytest-xdist assigns one half of the tests to each of two processes. Modules that need the finished run or the fork
+    # server come first, so that one process creates these and the other does not wait.
+    shared_fixtures = {"finished", "forked", "source"}
+    first_modules = {item.path for item in items if shared_fixtures & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in first_modules)
 
 
 @pytest.fixture(autouse=True)
