@@ -26,10 +26,10 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)  # several test processes run at once; sums do not depend on the number of threads
 
 # Shrinking repeats a failing test hundreds of times, which takes minutes for training and kernels. The option
-# --hypothesis-profile=shrinking enables it.
+# --hypothesis-profile=shrinking enables it, with more examples than the default.
 settings.register_profile("shrinking", deadline=None, derandomize=True, max_examples=50)
 settings.register_profile(
-    "default", settings.get_profile("shrinking"), phases=set(Phase) - {Phase.shrink, Phase.explain}
+    "default", settings.get_profile("shrinking"), max_examples=30, phases=set(Phase) - {Phase.shrink, Phase.explain}
 )
 settings.load_profile("default")
 
@@ -41,8 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("slow") and "slow" not in marker_expression:
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
-    # pytest-xdist assigns one half of the tests to each of two processes. Modules that need the finished run or the fork
-    # server come first, so that one process creates these and the other does not wait.
+    # pytest-xdist assigns one half of the tests to each of two processes. Modules that need the finished run or the
+    # fork server come first, so that one process creates these and the other does not wait.
     shared_fixtures = {"finished", "forked", "source"}
     first_modules = {item.path for item in items if shared_fixtures & set(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in first_modules)

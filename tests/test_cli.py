@@ -100,7 +100,7 @@ def test_show_does_not_write_files(recipe, tmp_path, monkeypatch):
         (["train.duration=96"], "`train.duration` must be a positive whole number"),
         (["train.duration=15 samples"], "`train.duration` must be at least one step of 16 samples, got '15 samples'."),
         (["checkpoint.interval=sometimes"], "`checkpoint.interval` must be a positive whole number"),
-        (["train.initial_batch_samples=4"], "must be set with `train.initial_batch_samples=4`, got None."),
+        (["train.initial_batch_samples=4"], "must be set if `train.initial_batch_samples=4` is set, got None."),
         (["data.sources.text.validation_split=dev"], "`data.sources.text.validation_split` must be null"),
     ],
     ids=[

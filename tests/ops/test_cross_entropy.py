@@ -82,8 +82,15 @@ def assert_as_accurate_as_reference(batches, autocast=False):
         assert_as_accurate(name, actual[index], eager[index], expected[index])
 
 
-@DTYPES
-@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_NAMES)
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        *((shape, torch.float32) for shape in SHAPES[:-1]),
+        pytest.param(SHAPES[-1], torch.float32, marks=pytest.mark.slow),  # the default suite has it in bf16
+        *((shape, torch.bfloat16) for shape in SHAPES),
+    ],
+    ids=[f"{name}-{dtype}" for dtype in ("fp32", "bf16") for name in SHAPE_NAMES],
+)
 @pytest.mark.usefixtures("implementation", "small_chunks")
 def test_loss_and_gradients_are_as_accurate_as_the_reference(shape, dtype, device):
     batches = [random_inputs(shape, device, dtype, seed) for seed in range(NUM_BATCHES[dtype])]
@@ -97,8 +104,18 @@ def test_loss_and_gradients_under_autocast_are_as_accurate_as_the_reference(shap
     assert_as_accurate_as_reference(batches, autocast=True)
 
 
-@DTYPES
-@pytest.mark.parametrize("scale, shift", [(1e4, 0.0), (1.0, 1e4), (1.0, -1e4)], ids=["wide", "high", "low"])
+@pytest.mark.parametrize(
+    "scale, shift, dtype",
+    [
+        (1.0, 1e4, torch.float32),
+        pytest.param(1e4, 0.0, torch.float32, marks=pytest.mark.slow),  # the default suite has these two in bf16
+        pytest.param(1.0, -1e4, torch.float32, marks=pytest.mark.slow),
+        (1.0, 1e4, torch.bfloat16),
+        (1e4, 0.0, torch.bfloat16),
+        (1.0, -1e4, torch.bfloat16),
+    ],
+    ids=[f"{name}-{dtype}" for dtype in ("fp32", "bf16") for name in ("high", "wide", "low")],
+)
 @pytest.mark.usefixtures("implementation", "small_chunks")
 def test_large_logits_do_not_lose_accuracy(scale, shift, dtype, device):
     batches = []

@@ -128,7 +128,11 @@ def test_a_run_resumed_with_other_workers_and_micro_batches_has_the_same_batches
 
 @pytest.mark.parametrize(
     "sharding, num_ranks, forked",
-    [("ddp", 4, True), ("fsdp", 2, True), pytest.param("fsdp", 2, False, marks=pytest.mark.slow)],
+    [
+        ("ddp", 4, True),
+        pytest.param("fsdp", 2, True, marks=pytest.mark.slow),
+        pytest.param("fsdp", 2, False, marks=pytest.mark.slow),
+    ],
     ids=["ddp", "fsdp", "torchrun"],
 )
 def test_a_run_resumed_on_another_number_of_ranks_has_the_same_batches(

@@ -90,7 +90,7 @@ def test_a_non_finite_step_is_skipped_counted_and_logged(factor, scale_losses, s
     assert all(bool(torch.isfinite(weight).all()) for weight in last_checkpoint(run).model.values())
 
 
-@pytest.mark.parametrize("optimizer", ["decoupled_adamw", "stable_adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["decoupled_adamw", pytest.param("stable_adamw", marks=pytest.mark.slow), "muon"])
 def test_runs_with_few_and_many_sync_steps_have_equal_results(optimizer, scale_losses, source, tmp_path):
     def recipe(name, interval):
         return _recipe(
@@ -204,7 +204,7 @@ def test_checkpoints_that_a_rollback_has_undone_are_replaced(scale_losses, sourc
     assert [state["position"]["steps"] for state in states] == [4, 8, 12, 16, 20, 24]
 
 
-@pytest.mark.parametrize("log_interval, sharding", [(1, "ddp"), (1000, "fsdp")])
+@pytest.mark.parametrize("log_interval, sharding", [pytest.param(1, "ddp", marks=pytest.mark.slow), (1000, "fsdp")])
 def test_all_ranks_skip_a_step_that_is_not_finite_on_one_rank(log_interval, sharding, source, tmp_path):
     recipe = _recipe(
         tmp_path,
