@@ -202,7 +202,13 @@ def _serve(listener: socket.socket, session: int) -> dict[str, Any] | None:
                 _report_ended(clients)
             if listener in ready:
                 client, _ = listener.accept()
-                content, fds, _, _ = socket.recv_fds(client, _MAX_REQUEST_BYTES, _MAX_FDS)
+                try:
+                    content, fds, _, _ = socket.recv_fds(client, _MAX_REQUEST_BYTES, _MAX_FDS)
+                except OSError:
+                    content, fds = b"", []
+                if not content:  # the client was killed before its request
+                    client.close()
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     request = json.loads(content) | {"received": fds}
@@ -213,7 +219,8 @@ def _serve(listener: socket.socket, session: int) -> dict[str, Any] | None:
                 for fd in fds:
                     os.close(fd)
                 clients[pid] = client
-                client.send(str(pid).encode())
+                with contextlib.suppress(OSError):  # the client was killed after its request
+                    client.send(str(pid).encode())
 
 
 def _report_ended(clients: dict[int, socket.socket]) -> None:
