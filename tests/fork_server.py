@@ -69,14 +69,21 @@ def _connect() -> socket.socket:
             if not address.exists():
                 _start_server(address)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(str(address))
+    try:
+        connection.connect(str(address))
+    except ConnectionRefusedError:  # the server has crashed: its log has the traceback
+        with lock_folder(folder):
+            if connection.connect_ex(str(address)):
+                address.unlink()
+                _start_server(address)
+                connection.connect(str(address))
     return connection
 
 
 def _start_server(address: Path) -> None:
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-        address.with_name("log").open("w") as log,
+        address.with_name("log").open("a") as log,
     ):
         listener.bind(str(address))
         listener.listen(64)
