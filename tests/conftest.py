@@ -15,6 +15,8 @@ from tests.data.corpus import write_jsonl
 from tests.fork_server import forking, set_fork_server
 from tests.recipes import tiny_recipe
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # names of the Hub in tests fail at once, without attempts to connect
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton, to run its kernels on the CPU
     if importlib.util.find_spec("triton") is not None:

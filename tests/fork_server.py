@@ -38,6 +38,7 @@ _ROOT = Path(__file__).parents[1]
 _FOLDER = "MOSAICBERT_FORK_SERVER"  # environment variable: folder of the server's socket
 _SESSION = "MOSAICBERT_TEST_SESSION"  # environment variable: id of the process with which the server ends
 _PRELOADED = (
+    "datasets",
     "mosaicbert.cli",
     "mosaicbert.data.store_stats",
     "mosaicbert.finetune.glue.job",
@@ -303,6 +304,8 @@ def main(listener: int, session: int) -> None:
     """Import the trainer and serve requests. Each forked process runs its program."""
     for name in _PRELOADED:
         importlib.import_module(name)
+    # Composer describes the CPU whenever it creates a trainer, which takes a second, and keeps the description.
+    importlib.import_module("composer.utils.collect_env").get_cpu_model()
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # a garbage collection in a forked process would copy all memory pages

@@ -30,12 +30,17 @@ _MODULES = (
 
 def texts() -> list[str]:
     """Collect the docstrings of some standard library modules."""
-    docstrings = []
+    return list(_docstrings())
+
+
+@functools.cache
+def _docstrings() -> tuple[str, ...]:
+    docstrings: list[str] = []
     for name in _MODULES:
         tree = ast.parse(Path(sysconfig.get_path("stdlib"), name).read_text(encoding="utf-8"))
         nodes = (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)))
         docstrings += [text for node in nodes if (text := ast.get_docstring(node)) and len(text) > 40]
-    return docstrings
+    return tuple(docstrings)
 
 
 def short_texts(num_texts: int, first: int = 0) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 from mosaicbert.train.checkpoint.format import list_checkpoints, step_of
 from mosaicbert.train.run_folder import RunFolder
 from tests.data.loaders import train_loader_of
+from tests.fork_server import forking
 from tests.recipes import TINY_MODEL, tiny_recipe
 from tests.train.running import (
     assert_same_end,
@@ -54,15 +55,21 @@ def without_dropout(source, tmp_path_factory):
     return train_here(_recipe(tmp_path_factory.mktemp("no-dropout"), source, model={"hidden_dropout_prob": 0.0}))
 
 
-def test_a_killed_run_resumes_bit_for_bit(uninterrupted, source, tmp_path):
+@pytest.mark.parametrize("resume", ["here", pytest.param("as a command", marks=pytest.mark.slow)])
+def test_a_killed_run_resumes_bit_for_bit(resume, uninterrupted, source, tmp_path):
     recipe = _recipe(tmp_path, source, data={"num_workers": 2}, checkpoint={"interval": "10 steps", "keep_last": 1})
     process = start(recipe)
     wait_for((recipe.run_folder / "checkpoints" / "step-10").exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (recipe.run_folder / "result.json").exists()
-    output = finish(start(recipe))
-    assert "resuming from" in output
+    if resume == "here":
+        lines = []
+        with forking():
+            train_here(recipe, log_lines=lines)
+    else:
+        lines = finish(start(recipe)).splitlines()
+    assert any("resuming from" in line for line in lines)
     assert_same_end(RunFolder(recipe.run_folder), uninterrupted)
 
 
