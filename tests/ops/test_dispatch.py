@@ -115,10 +115,46 @@ def test_the_reason_is_the_error_of_the_probe(import_module, reason, monkeypatch
     assert dispatch._probe(device) == reason
 
 
-def test_a_kernel_with_a_wrong_result_fails_the_probe(monkeypatch, device):
-    kernels = importlib.import_module("mosaicbert.ops.geglu_kernels")
-    monkeypatch.setattr(kernels, "geglu", lambda gate_up, *_: 1.1 * geglu_reference(gate_up))
-    assert dispatch._probe(device) == "the result of a kernel differs from the PyTorch reference"
+@pytest.mark.parametrize(
+    "operation, operator, output_index, result",
+    [
+        ("GEGLU", "geglu", 0, "output"),
+        ("GEGLU", "geglu_backward", 0, "gradient"),
+        ("LayerNorm", "dropout_add_layer_norm", 0, "output"),
+        ("LayerNorm", "dropout_add_layer_norm_backward", 1, "gradient of hidden"),
+        ("LayerNorm", "dropout_add_layer_norm_backward", 2, "gradient of weight"),
+    ],
+)
+def test_a_kernel_with_a_wrong_result_fails_the_probe(operation, operator, output_index, result, monkeypatch, device):
+    module, probe = {
+        "GEGLU": ("geglu_kernels", dispatch._probe_geglu),
+        "LayerNorm": ("layer_norm_kernels", dispatch._probe_layer_norm),
+    }[operation]
+    kernels = importlib.import_module(f"mosaicbert.ops.{module}")
+    original = getattr(kernels, operator)
+
+    def wrong(*arguments, **options):
+        outputs = original(*arguments, **options)
+        if isinstance(outputs, torch.Tensor):
+            return 1.1 * outputs
+        return tuple(1.1 * output if index == output_index else output for index, output in enumerate(outputs))
+
+    monkeypatch.setattr(kernels, operator, wrong)
+    difference = dispatch._find_difference(operation, probe(device))
+    assert difference == f"the {result} of the {operation} kernel differs from the PyTorch reference"
+
+
+def test_a_cross_entropy_kernel_without_the_gradient_of_the_last_block_fails_the_probe(monkeypatch, device):
+    kernels = importlib.import_module("mosaicbert.ops.cross_entropy_kernels")
+    original = kernels.softmax_cross_entropy_
+
+    def without_last_block(logits, *arguments):
+        original(logits, *arguments)
+        logits[:, 4096:] = 0
+
+    monkeypatch.setattr(kernels, "softmax_cross_entropy_", without_last_block)
+    difference = dispatch._find_difference("cross-entropy", dispatch._probe_cross_entropy(device))
+    assert difference == "the gradient of the cross-entropy kernel differs from the PyTorch reference"
 
 
 def test_a_driver_error_selects_the_reference(monkeypatch):

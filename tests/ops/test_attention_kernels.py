@@ -1,0 +1,61 @@
+"""Probe and launches of the attention kernels. tests/ops/test_attention.py has the accuracy of all backends."""
+
+import pytest
+import torch
+
+from mosaicbert.ops import attention as attention_module
+from mosaicbert.ops.attention import _BACKENDS, _GPU_PROBE_BATCHES, _compare_with_reference, attention_reference
+
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("seqlens", _GPU_PROBE_BATCHES, ids=["one-tile", "several-tiles"])
+def test_the_probe_of_a_gpu_allows_the_rounding_of_pytorch(seqlens, backend, dtype, device):
+    assert _compare_with_reference(backend, device, dtype, 64, seqlens) is None
+
+
+def test_the_kernels_pass_the_probe_with_several_tiles(device):
+    pytest.importorskip("mosaicbert.ops.attention_kernels")
+    assert _compare_with_reference("triton", device, BF16, 32, (5, 0, 260)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+def test_the_kernels_pass_the_probe_of_a_gpu(dtype, device):
+    pytest.importorskip("mosaicbert.ops.attention_kernels")
+    for seqlens in _GPU_PROBE_BATCHES:
+        assert _compare_with_reference("triton", device, dtype, 64, seqlens) is None
+
+
+def wrong_output(qkv, cu_seqlens, _max_seqlen, slopes, window):
+    context = attention_reference(qkv, cu_seqlens, slopes, window)
+    return torch.cat([context[:-64], 1.2 * context[-64:]])
+
+
+def no_gradient_of_the_last_of_129_tokens(qkv, cu_seqlens, _max_seqlen, slopes, window):
+    is_last = torch.arange(len(qkv), device=qkv.device)[:, None, None, None] == cu_seqlens[2] - 1
+    return attention_reference(torch.where(is_last, qkv.detach(), qkv), cu_seqlens, slopes, window)
+
+
+def undefined_output(qkv, cu_seqlens, _max_seqlen, slopes, window):
+    return attention_reference(qkv, cu_seqlens, slopes, window) * torch.nan
+
+
+@pytest.mark.parametrize(
+    "backend, result",
+    [
+        (wrong_output, "output for a document of 384 tokens"),
+        (no_gradient_of_the_last_of_129_tokens, "gradient of the queries for a document of 129 tokens"),
+        (undefined_output, "output for a document of 7 tokens"),
+    ],
+)
+def test_a_backend_that_is_wrong_in_one_tile_fails_the_probe(backend, result, device, monkeypatch):
+    monkeypatch.setitem(_BACKENDS, "sdpa", backend)
+    difference = _compare_with_reference("sdpa", device, BF16, 64, _GPU_PROBE_BATCHES[1])
+    assert difference == f"its {result} differs from the PyTorch reference"
+
+
+def test_the_probe_of_a_cpu_has_few_tokens():
+    assert max(map(sum, attention_module._CPU_PROBE_BATCHES)) < 20
