@@ -30,11 +30,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from mosaicbert.ops.autotune import TileConfig, choose_tile_config, launch_first_fitting
+from mosaicbert.ops.autotune import TileConfig, choose_tile_config, launch_first_working
 
 HEAD_DIMS = (32, 64, 128)
 _MIN_COMPUTE_CAPABILITY = (8, 0)
 _MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens * heads; timings of smaller launches are not valid for larger ones
+_MAX_LENGTH_CLASS = 8192  # tokens; longer documents have the same tile configurations
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -630,6 +631,22 @@ def _backward(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor, None, 
 attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
+def length_classes(num_tokens: int, num_documents: int, max_seqlen: int) -> tuple[int, int]:
+    """Return the mean and the maximum length of documents, rounded up to powers of two, for the autotuning key.
+
+    The maximum alone is not sufficient, since in training it is the limit of the recipe. The lengths themselves are on
+    the device. The mean is known on the host and equal in a resumed run.
+
+    Args:
+        num_tokens: Number of tokens T.
+        num_documents: Number of documents B, including empty ones, which are at most a third in training.
+        max_seqlen: Number of tokens of the longest document, or more.
+    """
+    max_seqlen = min(max_seqlen, _MAX_LENGTH_CLASS)
+    mean = min(-(-num_tokens // max(num_documents, 1)), max_seqlen)
+    return triton.next_power_of_2(mean), triton.next_power_of_2(max_seqlen)
+
+
 class _KernelLauncher:
     """Launches the kernels of one forward or backward call with shared arguments."""
 
@@ -647,10 +664,10 @@ class _KernelLauncher:
     def launch_per_tile(self, kernel: Any, name: str, *tensors: Tensor | None, **constants: int) -> None:
         """Launch one program per tile and head."""
 
-        def launch(config: TileConfig) -> None:
+        def launch(config: TileConfig) -> Any:
             num_tiles = self.num_tokens // config.rows + self.num_documents
             arguments = (*tensors, self.num_tokens, self.num_documents, *self.scalar_arguments)
-            self._launch(kernel, config, num_tiles, arguments, constants)
+            return self._launch(kernel, config, num_tiles, arguments, constants)
 
         self._launch_autotuned(kernel, tile_configs(name, self.dim, self.dtype), launch)
 
@@ -662,16 +679,18 @@ class _KernelLauncher:
             for config in tile_configs("backward_whole", self.dim, self.dtype)
         ]
 
-        def launch(config: TileConfig) -> None:
-            self._launch(kernel, config, self.num_documents, (*tensors, self.num_tokens, *self.scalar_arguments), {})
+        def launch(config: TileConfig) -> Any:
+            return self._launch(
+                kernel, config, self.num_documents, (*tensors, self.num_tokens, *self.scalar_arguments), {}
+            )
 
         self._launch_autotuned(kernel, list(dict.fromkeys(configs)), launch)
 
     def _launch(
         self, kernel: Any, config: TileConfig, num_tiles: int, arguments: tuple[Any, ...], constants: dict[str, int]
-    ) -> None:
+    ) -> Any:  # the compiled kernel
         with torch.cuda.device_of(self.qkv):  # Triton launches on the current device
-            kernel[(num_tiles * self.num_heads,)](
+            return kernel[(num_tiles * self.num_heads,)](
                 *arguments,
                 DIM=self.dim,
                 WINDOW=self.window,
@@ -683,23 +702,19 @@ class _KernelLauncher:
                 **constants,
             )
 
-    def _launch_autotuned(
-        self, kernel: Any, candidates: list[TileConfig], launch: Callable[[TileConfig], None]
-    ) -> None:
-        if self.num_tokens * self.num_heads < _MIN_ROWS_TO_AUTOTUNE:
-            launch_first_fitting(candidates, launch)
-            return
-        length_class = 1 << (min(self.max_seqlen, 8192) - 1).bit_length()
+    def _launch_autotuned(self, kernel: Any, candidates: list[TileConfig], launch: Callable[[TileConfig], Any]) -> None:
         launch_key = (
             self.dim,
             str(self.dtype).removeprefix("torch."),
-            length_class,
+            *length_classes(self.num_tokens, self.num_documents, self.max_seqlen),
             self.window,
             self.slopes is not None,
         )
         with torch.cuda.device_of(self.qkv):
-            config = choose_tile_config(kernel, launch_key, candidates, launch)
-        launch(config)
+            if self.num_tokens * self.num_heads < _MIN_ROWS_TO_AUTOTUNE:
+                launch_first_working(kernel, launch_key, candidates, launch)
+            else:
+                launch(choose_tile_config(kernel, launch_key, candidates, launch))
 
 
 @functools.cache  # without a size limit, because a captured CUDA graph stores the address of the tensor

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.runtime.errors import OutOfResources, PTXASError
 from triton.runtime.interpreter import InterpretedFunction
 from triton.testing import do_bench
 
@@ -37,8 +36,12 @@ class TileConfig(NamedTuple):
     num_stages: int
 
 
-_RESOURCE_ERRORS = (OutOfResources, PTXASError)
-_selected: dict[tuple[str, ...], TileConfig] = {}
+# Bytes per thread that the compiler may store in local memory, for example instead of registers. Every access to them
+# costs more than an arithmetic instruction.
+MAX_STACK_BYTES = 128
+_HOPPER = 90  # architecture of the only GPUs with warp-group matrix instructions (wgmma)
+_selected: dict[tuple[str, ...], TileConfig] = {}  # fastest configurations
+_working: dict[tuple[str, ...], TileConfig] = {}  # first working configurations of small launches
 
 
 def choose_tile_config(
@@ -49,67 +52,126 @@ def choose_tile_config(
 ) -> TileConfig:
     """Return the fastest tile configuration for this GPU, from the cache or by measuring all candidates.
 
-    The first candidate is returned without a measurement in Triton's interpreter, during the capture of a CUDA graph,
-    or if it is the only one.
+    A candidate that does not compile or run on this GPU is skipped. A candidate with a `find_defect` is measured only
+    if all others have one too. The first candidate is returned without a measurement in Triton's interpreter, during
+    the capture of a CUDA graph, or if it is the only one.
 
     Args:
         kernel: Function decorated with `triton.jit`.
         launch_key: Properties that the choice depends on, such as sizes and dtype.
         candidates: Tile configurations to compare, preferred one first.
-        launch: Function that runs the kernel on the current data with a given configuration. It is called many times.
+        launch: Function that runs the kernel on the current data with a given configuration and returns the compiled
+            kernel. It is called many times.
 
     Returns:
         One of the candidates.
 
     Raises:
-        RuntimeError: If every candidate exceeds the resources of this GPU.
+        RuntimeError: If no candidate compiles and runs on this GPU.
     """
     if isinstance(kernel, InterpretedFunction) or len(candidates) == 1:
         return candidates[0]
-    name = str(getattr(kernel, "__name__", "kernel")).strip("_")
-    key = (torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu", triton.__version__, name)
-    key = (*key, *map(str, launch_key))
+    key = _cache_key(kernel, launch_key)
     if key not in _selected:
         cached = _read_cached(key, candidates)
         if cached is None and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return candidates[0]  # synchronizing is not allowed during graph capture
-        _selected[key] = cached or _write_cached(key, _measure_fastest(name, candidates, launch), candidates)
+        _selected[key] = cached or _write_cached(key, _measure_fastest(key, candidates, launch), candidates)
     return _selected[key]
 
 
-def launch_first_fitting(candidates: Sequence[TileConfig], launch: Callable[[TileConfig], object]) -> None:
-    """Launch a kernel with the first tile configuration that fits the resources of this GPU.
+def launch_first_working(
+    kernel: object,
+    launch_key: Sequence[object],
+    candidates: Sequence[TileConfig],
+    launch: Callable[[TileConfig], Any],
+) -> None:
+    """Launch a kernel with the first tile configuration that compiles and runs on this GPU.
 
     Args:
-        candidates: Tile configurations, preferred one first. An error of the last one is raised.
+        kernel: Function decorated with `triton.jit`.
+        launch_key: Properties that the compilation depends on, such as sizes and dtype.
+        candidates: Tile configurations, preferred one first.
         launch: Function that runs the kernel with a given configuration.
 
     Raises:
-        triton.runtime.errors.OutOfResources: If the last candidate exceeds the shared memory or registers of this GPU.
-        triton.runtime.errors.PTXASError: If the assembler rejects the last candidate.
+        RuntimeError: If no candidate compiles and runs on this GPU.
     """
-    for config in candidates[:-1]:
-        try:
-            launch(config)
-        except _RESOURCE_ERRORS:
-            continue
+    if isinstance(kernel, InterpretedFunction):
+        launch(candidates[0])
         return
-    launch(candidates[-1])
-
-
-def _measure_fastest(name: str, candidates: Sequence[TileConfig], launch: Callable[[TileConfig], object]) -> TileConfig:
-    times: dict[TileConfig, Any] = {}
+    key = _cache_key(kernel, launch_key)
+    if key in _working:  # a failed compilation takes seconds and is not repeated
+        launch(_working[key])
+        return
+    failures: list[str] = []
     for config in candidates:
         try:
+            launch(config)
+        except Exception as error:  # compilers, assemblers and drivers raise many types
+            failures.append(_describe_failure(config, error))
+        else:
+            _working[key] = config
+            return
+    raise _no_working_config(key, failures)
+
+
+def find_defect(stack_bytes: int, ptx: str, architecture: int) -> str | None:
+    """Return the reason why a compiled kernel cannot be fast, or None if there is none.
+
+    Args:
+        stack_bytes: Local memory per thread, mostly spilled registers.
+        ptx: PTX code, or an empty string on GPUs of other manufacturers.
+        architecture: Compute capability times 10.
+    """
+    if stack_bytes > MAX_STACK_BYTES:
+        return f"uses {stack_bytes} bytes of local memory per thread"
+    if architecture == _HOPPER and "mma.sync" in ptx and "wgmma" not in ptx:
+        return "does not use the warp-group matrix instructions of Hopper"
+    return None
+
+
+def _find_defect(compiled: Any) -> str | None:
+    num_words: int = compiled.n_spills  # known once the kernel is loaded
+    return find_defect(4 * num_words, compiled.asm.get("ptx", ""), compiled.metadata.target.arch)
+
+
+def _cache_key(kernel: object, launch_key: Sequence[object]) -> tuple[str, ...]:
+    name = str(getattr(kernel, "__name__", "kernel")).strip("_")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu"
+    return (gpu, triton.__version__, name, *map(str, launch_key))
+
+
+def _measure_fastest(
+    key: tuple[str, ...], candidates: Sequence[TileConfig], launch: Callable[[TileConfig], Any]
+) -> TileConfig:
+    defects: dict[TileConfig, str | None] = {}
+    times: dict[TileConfig, Any] = {}
+    failures: list[str] = []
+    for config in candidates:
+        try:
+            defects[config] = _find_defect(launch(config))
+        except Exception as error:  # compilers, assemblers and drivers raise many types
+            failures.append(_describe_failure(config, error))
+    for config in [config for config, defect in defects.items() if defect is None] or defects:
+        try:
             times[config] = do_bench(functools.partial(launch, config), warmup=5, rep=20, return_mode="median")
-        except _RESOURCE_ERRORS:
-            continue  # this GPU has fewer resources than the configuration requires
+        except Exception as error:
+            failures.append(_describe_failure(config, error))
     if not times:
-        raise RuntimeError(
-            f"`{name}` tile configurations must fit this GPU, got {len(candidates)} that exceed its resources. "
-            "Use `attn_implementation='sdpa'`."
-        )
+        raise _no_working_config(key, failures)
     return min(times, key=times.__getitem__)
+
+
+def _describe_failure(config: TileConfig, error: Exception) -> str:
+    return f"{tuple(config)}: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+
+
+def _no_working_config(key: Sequence[str], failures: Sequence[str]) -> RuntimeError:
+    return RuntimeError(
+        f"At least one tile configuration of `{key[2]}` must work on this GPU, got {len(failures)} that fail "
+        f"({'; '.join(failures)}). Use `attn_implementation='sdpa'`."
+    )
 
 
 def _cache_path(key: tuple[str, ...]) -> Path:

@@ -59,3 +59,19 @@ def test_a_backend_that_is_wrong_in_one_tile_fails_the_probe(backend, result, de
 
 def test_the_probe_of_a_cpu_has_few_tokens():
     assert max(map(sum, attention_module._CPU_PROBE_BATCHES)) < 20
+
+
+@pytest.mark.parametrize(
+    "num_tokens, num_documents, max_seqlen, expected",
+    [
+        (128 * 512, 512, 128, (128, 128)),
+        (128 * 512, 512, 512, (128, 512)),  # documents of 128 tokens in a recipe for at most 512
+        (512 * 128, 128, 512, (512, 512)),
+        (100, 300, 128, (1, 128)),
+        (20_000, 1, 20_000, (8192, 8192)),
+        (7, 1, 7, (8, 8)),
+    ],
+)
+def test_the_autotuning_key_has_the_mean_and_maximum_length(num_tokens, num_documents, max_seqlen, expected):
+    kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
+    assert kernels.length_classes(num_tokens, num_documents, max_seqlen) == expected

@@ -1,13 +1,16 @@
 import json
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from triton.runtime.errors import OutOfResources
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from mosaicbert.ops import autotune
-from mosaicbert.ops.autotune import TileConfig
+from mosaicbert.ops.autotune import MAX_STACK_BYTES, TileConfig, find_defect
 
 WIDE, NARROW = TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2)
 KEY = ("example GPU", "3.6", "kernel", "64")
@@ -17,6 +20,7 @@ KEY = ("example GPU", "3.6", "kernel", "64")
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(autotune, "_selected", {})
+    monkeypatch.setattr(autotune, "_working", {})
     return tmp_path
 
 
@@ -46,28 +50,119 @@ def test_a_choice_is_returned_without_a_writable_cache(cache, monkeypatch):
     assert autotune._write_cached(KEY, WIDE, [WIDE, NARROW]) == WIDE
 
 
-def test_the_fastest_candidate_that_fits_is_selected(monkeypatch):
-    times = {WIDE: 2.0, NARROW: 1.0}
+@dataclass
+class CompiledKernel:
+    """The attributes of Triton's class that autotuning reads. The original requires a GPU."""
+
+    time: float = 1.0
+    n_spills: int = 0
+    ptx: str = "wgmma.mma_async.sync"
+    architecture: int = 90
+
+    @property
+    def asm(self):
+        return {"ptx": self.ptx}
+
+    @property
+    def metadata(self):
+        return SimpleNamespace(target=SimpleNamespace(arch=self.architecture))
+
+
+def make_launch(results):
+    """Return a function that launches a candidate, and the list of launched candidates."""
     launched = []
-    monkeypatch.setattr(autotune, "do_bench", lambda call, **_: call())
 
     def launch(candidate):
         launched.append(candidate)
-        if candidate not in times:
-            raise OutOfResources(300_000, 200_000, "shared memory")
-        return times[candidate]
+        if isinstance(results[candidate], Exception):
+            raise results[candidate]
+        return results[candidate]
 
-    candidates = [TileConfig(256, 256, 8, 2), WIDE, NARROW]
-    assert autotune.choose_tile_config(object(), (64,), candidates, launch) == NARROW
-    assert autotune.choose_tile_config(object(), (64,), candidates, launch) == NARROW
-    assert launched == candidates  # the second call uses the cached choice
+    return launch, launched
 
 
-def test_candidates_that_all_exceed_the_gpu_are_an_error(monkeypatch):
-    monkeypatch.setattr(autotune, "do_bench", lambda call, **_: call())
+@pytest.fixture
+def measured(monkeypatch):
+    """Replace the timing on a GPU by the time of the compiled kernel. Return the list of the measured ones."""
+    measured = []
 
-    def launch(_):
-        raise OutOfResources(300_000, 200_000, "shared memory")
+    def do_bench(call, **_):
+        measured.append(call())
+        return measured[-1].time
 
-    with pytest.raises(RuntimeError, match="must fit this GPU, got 2 that exceed its resources"):
+    monkeypatch.setattr(autotune, "do_bench", do_bench)
+    return measured
+
+
+FAILURES = [
+    OutOfResources(300_000, 200_000, "shared memory"),
+    PTXASError("ptxas fatal: unsupported"),
+    CompilationError("source", None, "unsupported layout"),
+    RuntimeError("Triton Error [CUDA]: invalid argument"),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_the_fastest_candidate_that_works_is_selected(failure, measured):
+    broken = TileConfig(256, 256, 8, 2)
+    launch, launched = make_launch({broken: failure, WIDE: CompiledKernel(2.0), NARROW: CompiledKernel(1.0)})
+    assert autotune.choose_tile_config(object(), (64,), [broken, WIDE, NARROW], launch) == NARROW
+    num_launches = len(launched)
+    assert autotune.choose_tile_config(object(), (64,), [broken, WIDE, NARROW], launch) == NARROW
+    assert len(launched) == num_launches  # the second call uses the cached choice
+    assert len(measured) == 2
+
+
+def test_candidates_that_all_fail_are_an_error(measured):
+    launch, _ = make_launch({WIDE: FAILURES[0], NARROW: FAILURES[3]})
+    with pytest.raises(RuntimeError, match=r"must work on this GPU, got 2 that fail .*shared memory.*invalid argument"):
         autotune.choose_tile_config(object(), (), [WIDE, NARROW], launch)
+    assert not measured
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [CompiledKernel(1.0, n_spills=170), CompiledKernel(1.0, ptx="mma.sync.aligned")],
+    ids=["spills-680-bytes", "without-wgmma"],
+)
+def test_a_candidate_with_a_defect_is_not_measured(compiled, measured):
+    launch, _ = make_launch({WIDE: compiled, NARROW: CompiledKernel(2.0)})
+    assert autotune.choose_tile_config(object(), (), [WIDE, NARROW], launch) == NARROW
+    assert compiled not in measured
+
+
+def test_candidates_that_all_have_a_defect_are_measured(measured):
+    launch, _ = make_launch({WIDE: CompiledKernel(2.0, n_spills=170), NARROW: CompiledKernel(1.0, n_spills=100)})
+    assert autotune.choose_tile_config(object(), (), [WIDE, NARROW], launch) == NARROW
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    "stack_bytes, ptx, architecture, is_defect",
+    [
+        (MAX_STACK_BYTES, "", 80, False),
+        (MAX_STACK_BYTES + 4, "", 80, True),
+        (0, "mma.sync", 90, True),
+        (0, "mma.sync wgmma", 90, False),
+        (0, "mma.sync", 80, False),
+        (0, "mma.sync", 120, False),
+        (0, "", 90, False),
+    ],
+)
+def test_defects_are_large_stacks_and_on_hopper_products_without_wgmma(stack_bytes, ptx, architecture, is_defect):
+    assert (find_defect(stack_bytes, ptx, architecture) is not None) == is_defect
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_small_launch_uses_the_first_candidate_that_works_and_does_not_repeat_failures(failure):
+    launch, launched = make_launch({WIDE: failure, NARROW: CompiledKernel()})
+    for _ in range(2):
+        autotune.launch_first_working(object(), (64,), [WIDE, NARROW], launch)
+    assert launched == [WIDE, NARROW, NARROW]
+
+
+def test_small_launches_that_all_fail_are_an_error():
+    launch, _ = make_launch({WIDE: FAILURES[0], NARROW: FAILURES[3]})
+    with pytest.raises(RuntimeError, match="must work on this GPU, got 2 that fail"):
+        autotune.launch_first_working(object(), (), [WIDE, NARROW], launch)
