@@ -20,9 +20,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # names of the Hub in tests fail at once, wi
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton, to run its kernels on the CPU
     if importlib.util.find_spec("triton") is not None:
-        from tests.interpreter import cache_builtins, patch_bf16_arithmetic
+        from tests.interpreter import cache_builtins, patch_arithmetic
 
-        patch_bf16_arithmetic()
+        patch_arithmetic()
         cache_builtins()
 
 torch.set_num_threads(1)  # several test processes run at once; sums do not depend on the number of threads

@@ -5,11 +5,11 @@ an online softmax over tiles of keys, and a backward pass that recomputes the we
 Differences from FlashAttention-2:
 
 - The bias -slope * |i - j| is computed from positions. No tensor of size L x L is stored in global memory.
-- Each program finds its document by binary search, so the grid size depends only on the numbers of tokens and
-  documents.
+- The grid size depends only on the numbers of tokens and documents. If all documents fit one tile, each program of the
+  forward pass has one document. Otherwise it finds its document in `cu_seqlens`.
 - The backward pass uses no atomics. The order of every sum is fixed, so equal inputs give bit-identical results.
-- A document that fits one tile has a separate backward kernel. One program computes all gradients of the document,
-  evaluates each weight once, and does not read the output of the forward pass.
+- Documents that fit one tile or two tiles have separate backward kernels. One program computes all gradients of a
+  document and evaluates each weight once, with 5 products instead of 7.
 
 Scores are stored before scaling, s = q k^T - (slope / scale) * |i - j|, and exponentials use base 2. Scaling and
 subtracting the maximum are then one fused multiply-add.
@@ -36,12 +36,18 @@ HEAD_DIMS = (32, 64, 128)
 _MIN_COMPUTE_CAPABILITY = (8, 0)
 _MIN_ROWS_TO_AUTOTUNE = 2**16  # tokens * heads; timings of smaller launches are not valid for larger ones
 _MAX_LENGTH_CLASS = 8192  # tokens; longer documents have the same tile configurations
+# On NVIDIA GPUs, the matrix units compute an fp32 product as three TF32 products of the upper and lower bits of its
+# factors, with about the error of fp32. 16-bit products do not use this setting.
+_PRECISION = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
+_MAX_FP32_HEAD_DIM = 64  # larger heads spill in every tile configuration
+_DOCUMENTS_PER_LOAD = tl.constexpr(1024)
+_MAX_INT32 = tl.constexpr(2**31 - 1)
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
 def _find_document(cu_seqlens_ptr, tile, num_documents, ROWS: tl.constexpr):
-    """Find the document of a tile by binary search.
+    """Find the document of a tile by counting the documents whose tiles start at or before it.
 
     The tiles of document d start at index cu_seqlens[d] // ROWS + d. This gives every document enough tiles, and the
     total depends only on the numbers of tokens and documents. A surplus tile starts after the end of its document.
@@ -49,16 +55,16 @@ def _find_document(cu_seqlens_ptr, tile, num_documents, ROWS: tl.constexpr):
     Returns:
         Index of the document's first token, length of the document, and position of the tile's first row in it.
     """
-    low = 0
-    high = num_documents
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_upper_half = tl.load(cu_seqlens_ptr + middle) // ROWS + middle <= tile
-        low = tl.where(is_upper_half, middle, low)
-        high = tl.where(is_upper_half, high, middle)
-    start = tl.load(cu_seqlens_ptr + low)
-    length = tl.load(cu_seqlens_ptr + low + 1) - start
-    return start.to(tl.int64), length, (tile - start // ROWS - low) * ROWS
+    offsets = tl.arange(0, _DOCUMENTS_PER_LOAD)
+    num_started = 0
+    for first in range(0, num_documents, _DOCUMENTS_PER_LOAD):
+        documents = first + offsets
+        starts = tl.load(cu_seqlens_ptr + documents, mask=documents < num_documents, other=_MAX_INT32)
+        num_started += tl.sum((starts // ROWS + documents <= tile).to(tl.int32), 0)
+    document = num_started - 1
+    start = tl.load(cu_seqlens_ptr + document)
+    length = tl.load(cu_seqlens_ptr + document + 1) - start
+    return start.to(tl.int64), length, (tile - start // ROWS - document) * ROWS
 
 
 @triton.jit
@@ -142,7 +148,7 @@ def _forward_step(
     """Update the running maximum, sum of weights and weighted sum of values with COLUMNS more keys."""
     columns = tl.arange(0, COLUMNS)
     key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, CHECK_END)
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = tl.dot(query, tl.trans(key), input_precision=_PRECISION)
     scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
     if CHECK_END:
         scores = tl.where((column + columns < length)[None, :], scores, -float("inf"))
@@ -154,7 +160,7 @@ def _forward_step(
     weights = tl.exp2(scores * exponent_scale - shift[:, None])
     rescale = tl.exp2(maximum * exponent_scale - shift)
     value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, CHECK_END)
-    out = tl.dot(weights.to(value.dtype), value, out * rescale[:, None], input_precision="ieee")
+    out = tl.dot(weights.to(value.dtype), value, out * rescale[:, None], input_precision=_PRECISION)
     return new_maximum, total * rescale + tl.sum(weights, 1), out
 
 
@@ -171,11 +177,18 @@ def _attention_forward_kernel(
     scale,
     DIM: tl.constexpr,
     WINDOW: tl.constexpr,
+    ONE_TILE: tl.constexpr,  # every document has at most ROWS tokens, and one program per head
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     head = tl.program_id(0) % num_heads
-    start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
+    tile = tl.program_id(0) // num_heads
+    if ONE_TILE:
+        start = tl.load(cu_seqlens_ptr + tile).to(tl.int64)
+        length = (tl.load(cu_seqlens_ptr + tile + 1) - start).to(tl.int32)
+        tile_start = 0
+    else:
+        start, length, tile_start = _find_document(cu_seqlens_ptr, tile, num_documents, ROWS)
     if tile_start >= length:
         return
     width = num_heads * DIM
@@ -252,21 +265,134 @@ def _attention_backward_whole_kernel(
         statistics = head * num_tokens.to(tl.int64) + start + columns
         # exp2(-inf) = 0: rows after the end of the document have weight 0
         lse = tl.load(lse_ptr + statistics, mask=columns < length, other=float("inf"))
-        scores = tl.dot(key, tl.trans(query), input_precision="ieee")
+        scores = tl.dot(key, tl.trans(query), input_precision=_PRECISION)
         scores = _bias(
             scores, key_positions - column, column_offsets.to(tl.float32), slope, slopes_ptr is not None, WINDOW
         )
         weights = tl.exp2(scores * exponent_scale - lse[None, :])
         grad = _load(grad_ptr + start * width + head * DIM, columns, length, width, DIM)
-        grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
-        grad_weights = tl.dot(value, tl.trans(grad), input_precision="ieee")
+        grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision=_PRECISION)
+        grad_weights = tl.dot(value, tl.trans(grad), input_precision=_PRECISION)
         delta = tl.sum(weights * grad_weights, 0)
         grad_scores = (weights * (grad_weights - delta[None, :])).to(key.dtype)
-        grad_key = tl.dot(grad_scores, query, grad_key, input_precision="ieee")
-        grad_query = tl.dot(tl.trans(grad_scores), key, input_precision="ieee") * scale
+        grad_key = tl.dot(grad_scores, query, grad_key, input_precision=_PRECISION)
+        grad_query = tl.dot(tl.trans(grad_scores), key, input_precision=_PRECISION) * scale
         _store(grad_query_ptr, columns, length, 3 * width, grad_query, DIM)
     _store(grad_query_ptr + width, rows, length, 3 * width, grad_key * scale, DIM)
     _store(grad_query_ptr + 2 * width, rows, length, 3 * width, grad_value, DIM)
+
+
+@triton.jit
+def _backward_two_tiles_step(
+    key,
+    value,
+    key_positions,
+    query_ptr,
+    grad_ptr,
+    out_ptr,
+    lse_ptr,
+    delta_ptr,
+    partial_ptr,
+    grad_query_ptr,
+    column,
+    length,
+    width,
+    slope,
+    scale,
+    grad_key,
+    grad_value,
+    DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    IS_FIRST: tl.constexpr,
+):
+    """Add COLUMNS queries to the gradients of one of two tiles of keys, and the keys to the gradients of the queries.
+
+    Scores have the layout (keys, queries).
+    """
+    offsets = tl.arange(0, COLUMNS)
+    columns = column + offsets
+    query = _load(query_ptr, columns, length, 3 * width, DIM)
+    grad = _load(grad_ptr, columns, length, width, DIM)
+    # exp2(-inf) = 0: rows after the end of the document have weight 0
+    lse = tl.load(lse_ptr + columns, mask=columns < length, other=float("inf"))
+    if IS_FIRST:
+        out = _load(out_ptr, columns, length, width, DIM)
+        delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+        tl.store(delta_ptr + columns, delta, mask=columns < length)
+    else:
+        delta = tl.load(delta_ptr + columns, mask=columns < length, other=0.0)
+    scores = tl.dot(key, tl.trans(query), input_precision=_PRECISION)
+    scores = _bias(scores, key_positions - column, offsets.to(tl.float32), slope, HAS_SLOPES, WINDOW)
+    weights = tl.exp2(scores * (scale * _LOG2_E) - lse[None, :])
+    grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision=_PRECISION)
+    grad_weights = tl.dot(value, tl.trans(grad), input_precision=_PRECISION)
+    grad_scores = (weights * (grad_weights - delta[None, :])).to(key.dtype)
+    grad_key = tl.dot(grad_scores, query, grad_key, input_precision=_PRECISION)
+    grad_query = tl.dot(tl.trans(grad_scores), key, input_precision=_PRECISION) * scale
+    if IS_FIRST:
+        _store(partial_ptr, columns, length, width, grad_query, DIM)
+    else:
+        grad_query += _load(partial_ptr, columns, length, width, DIM)
+        _store(grad_query_ptr, columns, length, 3 * width, grad_query, DIM)
+    return grad_key, grad_value
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _attention_backward_two_tiles_kernel(
+    grad_ptr,
+    qkv_ptr,
+    out_ptr,
+    lse_ptr,
+    cu_seqlens_ptr,
+    slopes_ptr,
+    grad_qkv_ptr,
+    delta_ptr,  # (H, T), scratch
+    partial_ptr,  # (T, H, D) fp32, scratch: contribution of the first tile of keys to the gradients of the queries
+    num_tokens,
+    num_heads,
+    scale,
+    DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Compute all gradients of a document of ROWS + 1 to 2 ROWS tokens, one tile of keys after the other.
+
+    The gradients of the queries are summed in a fixed order by one program, through memory and without atomics.
+    """
+    head = tl.program_id(0) % num_heads
+    document = tl.program_id(0) // num_heads
+    start = tl.load(cu_seqlens_ptr + document).to(tl.int64)
+    length = (tl.load(cu_seqlens_ptr + document + 1) - start).to(tl.int32)
+    if (length <= ROWS) | (length > 2 * ROWS):
+        return
+    width = num_heads * DIM
+    query_ptr = qkv_ptr + start * 3 * width + head * DIM
+    grad_query_ptr = grad_qkv_ptr + start * 3 * width + head * DIM
+    grad_ptr += start * width + head * DIM
+    out_ptr += start * width + head * DIM
+    partial_ptr += start * width + head * DIM
+    lse_ptr += head * num_tokens.to(tl.int64) + start
+    delta_ptr += head * num_tokens.to(tl.int64) + start
+    slope = _slope(slopes_ptr, head, scale)
+    for tile in tl.static_range(2):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        key = _load(query_ptr + width, rows, length, 3 * width, DIM, tile == 1)
+        value = _load(query_ptr + 2 * width, rows, length, 3 * width, DIM, tile == 1)
+        key_positions = tl.where(rows < length, rows.to(tl.float32), float("inf"))
+        grad_key = tl.zeros([ROWS, DIM], tl.float32)
+        grad_value = tl.zeros([ROWS, DIM], tl.float32)
+        for column in range(0, length, COLUMNS):
+            grad_key, grad_value = _backward_two_tiles_step(
+                key, value, key_positions, query_ptr, grad_ptr, out_ptr, lse_ptr, delta_ptr, partial_ptr,
+                grad_query_ptr, column, length, width, slope, scale, grad_key, grad_value,
+                DIM, WINDOW, COLUMNS, slopes_ptr is not None, tile == 0,
+            )  # fmt: skip
+        _store(grad_query_ptr + width, rows, length, 3 * width, grad_key * scale, DIM)
+        _store(grad_query_ptr + 2 * width, rows, length, 3 * width, grad_value, DIM)
+        tl.debug_barrier()  # the second tile reads what other threads have stored for the first one
 
 
 @triton.jit
@@ -293,14 +419,14 @@ def _backward_query_step(
     columns = tl.arange(0, COLUMNS)
     key = _load(query_ptr + width, column + columns, length, 3 * width, DIM, CHECK_END)
     value = _load(query_ptr + 2 * width, column + columns, length, 3 * width, DIM, CHECK_END)
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = tl.dot(query, tl.trans(key), input_precision=_PRECISION)
     scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
     if CHECK_END:
         scores = tl.where((column + columns < length)[None, :], scores, -float("inf"))
     weights = tl.exp2(scores * exponent_scale - lse[:, None])
-    grad_weights = tl.dot(grad, tl.trans(value), input_precision="ieee")
+    grad_weights = tl.dot(grad, tl.trans(value), input_precision=_PRECISION)
     grad_scores = weights * (grad_weights - delta[:, None])
-    return tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision="ieee")
+    return tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision=_PRECISION)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
@@ -319,14 +445,14 @@ def _attention_backward_query_kernel(
     scale,
     DIM: tl.constexpr,
     WINDOW: tl.constexpr,
-    WHOLE: tl.constexpr,  # documents of at most this length belong to _attention_backward_whole_kernel
+    ONE_PASS: tl.constexpr,  # documents of at most this length belong to the kernels for one tile and two tiles
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Compute the gradients of a tile of queries, iterating over all keys."""
     head = tl.program_id(0) % num_heads
     start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
-    if (tile_start >= length) | (length <= WHOLE):
+    if (tile_start >= length) | (length <= ONE_PASS):
         return
     width = num_heads * DIM
     rows = tile_start + tl.arange(0, ROWS)
@@ -392,13 +518,13 @@ def _backward_key_step(
     else:
         lse = tl.load(lse_ptr + column + columns)
         delta = tl.load(delta_ptr + column + columns)
-    scores = tl.dot(key, tl.trans(query), input_precision="ieee")
+    scores = tl.dot(key, tl.trans(query), input_precision=_PRECISION)
     scores = _bias(scores, (rows - column).to(tl.float32), columns.to(tl.float32), slope, HAS_SLOPES, WINDOW)
     weights = tl.exp2(scores * exponent_scale - lse[None, :])
-    grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision="ieee")
-    grad_weights = tl.dot(value, tl.trans(grad), input_precision="ieee")
+    grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value, input_precision=_PRECISION)
+    grad_weights = tl.dot(value, tl.trans(grad), input_precision=_PRECISION)
     grad_scores = weights * (grad_weights - delta[None, :])
-    return tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision="ieee"), grad_value
+    return tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision=_PRECISION), grad_value
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_documents"])
@@ -416,14 +542,14 @@ def _attention_backward_key_kernel(
     scale,
     DIM: tl.constexpr,
     WINDOW: tl.constexpr,
-    WHOLE: tl.constexpr,
+    ONE_PASS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Compute the gradients of a tile of keys and values, iterating over all queries."""
     head = tl.program_id(0) % num_heads
     start, length, tile_start = _find_document(cu_seqlens_ptr, tl.program_id(0) // num_heads, num_documents, ROWS)
-    if (tile_start >= length) | (length <= WHOLE):
+    if (tile_start >= length) | (length <= ONE_PASS):
         return
     width = num_heads * DIM
     rows = tile_start + tl.arange(0, ROWS)
@@ -452,28 +578,41 @@ def _attention_backward_key_kernel(
 
 
 # Candidates of `choose_tile_config` by kernel: for 16-bit heads of size up to 64, for 16-bit heads of size 128, and for
-# fp32, whose products the matrix units do not compute exactly. docs/benchmarks/kernels.jsonl lists registers and
-# spills.
-_TILE_CONFIGS = {
+# fp32. docs/benchmarks/kernels.jsonl lists registers and spills. Two programs with 8 warps run on a multiprocessor at
+# once if they have at most 128 registers.
+_TILE_CONFIGS: dict[str, tuple[list[TileConfig], list[TileConfig], list[TileConfig]]] = {
     "forward": (
-        [TileConfig(128, 64, 8, 3), TileConfig(128, 64, 4, 3), TileConfig(64, 64, 4, 3), TileConfig(128, 128, 8, 2)],
+        [
+            TileConfig(128, 64, 8, 3),
+            TileConfig(128, 64, 8, 3, max_registers=128),
+            TileConfig(128, 64, 4, 3),
+            TileConfig(64, 64, 4, 3),
+            TileConfig(128, 128, 8, 2),
+        ],
         [TileConfig(128, 64, 8, 2), TileConfig(128, 32, 8, 2)],
-        [TileConfig(32, 32, 4, 1)],
+        [TileConfig(64, 16, 4, 1)],
     ),
     "backward_whole": (
-        [TileConfig(128, 64, 8, 1), TileConfig(128, 32, 8, 2), TileConfig(128, 32, 4, 1), TileConfig(128, 128, 8, 1)],
+        [
+            TileConfig(128, 64, 8, 1),
+            TileConfig(128, 32, 8, 1),
+            TileConfig(128, 32, 8, 2),
+            TileConfig(128, 32, 4, 1),
+            TileConfig(128, 128, 8, 1),
+        ],
         [TileConfig(64, 32, 8, 1), TileConfig(64, 64, 8, 1)],
-        [TileConfig(32, 32, 4, 1)],
+        [TileConfig(32, 32, 8, 1)],
     ),
+    "backward_two_tiles": ([TileConfig(128, 32, 8, 1), TileConfig(128, 64, 8, 1)], [], []),
     "backward_query": (
         [TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(128, 32, 4, 2)],
         [TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2)],
-        [TileConfig(32, 32, 4, 1)],
+        [TileConfig(64, 16, 4, 1), TileConfig(16, 32, 4, 1)],
     ),
     "backward_key": (
         [TileConfig(128, 64, 8, 2), TileConfig(64, 64, 4, 2), TileConfig(128, 32, 8, 2), TileConfig(64, 32, 4, 2)],
         [TileConfig(128, 32, 8, 1), TileConfig(64, 32, 4, 2)],
-        [TileConfig(32, 32, 4, 1)],
+        [TileConfig(16, 32, 4, 1)],
     ),
 }
 
@@ -482,12 +621,13 @@ def tile_configs(kernel: str, dim: int, dtype: torch.dtype) -> list[TileConfig]:
     """Return the tile configurations that autotuning compares for a kernel.
 
     Args:
-        kernel: Name of the kernel, one of "forward", "backward_whole", "backward_query" and "backward_key".
+        kernel: Name of the kernel, one of "forward", "backward_whole", "backward_two_tiles", "backward_query" and
+            "backward_key".
         dim: Head size D.
         dtype: dtype of queries, keys and values.
 
     Returns:
-        Tile configurations, preferred one first.
+        Tile configurations, preferred one first. None if the kernel is not used for this dtype and head size.
     """
     small_head_configs, large_head_configs, fp32_configs = _TILE_CONFIGS[kernel]
     return fp32_configs if dtype == torch.float32 else large_head_configs if dim > 64 else small_head_configs
@@ -522,6 +662,11 @@ def attention(
         raise ValueError(
             f"`qkv` dtype must be bfloat16, float16 or float32, got {qkv.dtype}. Use a different attention backend."
         )
+    if qkv.dtype == torch.float32 and dim > _MAX_FP32_HEAD_DIM:
+        raise ValueError(
+            f"`head_dim` must be at most {_MAX_FP32_HEAD_DIM} in fp32, got {dim}. Use a different attention backend or "
+            "dtype."
+        )
     if qkv.device.type == "cpu" and not isinstance(_attention_forward_kernel, InterpretedFunction):
         raise ValueError(
             "`qkv` must be on a GPU, got a CPU tensor. Use a different attention backend, or TRITON_INTERPRET=1 for "
@@ -541,7 +686,7 @@ def attention(
     out = qkv.new_empty(num_tokens, num_heads, dim)
     lse = qkv.new_empty(num_heads, num_tokens, dtype=torch.float32)
     launcher = _KernelLauncher(qkv, cu_seqlens, max_seqlen, slopes, window)
-    launcher.launch_per_tile(_attention_forward_kernel, "forward", qkv, cu_seqlens, launcher.slopes, out, lse)
+    launcher.launch_forward(qkv, cu_seqlens, launcher.slopes, out, lse)
     return out, lse
 
 
@@ -586,18 +731,25 @@ def attention_backward(
     qkv, grad, cu_seqlens = qkv.contiguous(), grad.contiguous(), cu_seqlens.contiguous()
     grad_qkv = torch.empty_like(qkv)
     launcher = _KernelLauncher(qkv, cu_seqlens, max_seqlen, slopes, window)
-    launcher.launch_per_document(
-        _attention_backward_whole_kernel, grad, qkv, lse, cu_seqlens, launcher.slopes, grad_qkv
-    )
-    if max_seqlen > launcher.max_whole_seqlen:
-        delta = torch.empty_like(lse)
-        tensors = (cu_seqlens, launcher.slopes, grad_qkv)
-        max_whole_seqlen = {"WHOLE": launcher.max_whole_seqlen}
+    tensors = (cu_seqlens, launcher.slopes, grad_qkv)
+    launcher.launch_per_document(_attention_backward_whole_kernel, "backward_whole", grad, qkv, lse, *tensors)
+    if max_seqlen <= launcher.max_one_tile_seqlen:
+        return grad_qkv
+    delta = torch.empty_like(lse)
+    if launcher.max_one_pass_seqlen > launcher.max_one_tile_seqlen:
+        partial = torch.empty_like(out, dtype=torch.float32)
+        launcher.launch_per_document(
+            _attention_backward_two_tiles_kernel,
+            "backward_two_tiles",
+            *(grad, qkv, out, lse, *tensors, delta, partial),
+        )
+    if max_seqlen > launcher.max_one_pass_seqlen:
+        constants = {"ONE_PASS": launcher.max_one_pass_seqlen}
         launcher.launch_per_tile(
-            _attention_backward_query_kernel, "backward_query", grad, qkv, out, lse, *tensors, delta, **max_whole_seqlen
+            _attention_backward_query_kernel, "backward_query", grad, qkv, out, lse, *tensors, delta, **constants
         )
         launcher.launch_per_tile(
-            _attention_backward_key_kernel, "backward_key", grad, qkv, lse, delta, *tensors, **max_whole_seqlen
+            _attention_backward_key_kernel, "backward_key", grad, qkv, lse, delta, *tensors, **constants
         )
     return grad_qkv
 
@@ -658,25 +810,37 @@ class _KernelLauncher:
         self.num_documents = len(cu_seqlens) - 1
         self.max_seqlen, self.window = max_seqlen, window
         self.slopes = None if slopes is None else _slopes_tensor(qkv.device, tuple(slopes))
-        (self.max_whole_seqlen,) = {config.rows for config in tile_configs("backward_whole", self.dim, self.dtype)}
+        (self.max_one_tile_seqlen,) = {config.rows for config in tile_configs("backward_whole", self.dim, self.dtype)}
+        num_one_pass_tiles = 2 if tile_configs("backward_two_tiles", self.dim, self.dtype) else 1
+        self.max_one_pass_seqlen = num_one_pass_tiles * self.max_one_tile_seqlen
         self.scalar_arguments = (self.num_heads, 1 / math.sqrt(self.dim))  # num_heads and scale of a kernel
+
+    def launch_forward(self, *tensors: Tensor | None) -> None:
+        """Launch one program per document and head if all documents fit one tile, otherwise one per tile and head."""
+
+        def launch(config: TileConfig) -> Any:
+            is_one_tile = self.max_seqlen <= config.rows
+            num_tiles = self.num_documents if is_one_tile else self._max_num_tiles(config)
+            arguments = (*tensors, self.num_tokens, self.num_documents, *self.scalar_arguments)
+            return self._launch(_attention_forward_kernel, config, num_tiles, arguments, {"ONE_TILE": is_one_tile})
+
+        self._launch_autotuned(_attention_forward_kernel, tile_configs("forward", self.dim, self.dtype), launch)
 
     def launch_per_tile(self, kernel: Any, name: str, *tensors: Tensor | None, **constants: int) -> None:
         """Launch one program per tile and head."""
 
         def launch(config: TileConfig) -> Any:
-            num_tiles = self.num_tokens // config.rows + self.num_documents
             arguments = (*tensors, self.num_tokens, self.num_documents, *self.scalar_arguments)
-            return self._launch(kernel, config, num_tiles, arguments, constants)
+            return self._launch(kernel, config, self._max_num_tiles(config), arguments, constants)
 
         self._launch_autotuned(kernel, tile_configs(name, self.dim, self.dtype), launch)
 
-    def launch_per_document(self, kernel: Any, *tensors: Tensor | None) -> None:
+    def launch_per_document(self, kernel: Any, name: str, *tensors: Tensor | None) -> None:
         """Launch one program per document and head, with tiles no larger than the longest document requires."""
         max_rows = max(16, 1 << (self.max_seqlen - 1).bit_length())
         configs = [
             config._replace(rows=min(config.rows, max_rows), columns=min(config.columns, max_rows))
-            for config in tile_configs("backward_whole", self.dim, self.dtype)
+            for config in tile_configs(name, self.dim, self.dtype)
         ]
 
         def launch(config: TileConfig) -> Any:
@@ -685,6 +849,9 @@ class _KernelLauncher:
             )
 
         self._launch_autotuned(kernel, list(dict.fromkeys(configs)), launch)
+
+    def _max_num_tiles(self, config: TileConfig) -> int:
+        return self.num_tokens // config.rows + self.num_documents
 
     def _launch(
         self, kernel: Any, config: TileConfig, num_tiles: int, arguments: tuple[Any, ...], constants: dict[str, int]
@@ -699,6 +866,7 @@ class _KernelLauncher:
                 num_warps=config.num_warps,
                 num_stages=config.num_stages,
                 enable_fp_fusion=True,  # scaling a score and subtracting the maximum become one instruction
+                **({"maxnreg": config.max_registers} if config.max_registers else {}),  # unknown to AMD's compiler
                 **constants,
             )
 

@@ -28,12 +28,14 @@ class TileConfig(NamedTuple):
         columns: Columns of a score tile, the positions that a program loads per step.
         num_warps: Warps per program.
         num_stages: Stages of Triton's software pipelining, the number of loads in flight.
+        max_registers: Maximum number of registers per thread, or None for the choice of the assembler.
     """
 
     rows: int
     columns: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 # Bytes per thread that the compiler may store in local memory, for example instead of registers. Every access to them

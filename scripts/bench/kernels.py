@@ -3,7 +3,7 @@
 Each tile configuration adds one line to docs/benchmarks/kernels.jsonl with registers per thread, bytes of stack per
 thread (mostly spilled registers), bytes of shared memory per program and the number of matrix instructions in the PTX.
 For kernels with a loop over tiles, it also has the instructions of the loop per score, which limit the speed for long
-documents.
+documents. `defect` is the reason why autotuning does not measure a configuration.
 
 Run: python scripts/bench/kernels.py
 """
@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mosaicbert.ops import attention_kernels, cross_entropy_kernels, geglu_kernels, layer_norm_kernels
-from mosaicbert.ops.autotune import TileConfig
+from mosaicbert.ops.autotune import TileConfig, find_defect
 
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90}  # A100; H100 and H200
 DTYPES = {"bfloat16": "*bf16", "float32": "*fp32"}
@@ -44,6 +44,7 @@ class Case:
         constants: Value by name of each constexpr argument.
         num_warps: Warps per program.
         num_stages: Stages of software pipelining.
+        max_registers: Maximum number of registers per thread, or None for the choice of the assembler.
     """
 
     kernel: Any
@@ -52,6 +53,7 @@ class Case:
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int = 1
+    max_registers: int | None = None
 
 
 def main() -> None:
@@ -79,6 +81,7 @@ def main() -> None:
                     **constants,
                     "num_warps": case.num_warps,
                     "num_stages": case.num_stages,
+                    **({"max_registers": case.max_registers} if case.max_registers else {}),
                     **usage,
                     "triton": triton.__version__,
                 }
@@ -86,23 +89,26 @@ def main() -> None:
 
 
 def attention_cases(first_only: bool) -> Iterator[Case]:
-    for dim, dtype in ((64, "bfloat16"), (32, "bfloat16"), (128, "bfloat16"), (64, "float32")):
-        for name in ("forward", "backward_whole", "backward_query", "backward_key"):
-            tile_configs: Sequence[TileConfig] = attention_kernels.tile_configs(name, dim, getattr(torch, dtype))
-            kernel = getattr(attention_kernels, f"_attention_{name}_kernel")
-            whole = {"WHOLE": 128} if name in ("backward_query", "backward_key") else {}
-            for config in tile_configs[:1] if first_only else tile_configs:
-                constants = {
-                    "DIM": dim,
-                    "WINDOW": None,
-                    "ROWS": config.rows,
-                    "COLUMNS": config.columns,
-                    **whole,
-                }
-                types = {"cu_seqlens_ptr": "*i32", "slopes_ptr": "*fp32", "lse_ptr": "*fp32", "delta_ptr": "*fp32"}
-                yield Case(kernel, dtype, types, constants, config.num_warps, config.num_stages)
-        if first_only:
-            return
+    # Constants of the kernels besides sizes of heads and tiles, in one or more variants.
+    variants: dict[str, list[dict[str, Any]]] = {
+        "forward": [{"ONE_TILE": True}, {"ONE_TILE": False}],
+        "backward_whole": [{}],
+        "backward_two_tiles": [{}],
+        "backward_query": [{"ONE_PASS": 256}],
+        "backward_key": [{"ONE_PASS": 256}],
+    }
+    types = {name: "*fp32" for name in ("slopes_ptr", "lse_ptr", "delta_ptr", "partial_ptr")}
+    heads = [(64, "bfloat16"), (32, "bfloat16"), (128, "bfloat16"), (64, "float32"), (32, "float32")]
+    for (dim, dtype), (name, constants) in itertools.product(heads[:1] if first_only else heads, variants.items()):
+        tile_configs: Sequence[TileConfig] = attention_kernels.tile_configs(name, dim, getattr(torch, dtype))
+        for config, variant in itertools.product(tile_configs[:1] if first_only else tile_configs, constants):
+            yield Case(
+                getattr(attention_kernels, f"_attention_{name}_kernel"),
+                dtype,
+                {"cu_seqlens_ptr": "*i32", **types},
+                {"DIM": dim, "WINDOW": None, "ROWS": config.rows, "COLUMNS": config.columns, **variant},
+                *config[2:],
+            )
 
 
 def geglu_cases() -> Iterator[Case]:
@@ -129,7 +135,7 @@ def cross_entropy_cases() -> Iterator[Case]:
     )
 
 
-def measure_resources(case: Case, capability: int) -> dict[str, float]:
+def measure_resources(case: Case, capability: int) -> dict[str, float | str]:
     """Compile a kernel and read its resource usage from the machine code."""
     signature: dict[str, str] = {}
     for name in case.kernel.arg_names:
@@ -139,7 +145,7 @@ def measure_resources(case: Case, capability: int) -> dict[str, float]:
     kinds = enumerate(signature.items())
     aligned = {(n,): [["tt.divisibility", 16]] for n, (name, kind) in kinds if kind.startswith("*") or name == "width"}
     source = ASTSource(case.kernel, signature=signature, constexprs=dict(case.constants), attrs=aligned)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -151,12 +157,14 @@ def measure_resources(case: Case, capability: int) -> dict[str, float]:
     registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage_text)[-1])
     loop = _loop_with_products(code)
     tile = case.constants.get("ROWS", 0) * case.constants.get("COLUMNS", 0)
+    defect = find_defect(stack, compiled.asm["ptx"], capability)
     return {
         "registers": registers,
         "stack_bytes": stack,
         "shared_bytes": compiled.metadata.shared,
         "matrix_instructions": len(re.findall(r"wgmma\.mma_async\.sync|mma\.sync", compiled.asm["ptx"])),
         **({"instructions_per_score": round(loop * 32 * case.num_warps / tile, 2)} if loop else {}),
+        **({"defect": defect} if defect else {}),
     }
 
 

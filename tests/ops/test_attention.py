@@ -111,7 +111,8 @@ def test_a_window_equals_the_formula_with_masked_bias(backend, window, has_bias,
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-# Tiles have 32 rows in fp32, 64 or 128 in bf16. Documents of at most one tile use a different backward kernel.
+# Tiles have 16 to 64 rows in fp32, 64 or 128 in bf16. The backward pass has one kernel for documents of one tile, one for
+# two tiles (in bf16) and two for longer documents.
 TRITON_SEQLENS = {
     "one-token": [1],
     "primes": [2, 3, 5, 7, 11, 13, 17, 19],
@@ -129,6 +130,10 @@ def test_triton_is_as_accurate_as_eager(seqlens, dtype, device):
     assert_as_accurate_as_eager("triton", seqlens, 1, dtype, device)
 
 
+def test_triton_is_as_accurate_as_eager_around_two_tiles_of_128(device):
+    assert_as_accurate_as_eager("triton", [255, 3, 257], 1, BF16, device)
+
+
 def test_triton_in_fp16_is_as_accurate_as_eager_around_a_tile_of_64(device):
     assert_as_accurate_as_eager("triton", TRITON_SEQLENS["around-a-tile-of-64"], 1, torch.float16, device)
 
@@ -139,8 +144,9 @@ def test_triton_in_fp16_is_as_accurate_as_eager(seqlens, device):
     assert_as_accurate_as_eager("triton", seqlens, 1, torch.float16, device)
 
 
-@pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("head_dim", [32, 128])
+@pytest.mark.parametrize(
+    "head_dim, dtype", [(32, FP32), (32, BF16), (128, BF16)], ids=["32-fp32", "32-bf16", "128-bf16"]
+)
 def test_triton_is_as_accurate_as_eager_for_other_head_sizes(head_dim, dtype, device):
     assert_as_accurate_as_eager("triton", [5, 40, 20], 3, dtype, device, head_dim=head_dim)
 
@@ -392,8 +398,14 @@ def test_an_unsupported_head_size_is_an_error_that_lists_the_supported_ones(head
         choose_attention("triton", device, BF16, head_dim)
 
 
-def test_auto_skips_triton_for_an_unsupported_head_size(device):
-    assert choose_attention("auto", device, BF16, 80).name != "triton"
+def test_fp32_heads_of_128_are_an_error_of_triton(device):
+    with pytest.raises(RuntimeError, match="`head_dim` must be at most 64 in fp32, got 128"):
+        choose_attention("triton", device, FP32, 128)
+
+
+@pytest.mark.parametrize("head_dim, dtype", [(80, BF16), (128, FP32)])
+def test_auto_skips_triton_for_an_unsupported_head_size(head_dim, dtype, device):
+    assert choose_attention("auto", device, dtype, head_dim).name != "triton"
 
 
 def test_requesting_triton_without_a_gpu_is_an_error():

@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "bench" / "kernels.py"
-# Bytes per thread. Triton 3.3 spills 64 bytes in the first tile configuration of _attention_backward_whole_kernel on
-# sm_90, see docs/benchmarks/kernels.jsonl; a larger stack indicates a regression.
+# Bytes per thread. On sm_90, Triton 3.3 spills 64 bytes in the first tile configuration of
+# _attention_backward_whole_kernel and 16 in that of _attention_backward_key_kernel, and Triton 3.9 none, see
+# docs/benchmarks/kernels.jsonl. A larger stack indicates a regression.
 _MAX_STACK_BYTES = 64
 
 
@@ -20,7 +21,7 @@ def test_every_kernel_compiles_for_sm_90_with_matrix_instructions_and_at_most_64
     command = [sys.executable, str(_SCRIPT), "--smoke"]
     completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     lines = completed.stdout.splitlines()
-    assert len({line.partition(" bfloat16")[0] for line in lines}) == 9  # kernels
+    assert len({line.partition(" bfloat16")[0] for line in lines}) == 10  # kernels
     for line in lines:
         fields = dict(field.split("=") for field in line.rpartition(": ")[2].split(", "))
         assert int(fields["stack_bytes"]) <= _MAX_STACK_BYTES, line
