@@ -190,6 +190,23 @@ def _report(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     return 0
 
 
+def _bench(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    recipe = load(parsed)
+    from rich.console import Console
+
+    from mosaicbert.bench.command import bench
+
+    bench(
+        recipe,
+        Console(),
+        num_steps=parsed.steps,
+        seconds=parsed.seconds,
+        output=parsed.output,
+        inference=parsed.inference,
+    )
+    return 0
+
+
 def _disable_progress_bars() -> None:
     from transformers.utils import logging
 
@@ -213,6 +230,17 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folder, e.g. runs/quickstart")
     output = "folder for report.png and report.html (default: folder of the first run)"
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=output)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--steps", metavar="N", type=int, default=10, help="timed steps per version (default: 10)")
+    seconds = "approximate total time, compilation included; versions without time left are skipped (default: 1800)"
+    parser.add_argument("--seconds", metavar="S", type=float, default=1800.0, help=seconds)
+    output = "folder for the records and the chart (default: bench/ in the run folder)"
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help=output)
+    inference = "compare embeddings of batches of 32 documents instead of training steps"
+    parser.add_argument("--inference", action="store_true", help=inference)
 
 
 def _add_no_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -243,6 +271,11 @@ _COMMANDS = {
     "glue": _Command("Fine-tune and score a model or the checkpoints of a run on GLUE", _glue),
     "export": _Command("Export the newest checkpoint of a run as a Hugging Face folder", _export),
     "pareto": _Command("Plot scores against training time and cost, or compare two checkpoints", _pareto, _add_pareto),
+    "bench": _Command(
+        "Measure the training step of a recipe against Hugging Face's BERT and ModernBERT on the same documents",
+        _bench,
+        _add_bench,
+    ),
     "report": _Command("Plot the training curves of runs as a PNG file and an HTML page", _report, _add_runs),
 }
 

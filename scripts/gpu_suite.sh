@@ -115,7 +115,9 @@ pretraining mosaicbert-large-c4 32768 85
 store=()
 [[ -e $work/store-512 ]] && store=(--store "$work/store-512")
 part attention 60 "$python" scripts/bench/attention.py "${store[@]}"
-part training_step 90 "$python" scripts/bench/training_step.py --seconds 80 "${store[@]}"
+bench=("$python" -m mosaicbert bench recipes/mosaicbert-base-c4.yaml --steps 8 --seconds 36 --output "$BENCHMARKS_FOLDER")
+part training_step 45 "${bench[@]}" "${short[@]}" train.micro_batch_tokens=65536 train.global_batch_samples=512
+part training_step_512 45 "${bench[@]}" "${long[@]}" train.micro_batch_tokens=65536 train.global_batch_samples=256
 part profile_step 30 "$python" scripts/bench/profile_step.py
 part cross_entropy 25 "$python" scripts/bench/cross_entropy.py
 part layer_norm 25 "$python" scripts/bench/layer_norm.py

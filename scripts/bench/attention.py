@@ -20,10 +20,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from documents import SIMULATED, cut, real_seqlens, web_like_seqlens
-from harness import describe, dtype_name, measure, print_record, record, write_lines
+from harness import dtype_name, measure, print_record, record, write_lines
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mosaicbert.bench.timing import describe_error
 from mosaicbert.ops import attention as ops
 
 NUM_HEADS, HEAD_DIM = 12, 64  # MosaicBERT-Base
@@ -243,7 +244,7 @@ def compare_on_gpu(cases: Iterator[Case], builders: dict[str, Callable[[Case], V
                 check_results(results(version, case), references[version.has_bias])
                 versions[by] = version
             except Exception as error:  # any failure of a version is its result
-                errors[by] = describe(error)
+                errors[by] = describe_error(error)
         failures += TRITON_VERSION in errors
         references.clear()
         record_case(case, versions, errors, is_training=True)

@@ -8,7 +8,7 @@ import time
 import torch
 from documents import random_batch
 from harness import record
-from training_step import training_step
+from step import training_step
 
 from mosaicbert.config import ModelConfig
 from mosaicbert.model.factory import build_model

@@ -4,30 +4,24 @@ Each version adds one line to docs/benchmarks/<name>.jsonl. `ratio` is its media
 version that ran. A version that fails adds a line with its error message, and the other versions continue.
 """
 
-import contextlib
-import datetime
 import functools
-import json
 import os
-import platform
-import signal
-import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mosaicbert.bench.records import append_records, median_and_iqr
+from mosaicbert.bench.timing import describe_error
 
 _ROOT = Path(__file__).parents[2]
 _MIN_REPEATS = 5
 _MAX_REPEATS = 100
 _FLUSH_BYTES = 512 * 2**20  # more than the L2 cache of any GPU
 _NUM_FLUSHES = 4
-_MAX_ERROR_LENGTH = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def measure(
             call()  # the first call allocates memory and selects kernels
             _wait(device)
         except Exception as error:  # any failure of a version is its result
-            errors[by] = describe(error)
+            errors[by] = describe_error(error)
     times: dict[str, list[float]] = {by: [] for by in versions if by not in errors}
     end = time.perf_counter() + seconds
     for repeat in range(_MAX_REPEATS):
@@ -112,15 +106,8 @@ def measure(
             times[by].append(_microseconds(versions[by], device))
     timings: dict[str, Timing] = {}
     for by, values in times.items():
-        lower, median, upper = statistics.quantiles(values, n=4)
-        timings[by] = Timing(median, upper - lower)
+        timings[by] = Timing(*median_and_iqr(values))
     return timings, errors
-
-
-def describe(error: BaseException) -> str:
-    """Format an error as one line of at most 300 characters."""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}"[:_MAX_ERROR_LENGTH].rstrip(": ")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -143,35 +130,13 @@ def _result(line: Mapping[str, Any]) -> str:
     return ", ".join([f"{line['median_us'] / 1000:.2f} ms", *formatted])
 
 
-class TimeLimitExceeded(BaseException):  # not an Exception, because compilers catch those and continue
-    """Error of a version that exceeds its time limit."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeLimitExceeded in the main thread if the body takes more than a number of seconds."""
-
-    def stop(*_: object) -> None:
-        raise TimeLimitExceeded(f"time limit of {seconds:.0f} s exceeded")
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, previous)
-
-
 def write_lines(name: str, lines: Iterable[Mapping[str, Any]], device: str = "cpu") -> None:
     """Append records to docs/benchmarks/<name>.jsonl, with hardware, library versions, commit and date.
 
     The variable BENCHMARKS_FOLDER selects another folder.
     """
     folder = Path(os.environ.get("BENCHMARKS_FOLDER", _ROOT / "docs" / "benchmarks"))
-    with (folder / f"{name}.jsonl").open("a") as file:
-        for line in lines:
-            file.write(json.dumps({**line, **_environment(device)}) + "\n")
+    append_records(folder / f"{name}.jsonl", lines, device)
 
 
 def _microseconds(call: Callable[[], object], device: str) -> float:
@@ -203,42 +168,3 @@ def _flush_buffer() -> torch.Tensor:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-@functools.cache
-def _environment(device: str) -> dict[str, Any]:
-    on_gpu = device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "num_cores": os.cpu_count() if on_gpu else torch.get_num_threads(),
-        "torch": torch.__version__,
-        **({"triton": metadata.version("triton")} if on_gpu else {}),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def commit() -> str:
-    """Return the git commit of the code, with -dirty if files differ from it.
-
-    Without a git repository, the variable SOURCE_COMMIT is used.
-    """
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    if not (_ROOT / ".git").exists():
-        return os.environ.get("SOURCE_COMMIT", "unknown")
-    try:
-        # New records of earlier measurements are not changes of the code.
-        changed = git("status", "--porcelain", "--", ".", ":!docs/benchmarks")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):  # git is not installed, or rejects a folder of another user
-        return os.environ.get("SOURCE_COMMIT", "unknown")

@@ -10,21 +10,24 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from documents import random_batch
 from harness import measure, write_lines
+from step import training_step
 from torch.profiler import ProfilerActivity, profile
-from training_step import GPU_MASK_RATE, NUM_GPU_TOKENS, model_config_of, training_step
 
 from mosaicbert.batch import MicroBatch
 from mosaicbert.config import ModelConfig
+from mosaicbert.config.load import load_recipe
 from mosaicbert.estimate import count_parameters, training_flops
 from mosaicbert.model.factory import build_model
 from mosaicbert.train.compile import compile_model
 
-LENGTH = 128
+RECIPE = Path(__file__).parents[2] / "recipes" / "mosaicbert-base-c4.yaml"
+NUM_TOKENS, LENGTH = 65_536, 128  # tokens of a micro-batch, and of each of its documents
 NUM_PROFILED = 5
 MATRIX_SIZE, COPY_BYTES = 8192, 4 * 2**30
 BF16_BYTES, FP32_BYTES = 2, 4  # bytes per value
@@ -44,8 +47,9 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("scripts/bench/profile_step.py must run on a GPU, got no CUDA device. Use a CUDA GPU.", file=sys.stderr)
         return 2
-    config = model_config_of("base")
-    batch = random_batch([LENGTH] * (NUM_GPU_TOKENS["base"] // LENGTH), config.vocab_size, GPU_MASK_RATE).to("cuda")
+    recipe = load_recipe(RECIPE)
+    config = recipe.model
+    batch = random_batch([LENGTH] * (NUM_TOKENS // LENGTH), config.vocab_size, recipe.data.mask_rate).to("cuda")
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = build_model(config).train()

@@ -1,0 +1,163 @@
+"""Command `bench`: a recipe's training step or embeddings against those of Hugging Face's BERT and ModernBERT."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mosaicbert.bench.documents import Workload, read_embedding_workloads, read_workloads
+from mosaicbert.bench.inference import embedding_versions
+from mosaicbert.bench.plots import draw_comparison
+from mosaicbert.bench.profile import Profile, profile_call
+from mosaicbert.bench.records import append_records, benchmark_environment
+from mosaicbert.bench.results import make_record
+from mosaicbert.bench.table import TABLE_LEGEND, format_table, summarize_comparison
+from mosaicbert.bench.timing import (
+    NUM_WARMUP_ROUNDS,
+    PhaseClock,
+    TimeLimitExceeded,
+    describe_error,
+    measure_in_turn,
+    time_limit,
+)
+from mosaicbert.bench.training import training_versions
+from mosaicbert.bench.versions import Subject, Version
+from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.console import print_line
+from mosaicbert.data.prepare.pipeline import prepare
+from mosaicbert.train.compile import choose_compilation
+from mosaicbert.train.device import choose_precision, peak_flops
+
+_MIN_STEPS = 3  # for an interquartile range
+
+
+def bench(
+    recipe: Recipe, console: Console, *, num_steps: int, seconds: float, output: Path | None, inference: bool
+) -> None:
+    """Measure MosaicBERT, Hugging Face's BERT and ModernBERT in turn on the same documents of a recipe.
+
+    The token store is prepared if it is missing. The table is printed, records are appended to training_step.jsonl or
+    embeddings.jsonl, and a bar chart is written next to them.
+
+    Args:
+        recipe: Recipe of a pretraining run.
+        console: Console to print to.
+        num_steps: Number of timed rounds of each version.
+        seconds: Approximate total time in seconds, without the preparation of the store.
+        output: Folder of the records and the chart, or None for the folder `bench` in the run folder.
+        inference: True to measure embeddings, False to measure training steps.
+
+    Raises:
+        ConfigError: If an argument is invalid, the recipe does not train MosaicBERT, or the store cannot be prepared.
+    """
+    _check(recipe, num_steps, seconds)
+    dtype, _ = choose_precision(recipe.train.precision)
+    compilation = choose_compilation(recipe.model, recipe.train, dtype)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    record = prepare(recipe, console)
+    num_rounds = NUM_WARMUP_ROUNDS + num_steps
+    if inference:
+        name, workloads = "embeddings", read_embedding_workloads(recipe, record, num_rounds)
+        versions = embedding_versions(recipe, dtype, device_type)
+    else:
+        name, workloads = "training_step", read_workloads(recipe, record, num_rounds)
+        versions = training_versions(recipe, dtype, compilation, device_type)
+    print_line(console, f"{len(versions)} versions, at most {num_rounds} rounds and about {seconds:.0f} s ...")
+    records = _measure(versions, workloads, name, recipe, seconds, device_type)
+    folder = recipe.run_folder / "bench" if output is None else output
+    _report(versions, records, folder, name, recipe, console, device_type)
+
+
+def _check(recipe: Recipe, num_steps: int, seconds: float) -> None:
+    if num_steps < _MIN_STEPS:
+        raise ConfigError(f"`--steps` must be at least {_MIN_STEPS}, got {num_steps}. Raise it.")
+    if not seconds > 0:
+        raise ConfigError(f"`--seconds` must be positive, got {seconds:g}. Raise it.")
+    if recipe.model.architecture != "mosaicbert":
+        raise ConfigError(
+            f"`model.architecture` must be mosaicbert for a benchmark, got {recipe.model.architecture}. "
+            "Set `model.architecture=mosaicbert`: Hugging Face's BERT is measured too."
+        )
+
+
+def _measure(
+    versions: Sequence[Version],
+    workloads: Sequence[Workload],
+    name: str,
+    recipe: Recipe,
+    seconds: float,
+    device_type: str,
+) -> list[dict[str, Any]]:
+    subjects: dict[str, Subject] = {}
+
+    def make_call(version: Version) -> Callable[[int, PhaseClock], None]:
+        def call(index: int, clock: PhaseClock) -> None:
+            if version.name not in subjects:
+                subjects[version.name] = version.start()
+            subjects[version.name].call(workloads[index], clock)
+
+        return call
+
+    measurements = measure_in_turn(
+        {version.name: make_call(version) for version in versions},
+        num_rounds=len(workloads) - NUM_WARMUP_ROUNDS,
+        seconds=seconds,
+        device_type=device_type,
+        alternatives={version.name: version.group for version in versions},
+    )
+    profiles: dict[str, Profile] = {}
+    for version_name, measurement in measurements.items():
+        if measurement.error is None:
+            try:
+                with time_limit(seconds):
+                    profiles[version_name] = profile_call(subjects[version_name], workloads[-1])
+            except (Exception, TimeLimitExceeded) as error:  # any failure of a version is its result
+                measurement.error = describe_error(error)
+    baseline = next((measurement for measurement in measurements.values() if measurement.error is None), None)
+    measured_dtypes = {version.dtype for version in versions if measurements[version.name].error is None}
+    peaks = {dtype: peak_flops(dtype)[0] for dtype in measured_dtypes}
+    return [
+        make_record(
+            version,
+            measurements[version.name],
+            what=f"{name.replace('_', ' ')}, {recipe.run_name}",
+            workloads=workloads,
+            baseline=baseline,
+            subject=subjects.get(version.name),
+            profile=profiles.get(version.name),
+            peak_flops=peaks.get(version.dtype),
+        )
+        for version in versions
+    ]
+
+
+def _report(
+    versions: Sequence[Version],
+    records: Sequence[dict[str, Any]],
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    console: Console,
+    device_type: str,
+) -> None:
+    environment, shape, model = benchmark_environment(device_type), records[0]["shape"], recipe.model
+    title = (
+        f"{records[0]['what']}: {model.num_hidden_layers} layers of {model.hidden_size}, vocabulary "
+        f"{model.vocab_size:,}; {shape['documents']:,} documents of up to {shape['longest']} tokens, "
+        f"{shape['tokens']:,} tokens"
+    )
+    device = f"{environment['device']}, {environment['num_cores']} cores, torch {environment['torch']}"
+    print_line(console, title)
+    print_line(console, format_table(records))
+    print_line(console, TABLE_LEGEND)
+    for line in summarize_comparison(versions, records):
+        print_line(console, line)
+    folder.mkdir(parents=True, exist_ok=True)
+    append_records(folder / f"{name}.jsonl", records, device_type)
+    print_line(console, device)
+    print_line(console, f"records: {folder / name}.jsonl")
+    if any("error" not in record for record in records):
+        draw_comparison(records, f"{title}\n{device}", folder / f"{name}.png")
+        print_line(console, f"chart: {folder / name}.png")

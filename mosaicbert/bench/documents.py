@@ -1,0 +1,151 @@
+"""Documents of the benchmark: the first training steps of a recipe, and the same documents as padded batches."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mosaicbert.batch import IGNORED, StepBatch
+from mosaicbert.config import Recipe
+from mosaicbert.data.loading.dataset import TrainDataset
+from mosaicbert.data.loading.loader import build_train_loader, make_train_plan, open_store
+from mosaicbert.data.store import StoreRecord
+
+_NUM_EMBEDDED = 32  # documents of a batch of embeddings
+
+
+@dataclass(frozen=True)
+class Document:
+    """Masked document.
+
+    Attributes:
+        input_ids: (L,) int64 tokens after masking.
+        labels: (L,) int64 original token at each masked position, -100 elsewhere.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Documents of one round.
+
+    Attributes:
+        step: Step batch of the data loader.
+        documents: Its documents in random order.
+        loader_seconds: Time in which one process created the step batch, in seconds.
+    """
+
+    step: StepBatch
+    documents: list[Document]
+    loader_seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens without padding."""
+        return sum(len(document.input_ids) for document in self.documents)
+
+    @property
+    def seqlens(self) -> Tensor:
+        """Length of each document in tokens, (B,) int64."""
+        return torch.tensor([len(document.input_ids) for document in self.documents])
+
+
+def read_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list[Workload]:
+    """Read the first steps of a run from its token store. They are those of a run on one device.
+
+    Args:
+        recipe: Recipe of the run.
+        record: Record of its token store.
+        num_rounds: Number of steps.
+    """
+    loader = build_train_loader(
+        make_train_plan(recipe.data, recipe.train, record),
+        recipe.data,
+        open_store(recipe.store_folder, record),
+        seed=recipe.seed,
+        micro_batch_tokens=recipe.train.micro_batch_tokens,
+        rank=0,
+        world_size=1,
+    )
+    dataset = cast(TrainDataset, loader.dataset)
+    workloads: list[Workload] = []
+    for index in range(num_rounds):
+        start = time.perf_counter()
+        step = dataset[index]
+        workloads.append(Workload(step, documents_of(step), time.perf_counter() - start))
+    return workloads
+
+
+def read_embedding_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list[Workload]:
+    """Read batches of 32 documents from the first steps of a run, in random order.
+
+    Args:
+        recipe: Recipe of the run.
+        record: Record of its token store.
+        num_rounds: Number of batches.
+    """
+    size, num_per_step = _NUM_EMBEDDED, max(1, recipe.train.min_batch_samples // _NUM_EMBEDDED)
+    steps = read_workloads(recipe, record, -(-num_rounds // num_per_step))
+    starts = [(step, start * size) for step in steps for start in range(num_per_step)]
+    return [replace(step, documents=step.documents[start : start + size]) for step, start in starts[:num_rounds]]
+
+
+def documents_of(step: StepBatch) -> list[Document]:
+    """Return the real documents of a step in random order. The loader has sorted them by length."""
+    documents: list[Document] = []
+    for batch in step.micro_batches:
+        labels = torch.full_like(batch.input_ids, IGNORED)
+        labels[batch.masked_indices[: batch.num_masked]] = batch.labels[: batch.num_masked]
+        seqlens: list[int] = batch.cu_seqlens[: batch.num_sequences + 1].diff().tolist()
+        token_ids = batch.input_ids[: batch.num_tokens].split(seqlens)
+        documents += map(Document, token_ids, labels[: batch.num_tokens].split(seqlens))
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(step.batch))
+    return [documents[index] for index in order.tolist()]
+
+
+def cut_in_order(documents: list[Document], num_batches: int) -> list[list[Document]]:
+    """Cut documents into batches of equal size in their order, as a data loader with a fixed batch size does."""
+    size = -(-len(documents) // num_batches)
+    return [documents[start : start + size] for start in range(0, len(documents), size)]
+
+
+def cut_by_length(documents: list[Document], max_tokens: int) -> list[list[Document]]:
+    """Cut documents, longest first, into batches of at most `max_tokens` tokens with padding, one document at least."""
+    batches: list[list[Document]] = []
+    for document in sorted(documents, key=lambda document: -len(document.input_ids)):
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].input_ids) <= max_tokens:
+            batches[-1].append(document)
+        else:
+            batches.append([document])
+    return batches
+
+
+def pad_documents(documents: list[Document], pad_token_id: int) -> dict[str, Tensor]:
+    """Pad documents to the longest of them.
+
+    Args:
+        documents: B documents, the longest of S tokens.
+        pad_token_id: Token of padding.
+
+    Returns:
+        input_ids, attention_mask and labels, (B, S) int64 each; labels are -100 at padding.
+    """
+    token_ids, labels = zip(*((document.input_ids, document.labels) for document in documents), strict=True)
+    mask = [torch.ones_like(document.input_ids) for document in documents]
+    return {
+        "input_ids": pad_sequence(list(token_ids), batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad_sequence(mask, batch_first=True),
+        "labels": pad_sequence(list(labels), batch_first=True, padding_value=IGNORED),
+    }
+
+
+def unmask(document: Document) -> Document:
+    """Return the original document, without masks and labels."""
+    is_masked = document.labels != IGNORED
+    input_ids = torch.where(is_masked, document.labels, document.input_ids)
+    return Document(input_ids, torch.full_like(document.labels, IGNORED))
