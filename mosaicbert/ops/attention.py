@@ -21,8 +21,8 @@ from torch import Tensor
 
 _TF32_EPS = 2.0**-10
 # Document lengths of the batches that probe a backend. GPU kernels have tiles of 16 to 128 tokens. The documents of the
-# first batch are shorter than one tile. The second batch has partial and full tiles and reaches every kernel and loop.
-_GPU_PROBE_BATCHES = ((7, 5, 0, 33), (7, 129, 0, 300, 128, 5, 256, 384))
+# first batch have at most one tile. The second batch has partial and full tiles and reaches every kernel and loop.
+_GPU_PROBE_BATCHES = ((7, 5, 0, 128), (7, 129, 0, 300, 5, 256, 384))
 _CPU_PROBE_BATCHES = ((7, 5, 0),)
 # PyTorch's CPU flash kernel converts every bf16 block before multiplying it. For documents up to this length, batched
 # matrix products are faster.

@@ -111,8 +111,8 @@ def test_a_window_equals_the_formula_with_masked_bias(backend, window, has_bias,
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-# Tiles have 16 to 64 rows in fp32, 64 or 128 in bf16. The backward pass has one kernel for documents of one tile, one for
-# two tiles (in bf16) and two for longer documents.
+# Tiles have 16 to 64 rows in fp32, 64 or 128 in bf16. The backward pass has one kernel for documents of one tile, one
+# for documents of two tiles (in bf16), and two for longer documents.
 TRITON_SEQLENS = {
     "one-token": [1],
     "primes": [2, 3, 5, 7, 11, 13, 17, 19],

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from mosaicbert.ops import attention as attention_module
-from mosaicbert.ops.attention import _BACKENDS, _GPU_PROBE_BATCHES, _compare_with_reference, attention_reference
+from mosaicbert.ops.attention import (
+    _BACKENDS,
+    _GPU_PROBE_BATCHES,
+    _compare_with_reference,
+    alibi_slopes,
+    attention,
+    attention_reference,
+)
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -75,3 +82,58 @@ def test_the_probe_of_a_cpu_has_few_tokens():
 def test_the_autotuning_key_has_the_mean_and_maximum_length(num_tokens, num_documents, max_seqlen, expected):
     kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
     assert kernels.length_classes(num_tokens, num_documents, max_seqlen) == expected
+
+
+def output_and_gradient(seqlens, max_seqlen, device):
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(seqlens), 3, 1, 32, generator=generator).to(device, BF16).requires_grad_()
+    cu_seqlens = torch.tensor([0, *seqlens], device=device).cumsum(0).int()
+    context = attention(qkv, cu_seqlens, max_seqlen, alibi_slopes(1), "triton")
+    (gradient,) = torch.autograd.grad(context, qkv, qkv[:, 0].detach())
+    return context.detach(), gradient
+
+
+@pytest.mark.parametrize("max_seqlen", [129, 300], ids=["two-tiles", "more-tiles"])
+def test_a_larger_max_seqlen_does_not_change_a_bit(max_seqlen, device):
+    # Documents of one tile have their own programs only if max_seqlen is at most one tile.
+    expected = output_and_gradient([100, 0, 128], 128, device)
+    assert all(map(torch.equal, output_and_gradient([100, 0, 128], max_seqlen, device), expected))
+
+
+def test_documents_are_found_in_several_loads(device, monkeypatch):
+    kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
+    seqlens = [3, 0, 2, 3, 0, 150, 3, 1, 0, 5]
+    expected = output_and_gradient(seqlens, 150, device)
+    monkeypatch.setattr(kernels, "_DOCUMENTS_PER_LOAD", kernels.tl.constexpr(4))
+    assert all(map(torch.equal, output_and_gradient(seqlens, 150, device), expected))
+
+
+@pytest.mark.parametrize(
+    "seqlens, expected",
+    [
+        ([128] * 6, {"forward": 6, "backward_whole": 6}),
+        ([128, 129, 0], {"forward": 5, "backward_whole": 3, "backward_two_tiles": 3}),
+        (
+            [128, 129, 300],
+            {
+                "forward": 7,
+                "backward_whole": 3,
+                "backward_two_tiles": 3,
+                "backward_query": 7,
+                "backward_key": 7,
+            },
+        ),
+    ],
+    ids=["one-tile", "two-tiles", "more-tiles"],
+)
+def test_short_documents_need_few_programs_and_kernels(seqlens, expected, device, monkeypatch):
+    kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
+    num_tiles = {}
+
+    def launch(_launcher, kernel, _config, num_programs_per_head, *_):
+        name = kernel.__name__.removeprefix("_attention_").removesuffix("_kernel")
+        num_tiles[name] = num_programs_per_head
+
+    monkeypatch.setattr(kernels._KernelLauncher, "_launch", launch)
+    output_and_gradient(seqlens, max(seqlens), device)
+    assert num_tiles == expected
