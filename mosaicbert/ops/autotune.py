@@ -140,8 +140,13 @@ def _find_defect(compiled: Any) -> str | None:
 
 def _cache_key(kernel: object, launch_key: Sequence[object]) -> tuple[str, ...]:
     name = str(getattr(kernel, "__name__", "kernel")).strip("_")
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "gpu"
-    return (gpu, triton.__version__, name, *map(str, launch_key))
+    device_index = torch.cuda.current_device() if torch.cuda.is_available() else None
+    return (_gpu_name(device_index), triton.__version__, name, *map(str, launch_key))
+
+
+@functools.cache  # a query of the driver at every launch takes microseconds
+def _gpu_name(device_index: int | None) -> str:
+    return "gpu" if device_index is None else torch.cuda.get_device_name(device_index)
 
 
 def _measure_fastest(

@@ -166,15 +166,24 @@ def test_triton_is_as_accurate_as_eager_with_a_window(window, has_bias, dtype, d
     assert_as_accurate_as_eager("triton", seqlens, 1, dtype, device, has_bias=has_bias, window=window)
 
 
-@pytest.mark.parametrize("window", [None, 33])
-@pytest.mark.parametrize("config_index", [1, 2, 3])
+def test_triton_is_as_accurate_as_eager_with_a_window_and_more_than_two_tiles(device):
+    assert_as_accurate_as_eager("triton", [5, 265], 1, BF16, device, window=100)
+
+
+@pytest.mark.parametrize(
+    "config_index, window",
+    [
+        *((1, None), (2, 33), (3, None), (4, 33)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 33), (2, None), (3, 33), (4, None))),
+    ],
+)
 def test_triton_is_as_accurate_as_eager_with_any_tile_config(config_index, window, device, monkeypatch):
     kernels = pytest.importorskip("mosaicbert.ops.attention_kernels")
     monkeypatch.setattr(kernels, "_MIN_ROWS_TO_AUTOTUNE", 0)
     monkeypatch.setattr(
-        kernels, "choose_tile_config", lambda _kernel, _case, configs, _launch: configs[:4][config_index % len(configs)]
+        kernels, "choose_tile_config", lambda _kernel, _case, configs, _launch: configs[config_index % len(configs)]
     )
-    assert_as_accurate_as_eager("triton", [5, 140, 33], 1, BF16, device, window=window)
+    assert_as_accurate_as_eager("triton", [5, 140, 257], 1, BF16, device, window=window)
 
 
 @pytest.mark.gpu
@@ -201,12 +210,12 @@ def test_triton_is_bit_identical_in_repeated_calls(dtype, device):
 
 def test_triton_writes_every_element(device):
     # New memory is filled with NaN.
-    seqlens, slopes = [0, 40, 150, 1, 0], alibi_slopes(2)
-    qkv, cu_seqlens = random_qkv(sum(seqlens), 2, device, BF16), cumulative(seqlens, device)
+    seqlens, slopes = [0, 40, 150, 1, 0, 257], alibi_slopes(1)
+    qkv, cu_seqlens = random_qkv(sum(seqlens), 1, device, BF16), cumulative(seqlens, device)
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     try:
-        results = with_gradient(lambda qkv: attention(qkv, cu_seqlens, 150, slopes, "triton"), qkv, qkv[:, 0])
+        results = with_gradient(lambda qkv: attention(qkv, cu_seqlens, max(seqlens), slopes, "triton"), qkv, qkv[:, 0])
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(result.isfinite().all() for result in results)
