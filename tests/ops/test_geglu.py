@@ -177,6 +177,14 @@ def test_dropout_on_the_cpu_equals_a_separate_dropout_module(dtype):
     assert all(map(torch.equal, *results))
 
 
+@DTYPES
+@pytest.mark.parametrize("tokens, width", [(0, 20), *SHAPES], ids=["empty", *SHAPE_NAMES])
+def test_on_the_cpu_outputs_and_gradients_equal_the_reference_bit_for_bit(tokens, width, dtype):
+    gate_up, grad_out = random_inputs(tokens, width, "cpu", dtype)
+    actual, expected = (with_gradient(function, gate_up, grad_out) for function in (geglu, geglu_reference))
+    assert all(map(torch.equal, actual, expected))
+
+
 def test_an_empty_batch_gives_an_empty_output(device):
     gate_up, grad_out = random_inputs(0, 20, device, torch.float32)
     out, gradient = with_gradient(lambda gate_up: kernels.geglu(gate_up, 0.0, None), gate_up, grad_out)
