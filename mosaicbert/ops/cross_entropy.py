@@ -27,6 +27,7 @@ _IGNORE_INDEX = -100  # label of rows that are excluded from the loss
 # Maximum size of a chunk of logits in bytes, large enough for efficient matrix products. Measured on a CPU.
 _CPU_CHUNK_BYTES = 32 * 2**20
 _GPU_CHUNK_BYTES = 256 * 2**20
+_CPU_SOFTMAX_BYTES = 2**20  # of a block of fp32 logits that stays in the cache from the softmax to the gradient
 _CPU_BLOCK_ROWS = 4096  # rows per half-precision product added to an fp32 sum; the converted block fits the cache
 
 
@@ -144,14 +145,21 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     _, weight, bias, _, ctx.needs_grad = inputs
     _, num_correct, grad_hidden, grad_weight, grad_bias = output
     ctx.mark_non_differentiable(num_correct, grad_hidden, grad_weight, grad_bias)
+    ctx.set_materialize_grads(False)  # no zeros in the size of grad_weight for outputs without a gradient
     ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
     ctx.dtypes = grad_hidden.dtype, weight.dtype, bias.dtype
 
 
 def _scale_gradients(ctx: Any, grad_loss: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_grad, strict=True)
-    gradients = [(gradient * grad_loss).to(dtype) if needed else None for gradient, dtype, needed in saved]
+    gradients = [_scale(gradient, grad_loss).to(dtype) if needed else None for gradient, dtype, needed in saved]
     return *gradients, None, None
+
+
+def _scale(gradient: Tensor, factor: Tensor) -> Tensor:
+    # In place, since the gradient of the weight is large. PyTorch then reports a second backward pass as an error.
+    # Compilers, which trace with subclasses of Tensor, do not accept a change of a saved tensor.
+    return gradient.mul_(factor) if type(gradient) is Tensor else gradient * factor
 
 
 _linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_save_gradients)
@@ -161,12 +169,32 @@ def _softmax_cross_entropy_(
     logits: Tensor, labels: Tensor, losses: Tensor, is_correct: Tensor, ignore_index: int, with_gradient: bool
 ) -> None:
     """Compute the loss and correctness of each row, and optionally overwrite the logits with their gradient."""
+    num_rows, vocab_size = logits.shape
+    block = num_rows
+    if logits.device.type == "cpu":
+        block = max(1, _CPU_SOFTMAX_BYTES // (losses.dtype.itemsize * vocab_size))
+    probabilities = logits.new_empty(min(block, num_rows), vocab_size, dtype=losses.dtype)
+    for start in range(0, num_rows, block):
+        rows = slice(start, min(start + block, num_rows))
+        out = probabilities[: rows.stop - start]
+        _softmax_block_(logits[rows], labels[rows], losses[rows], is_correct[rows], out, ignore_index, with_gradient)
+
+
+def _softmax_block_(
+    logits: Tensor,
+    labels: Tensor,
+    losses: Tensor,
+    is_correct: Tensor,
+    probabilities: Tensor,
+    ignore_index: int,
+    with_gradient: bool,
+) -> None:
     is_labeled = labels != ignore_index
     labels = labels.where(is_labeled, 0)
     maximum, argmax = logits.max(1)  # max also gives the first argmax, and is faster than argmax on a CPU
     torch.eq(argmax, labels, out=is_correct).mul_(is_labeled)
     label_logits = logits.gather(1, labels[:, None])[:, 0]
-    probabilities = torch.softmax(logits, 1, dtype=losses.dtype)
+    torch.softmax(logits, 1, dtype=losses.dtype, out=probabilities)
     # logsumexp = maximum - log(p), with p the largest probability. p is at least 1 / V, while that of the label may
     # underflow.
     log_largest = probabilities.gather(1, argmax[:, None])[:, 0].log()

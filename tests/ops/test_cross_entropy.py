@@ -225,6 +225,24 @@ def test_repeated_calls_are_bit_identical(dtype, device):
     assert all(map(torch.equal, first, second))
 
 
+@DTYPES
+def test_the_result_does_not_depend_on_the_size_of_the_blocks_of_the_softmax(dtype, monkeypatch):
+    inputs, labels = random_inputs((21, 301, 16), "cpu", dtype)
+    results = []
+    for rows in (1, 8, 21):
+        monkeypatch.setattr(cross_entropy, "_CPU_SOFTMAX_BYTES", rows * 301 * 4)
+        results.append(with_gradients(linear_cross_entropy, inputs, labels))
+    assert all(torch.equal(*pair) for other in results[1:] for pair in zip(results[0], other, strict=True))
+
+
+def test_a_second_backward_pass_is_an_error(device):
+    inputs, labels = random_inputs((5, 30, 8), device, torch.float32)
+    loss, _ = linear_cross_entropy(*(tensor.requires_grad_() for tensor in inputs), labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 @DTYPES
 def test_the_loss_is_fp32_and_gradients_have_the_dtype_of_their_inputs(dtype, autocast, device):
