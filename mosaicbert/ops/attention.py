@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaicbert.ops.packed_attention import MAX_SEQLEN, packed_attention, padded_length
+
 _TF32_EPS = 2.0**-10
 # Document lengths of the batches that probe a backend. GPU kernels have tiles of 16 to 128 tokens. The documents of the
 # first batch have at most one tile. The second batch has partial and full tiles and reaches every kernel and loop.
@@ -83,9 +85,12 @@ def _eager(
 def _sdpa(
     qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
+    seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
+    if max(seqlens) <= MAX_SEQLEN and _has_half_precision_products(qkv.device.type, qkv.dtype):
+        length = padded_length(max(seqlens))
+        return packed_attention(qkv, tuple(seqlens), _bias(slopes, window, length, qkv.dtype, qkv.device))
     # Consecutive documents of equal length are processed in one call, so no padding and no document mask is needed.
     # split() is used instead of slices because the gradient of a slice has the size of the whole tensor.
-    seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
     equal_length_runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
     chunks = qkv.split([length * count for length, count in equal_length_runs])
     bias = _bias(slopes, window, 1 << (max(seqlens) - 1).bit_length(), qkv.dtype, qkv.device)
@@ -94,6 +99,14 @@ def _sdpa(
         for chunk, (length, count) in zip(chunks, equal_length_runs, strict=True)
     ]
     return torch.cat(contexts)
+
+
+@functools.cache
+def _has_half_precision_products(device_type: str, dtype: torch.dtype) -> bool:
+    """Return whether the CPU multiplies matrices of this half-precision dtype with its own instructions."""
+    mkldnn: Any = torch.ops.mkldnn
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return device_type == "cpu" and dtype in supported and getattr(mkldnn, supported[dtype])()
 
 
 def _sdpa_equal_lengths(qkv: Tensor, bias: Tensor) -> Tensor:  # (B, L, 3, H, D) -> (B * L, H, D)
