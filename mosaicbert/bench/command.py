@@ -106,6 +106,7 @@ def _measure(
         seconds=seconds,
         device_type=device_type,
         alternatives={version.name: version.group for version in versions},
+        compiled=[version.name for version in versions if version.is_compiled],
     )
     profiles: dict[str, Profile] = {}
     for version_name, measurement in measurements.items():
@@ -143,21 +144,23 @@ def _report(
     device_type: str,
 ) -> None:
     environment, shape, model = benchmark_environment(device_type), records[0]["shape"], recipe.model
-    title = (
-        f"{records[0]['what']}: {model.num_hidden_layers} layers of {model.hidden_size}, vocabulary "
-        f"{model.vocab_size:,}; {shape['documents']:,} documents of up to {shape['longest']} tokens, "
-        f"{shape['tokens']:,} tokens"
-    )
-    device = f"{environment['device']}, {environment['num_cores']} cores, torch {environment['torch']}"
-    print_line(console, title)
+    headlines = [
+        f"{records[0]['what']}: {model.num_hidden_layers} layers of {model.hidden_size}, "
+        f"vocabulary {model.vocab_size:,}",
+        f"{shape['documents']:,} documents of up to {shape['longest']} tokens, {shape['tokens']:,} tokens per round",
+        f"{environment['device']}, {environment['num_cores']} cores, torch {environment['torch']}",
+    ]
+    print_line(console, "\n".join(headlines))
     print_line(console, format_table(records))
     print_line(console, TABLE_LEGEND)
+    loader_us = next((record["loader_us"] for record in records if "loader_us" in record), None)
+    if loader_us is not None:
+        print_line(console, f"loader: {loader_us / 1e3:.1f} ms per step in one process, not part of the times above")
     for line in summarize_comparison(versions, records):
         print_line(console, line)
     folder.mkdir(parents=True, exist_ok=True)
     append_records(folder / f"{name}.jsonl", records, device_type)
-    print_line(console, device)
     print_line(console, f"records: {folder / name}.jsonl")
     if any("error" not in record for record in records):
-        draw_comparison(records, f"{title}\n{device}", folder / f"{name}.png")
+        draw_comparison(records, "\n".join(headlines), folder / f"{name}.png")
         print_line(console, f"chart: {folder / name}.png")

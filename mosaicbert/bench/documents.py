@@ -37,12 +37,12 @@ class Workload:
     Attributes:
         step: Step batch of the data loader.
         documents: Its documents in random order.
-        loader_seconds: Time in which one process created the step batch, in seconds.
+        loader_seconds: Time in which one process created the step batch, in seconds; None for a part of a step.
     """
 
     step: StepBatch
     documents: list[Document]
-    loader_seconds: float
+    loader_seconds: float | None
 
     @property
     def num_tokens(self) -> int:
@@ -77,7 +77,8 @@ def read_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list
     for index in range(num_rounds):
         start = time.perf_counter()
         step = dataset[index]
-        workloads.append(Workload(step, documents_of(step), time.perf_counter() - start))
+        loader_seconds = time.perf_counter() - start
+        workloads.append(Workload(step, documents_of(step), loader_seconds))
     return workloads
 
 
@@ -92,7 +93,10 @@ def read_embedding_workloads(recipe: Recipe, record: StoreRecord, num_rounds: in
     size, num_per_step = _NUM_EMBEDDED, max(1, recipe.train.min_batch_samples // _NUM_EMBEDDED)
     steps = read_workloads(recipe, record, -(-num_rounds // num_per_step))
     starts = [(step, start * size) for step in steps for start in range(num_per_step)]
-    return [replace(step, documents=step.documents[start : start + size]) for step, start in starts[:num_rounds]]
+    return [
+        replace(step, documents=step.documents[start : start + size], loader_seconds=None)
+        for step, start in starts[:num_rounds]
+    ]
 
 
 def documents_of(step: StepBatch) -> list[Document]:

@@ -40,14 +40,13 @@ def draw_comparison(records: Sequence[dict[str, Any]], title: str, path: Path) -
     measured.sort(key=lambda record: record["tokens_per_second"])
     families = [next(family for family in _FAMILIES if record["by"].startswith(f"{family},")) for record in measured]
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(7.5, 1.3 + _ROW_HEIGHT * len(measured)), layout="constrained")
+        figure = Figure(figsize=(8.5, 1.6 + _ROW_HEIGHT * len(measured)), layout="constrained")
         axes = figure.subplots()
         rates = [record["tokens_per_second"] for record in measured]
         errors = [record["tokens_per_second_iqr"] / 2 for record in measured]
         colors = [run_color(_FAMILIES.index(family)) for family in families]
         axes.barh(range(len(measured)), rates, xerr=errors, color=colors, height=0.7, error_kw={"linewidth": 0.8})
-        names = [record["by"].removeprefix(f"{family}, ") for record, family in zip(measured, families, strict=True)]
-        axes.set_yticks(range(len(measured)), names)
+        axes.set_yticks(range(len(measured)), [record["by"] for record in measured])
         for row, (record, error) in enumerate(zip(measured, errors, strict=True)):
             text = f"{record['tokens_per_second']:,}  (time x {record['ratio']:.2f})"
             axes.annotate(

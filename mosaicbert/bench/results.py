@@ -67,7 +67,7 @@ def make_record(
         "tflops": round(achieved_flops / 1e12, 4),
         "mfu": round(achieved_flops / peak_flops, 4),
         "phases_us": {name: round(1e6 * duration) for name, duration in phases.items()},
-        "loader_us": round(1e6 * statistics.median(workload.loader_seconds for workload in timed)),
+        **_loader_fields(timed),
         "matrix_fraction": round(profile.matrix_fraction, 3),
         "padding_fraction": round(1 - workloads[-1].num_tokens / profile.padded_tokens, 4),
         "peak_mib": round(profile.peak_bytes / 2**20, 1),
@@ -75,3 +75,8 @@ def make_record(
         "attention": subject.attention,
         "first_call_seconds": round(measurement.warmup_seconds[0], 2),
     }
+
+
+def _loader_fields(workloads: Sequence[Workload]) -> dict[str, int]:
+    seconds = [workload.loader_seconds for workload in workloads if workload.loader_seconds is not None]
+    return {"loader_us": round(1e6 * statistics.median(seconds))} if seconds else {}

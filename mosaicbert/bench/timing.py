@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,12 +115,14 @@ def measure_in_turn(
     seconds: float,
     device_type: str,
     alternatives: Mapping[str, str],
+    compiled: Collection[str] = (),
 ) -> dict[str, Measurement]:
     """Time all versions in turn in repeated rounds, so that other load on the machine affects them equally.
 
-    Each version is first warmed up with the rounds 0 and 1. A version that fails or exceeds its time limit is not
-    called again, and the other versions continue. Of alternatives only the fastest is timed, and those whose second
-    call takes at most twice as long.
+    Each version is first warmed up with the rounds 0 and 1, and a compiled version with all rounds, so that no timed
+    round compiles for a new shape. A version that fails or exceeds its time limit is not called again, and the other
+    versions continue. Of alternatives only the fastest is timed, and those whose last warmup call takes at most twice
+    as long.
 
     Args:
         calls: Function of one call by name of the version, in the order of importance. Its arguments are the index of
@@ -129,6 +131,7 @@ def measure_in_turn(
         seconds: Approximate total time in seconds.
         device_type: Device of the versions, "cpu" or "cuda".
         alternatives: Name of the group of alternatives of each version.
+        compiled: Names of the compiled versions.
 
     Returns:
         Measurement of each version.
@@ -137,20 +140,27 @@ def measure_in_turn(
     measurements = {name: Measurement() for name in calls}
     for name, call in calls.items():
         version_end = min(end, time.perf_counter() + seconds * _MAX_VERSION_FRACTION)
-        for index in range(NUM_WARMUP_ROUNDS):
-            _run(call, index, measurements[name], version_end - time.perf_counter(), device_type)
+        for index in range(NUM_WARMUP_ROUNDS + (num_rounds if name in compiled else 0)):
+            limit = version_end - time.perf_counter()
+            _run(call, index, measurements[name], limit, device_type, is_warmup=True)
     _drop_slower_alternatives(measurements, alternatives)
     for index in range(num_rounds):
         if index >= _MIN_ROUNDS and time.perf_counter() > end:
             break
         for name, call in calls.items():
             limit = seconds * _MAX_VERSION_FRACTION
-            _run(call, NUM_WARMUP_ROUNDS + index, measurements[name], limit, device_type)
+            _run(call, NUM_WARMUP_ROUNDS + index, measurements[name], limit, device_type, is_warmup=False)
     return measurements
 
 
 def _run(
-    call: Callable[[int, PhaseClock], None], index: int, measurement: Measurement, limit: float, device_type: str
+    call: Callable[[int, PhaseClock], None],
+    index: int,
+    measurement: Measurement,
+    limit: float,
+    device_type: str,
+    *,
+    is_warmup: bool,
 ) -> None:
     if measurement.error is not None:
         return
@@ -166,7 +176,7 @@ def _run(
     except (Exception, TimeLimitExceeded) as error:  # any failure of a version is its result
         measurement.error = describe_error(error)
         return
-    if index < NUM_WARMUP_ROUNDS:
+    if is_warmup:
         measurement.warmup_seconds.append(time.perf_counter() - start)
     else:
         measurement.rounds.append(phases)

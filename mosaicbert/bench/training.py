@@ -3,6 +3,7 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -215,11 +216,12 @@ def training_versions(
 
     def mosaicbert(choice: CompileChoice) -> Version:
         setting = "compiled" if choice.is_enabled else "eager"
-        return Version(MOSAICBERT, setting, dtype, lambda: MosaicBertStep(recipe, dtype, device_type, choice))
+        start = partial(MosaicBertStep, recipe, dtype, device_type, choice)
+        return Version(MOSAICBERT, setting, dtype, start, is_compiled=choice.is_enabled)
 
     def peers(peer_dtype: torch.dtype) -> list[Version]:
         return [
-            Version(family, setting, peer_dtype, _start_peer(family, recipe, peer_dtype, device_type, is_best))
+            Version(family, setting, peer_dtype, _start_peer(family, recipe, peer_dtype, device_type, is_best), is_best)
             for setting, is_best in (("as used", False), ("sorted, compiled", True))
             for family in (BERT, MODERNBERT)
         ]

@@ -63,12 +63,14 @@ class Version:
         setting: How the model is run.
         dtype: dtype of matrix products.
         start: Function that builds the model.
+        is_compiled: Whether the model is compiled.
     """
 
     family: str
     setting: str
     dtype: torch.dtype
     start: Callable[[], Subject]
+    is_compiled: bool = False
 
     @property
     def precision(self) -> str:

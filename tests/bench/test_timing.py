@@ -74,3 +74,12 @@ def test_compilers_cannot_catch_the_time_limit_as_an_exception():
             time.sleep(60)
         except Exception:
             pytest.fail("caught")
+
+
+def test_a_compiled_version_is_warmed_up_with_all_rounds():
+    order = []
+    calls = {"compiled": lambda index, _: order.append(index)}
+    measure_in_turn(
+        calls, num_rounds=3, seconds=60.0, device_type="cpu", alternatives={"compiled": "group"}, compiled=["compiled"]
+    )
+    assert order == [0, 1, 2, 3, 4, 2, 3, 4]
