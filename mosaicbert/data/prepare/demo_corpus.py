@@ -6,6 +6,7 @@ and documentation files, mostly in English.
 
 import ast
 import email.parser
+import gc
 import inspect
 import os
 import sysconfig
@@ -18,7 +19,10 @@ from mosaicbert.processes import map_in_order
 _SUFFIXES = frozenset({".py", ".md", ".rst", ".txt"})
 _SKIPPED_FOLDERS = frozenset({"site-packages", "test", "tests", "__pycache__"})
 _MIN_LETTER_FRACTION = 0.6  # of the characters of a text; tables of numbers have a lower fraction
+_ASCII_NON_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
 _FILES_PER_TASK = 200
+_DOCUMENTED_NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_STATEMENT_FIELDS = ("body", "handlers", "cases", "orelse", "finalbody")  # fields of a node that have statements
 
 
 def read_installed_documentation() -> Iterator[tuple[list[str], float]]:
@@ -77,21 +81,45 @@ def _read_file(path: Path) -> list[str]:
         texts = [str(email.parser.Parser().parsestr(content).get_payload())]
     else:
         texts = [content]
-    num_letters = [sum(map(str.isalpha, text)) for text in texts]
+    num_letters = [_count_letters(text) for text in texts]
     return [
         text for text, num in zip(texts, num_letters, strict=True) if num and num >= _MIN_LETTER_FRACTION * len(text)
     ]
 
 
+def _count_letters(text: str) -> int:
+    if text.isascii():
+        return len(text.encode().translate(None, _ASCII_NON_LETTERS))  # much faster
+    return sum(map(str.isalpha, text))
+
+
 def _docstrings(source: str) -> list[str]:
     if '"""' not in source and "'''" not in source:
         return []
+    # A syntax tree has no reference cycles. The garbage collector would traverse it again and again and free nothing.
+    gc.disable()
+    try:
+        return _parse_docstrings(source)
+    finally:
+        gc.enable()
+
+
+def _parse_docstrings(source: str) -> list[str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escape sequences in the parsed file
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return []  # templates and Python 2 files inside packages
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = (ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, documented))
+    docstrings = (ast.get_docstring(node, clean=False) for node in _documented_nodes(tree))
     return [inspect.cleandoc(text) for text in docstrings if text]
+
+
+def _documented_nodes(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the nodes that may have a docstring, in the order of `ast.walk`, without visiting expressions."""
+    level: list[ast.AST] = [tree]
+    while level:
+        for node in level:
+            if isinstance(node, _DOCUMENTED_NODES):
+                yield node
+        level = [child for node in level for field in _STATEMENT_FIELDS for child in getattr(node, field, ())]

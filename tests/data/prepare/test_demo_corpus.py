@@ -1,8 +1,12 @@
+import ast
+import gc
 import itertools
 import sysconfig
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mosaicbert.config import SourceConfig
 from mosaicbert.data.prepare import demo_corpus
@@ -82,6 +86,63 @@ def test_this_environment_has_more_documents_than_files_and_no_empty_document():
 
 def test_the_files_include_the_installed_packages():
     assert Path(pytest.__file__) in demo_corpus._list_files()
+
+
+_NESTED = """
+if a:
+    def f():
+        class C: pass
+elif b:
+    class D:
+        async def g(self): pass
+else:
+    def h(): pass
+try:
+    def i(): pass
+except E:
+    def j(): pass
+except F:
+    def k(): pass
+else:
+    def l(): pass
+finally:
+    def m(): pass
+for x in y:
+    while x:
+        def n(): pass
+    else:
+        def o(): pass
+else:
+    def p(): pass
+with x:
+    match y:
+        case 1:
+            def q(): pass
+        case _:
+            async def r():
+                async with x:
+                    async for y in x:
+                        def s(): return lambda: (x if y else z)
+def t(): pass
+"""
+
+
+@pytest.mark.parametrize("source", [_NESTED, Path(ast.__file__).read_text(), Path(sysconfig.__file__).read_text()])
+def test_nodes_with_docstrings_are_in_the_order_of_the_syntax_tree(source):
+    tree = ast.parse(source)
+    expected = [node for node in ast.walk(tree) if isinstance(node, demo_corpus._DOCUMENTED_NODES)]
+    assert list(demo_corpus._documented_nodes(tree)) == expected
+
+
+@given(st.one_of(st.text(), st.text(st.characters(max_codepoint=127))))
+def test_the_number_of_letters_is_exact(text):
+    assert demo_corpus._count_letters(text) == sum(map(str.isalpha, text))
+
+
+@pytest.mark.parametrize("source", ['"""Docstring."""', '"""Python 2."""\nprint "x"'])
+def test_the_garbage_collector_is_enabled_after_a_file(source):
+    demo_corpus._docstrings(source)
+    assert gc.isenabled()
 
 
 def test_a_text_without_letters_is_skipped(tmp_path):
