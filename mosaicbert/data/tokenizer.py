@@ -1,8 +1,8 @@
 """WordPiece tokenizer: training on the corpus, or loading from a file or the Hub."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     texts = list(texts)
     tokenizer = _bert_tokenizer(models.WordPiece(unk_token="[UNK]"))
-    alphabet = _alphabet(tokenizer, texts)
+    normalize = take_normalizer(tokenizer)
+    alphabet = _alphabet(map(normalize, texts))
     # The trainer numbers new letters in the order of a hash table, which differs between processes, and breaks ties by
     # these numbers. For a deterministic result, it gets all letters in advance: continuation letters ("##x") as special
     # tokens, and the others as the initial alphabet.
@@ -63,9 +64,25 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(normalize, texts), trainer)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     return _with_template(_bert_tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]")))
+
+
+def take_normalizer(tokenizer: Tokenizer) -> Callable[[str], str]:
+    """Remove the BERT normalizer of a tokenizer, and return a function that normalizes texts in the same way.
+
+    The function is some ten times as fast for ASCII texts. BERT normalizes each ASCII character separately unless a
+    character outside ASCII follows, so a table of characters is sufficient.
+
+    Args:
+        tokenizer: Tokenizer with a `BertNormalizer`. Afterwards it expects normalized texts.
+    """
+    normalizer = tokenizer.normalizer
+    assert isinstance(normalizer, normalizers.BertNormalizer)
+    table = {code: normalizer.normalize_str(chr(code)) or None for code in range(128)}  # None removes the character
+    tokenizer.normalizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda text: text.translate(table) if text.isascii() else normalizer.normalize_str(text)
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -129,14 +146,15 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     )
 
 
-def _alphabet(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
-    """Return the most frequent letters of the normalized texts, in the order of their code points."""
-    counts: Counter[str] = Counter()
+def _alphabet(texts: Iterable[str]) -> list[str]:
+    """Return the most frequent letters of normalized texts, in the order of their code points."""
+    counts = np.zeros(sys.maxunicode + 1, dtype=np.int64)
     for text in texts:
-        counts.update(tokenizer.normalizer.normalize_str(text))  # pyright: ignore[reportOptionalMemberAccess]
-    min_count = _MIN_LETTER_FREQUENCY * counts.total()
-    letters = [letter for letter, count in counts.items() if count >= min_count and not letter.isspace()]
-    return sorted(sorted(letters, key=lambda letter: (-counts[letter], letter))[:_MAX_LETTERS])
+        counts_of_text = np.bincount(np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32))
+        counts[: len(counts_of_text)] += counts_of_text
+    min_count = _MIN_LETTER_FREQUENCY * counts.sum()
+    codes = [code for code in np.flatnonzero(counts).tolist() if counts[code] >= min_count and not chr(code).isspace()]
+    return [chr(code) for code in sorted(sorted(codes, key=lambda code: (-counts[code], code))[:_MAX_LETTERS])]
 
 
 def _bert_tokenizer(model: models.Model) -> Tokenizer:

@@ -3,11 +3,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
 from transformers import BertTokenizerFast
 
 from mosaicbert.config import ConfigError
-from mosaicbert.data.tokenizer import SPECIAL_TOKENS, hash_tokenizer, load_tokenizer, train_tokenizer, vocabulary_of
+from mosaicbert.data.tokenizer import (
+    SPECIAL_TOKENS,
+    hash_tokenizer,
+    load_tokenizer,
+    take_normalizer,
+    train_tokenizer,
+    vocabulary_of,
+)
 from tests.data.corpus import texts
 
 
@@ -30,6 +39,31 @@ def test_training_is_deterministic_across_processes(trained):
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == hash_tokenizer(trained)
+
+
+_NORMALIZERS = {
+    "uncased": normalizers.BertNormalizer(),
+    "cased": normalizers.BertNormalizer(lowercase=False),
+    "accents": normalizers.BertNormalizer(strip_accents=False),
+    "control-characters": normalizers.BertNormalizer(clean_text=False),
+}
+
+
+@pytest.mark.parametrize("name", _NORMALIZERS)
+@given(text=st.one_of(st.text(), st.text(st.characters(max_codepoint=127))))
+@example(text="".join(map(chr, range(128))))
+@example(text="e\u0301 \u4e2d\u6587 \u0130I")
+def test_the_normalizer_of_a_tokenizer_is_replaced_by_an_equal_function(name, text):
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = _NORMALIZERS[name]
+    assert take_normalizer(tokenizer)(text) == _NORMALIZERS[name].normalize_str(text)
+    assert tokenizer.normalizer is None
+
+
+def test_a_trained_vocabulary_has_the_letters_that_are_frequent_enough():
+    tokenizer = train_tokenizer(["a " * 600_000, "\u00df\u00df \U0001f642 \u03c0\u03b2", "\u03c0"], vocab_size=11)
+    letters = ["a", "\u00df", "\u03c0"]  # twice in 1.2 million characters; the other two occur once
+    assert set(tokenizer.get_vocab()) == {*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)}
 
 
 def test_truncation_and_padding_of_a_saved_file_are_disabled(trained, tmp_path):

@@ -19,6 +19,7 @@ from mosaicbert.data.prepare.readers import (
 )
 from mosaicbert.data.prepare.sources import InputFile
 from mosaicbert.data.store import TRAIN, VALIDATION
+from mosaicbert.data.tokenizer import take_normalizer
 
 # A prefix of this many characters per token usually has enough tokens. Otherwise the whole text is tokenized.
 _CHARACTERS_PER_TOKEN = 6
@@ -126,6 +127,9 @@ class BlockTokenizer:
         self.tokenizer = Tokenizer.from_str(rules.tokenizer)
         self.tokenizer.encode_special_tokens = True  # the string "[MASK]" in a text is ordinary text
         self._is_local = _is_local(self.tokenizer)
+        # Added tokens that are not special may be matched before or after normalization.
+        has_only_special_tokens = all(token.special for token in self.tokenizer.get_added_tokens_decoder().values())
+        self._normalize = take_normalizer(self.tokenizer) if self._is_local and has_only_special_tokens else str
 
     def __call__(self, block: Block) -> TokenizedBlock:
         skipped_documents: Counter[str] = Counter()
@@ -194,9 +198,8 @@ class BlockTokenizer:
         # Small batches, and long texts in pieces: the library allocates some hundred bytes per token.
         for batch in _batches(texts):
             pieces = [_pieces(text) if self._is_local else [text] for text in batch]
-            encodings = iter(
-                self.tokenizer.encode_batch_fast([piece for text in pieces for piece in text], add_special_tokens=False)
-            )
+            normalized = [self._normalize(piece) for text in pieces for piece in text]
+            encodings = iter(self.tokenizer.encode_batch_fast(normalized, add_special_tokens=False))
             for text in pieces:
                 ids = [np.array(next(encodings).ids, dtype=self.rules.dtype) for _ in text]
                 encoded.append(np.concatenate(ids)[:end])
