@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from mosaicbert.config import ConfigError, Recipe, SourceConfig, TokenizerConfig
 from mosaicbert.config.load import load_recipe, save_recipe
 from mosaicbert.data.prepare.pipeline import prepare
-from mosaicbert.data.prepare.readers import read_texts
+from mosaicbert.data.prepare.readers import FilePosition, read_blocks, read_texts
 from mosaicbert.data.prepare.sources import list_input_files
 from mosaicbert.data.tokenizer import load_tokenizer, train_tokenizer
 from mosaicbert.processes import count_cpus
@@ -36,7 +36,9 @@ def main() -> None:
     recipe = load_recipe(sys.argv[1] if len(sys.argv) > 1 else QUICKSTART)
     texts: list[str] = []
     num_characters = 0
-    for _, text in read_texts(list_input_files(recipe.data.sources), recipe.data.skip_invalid_documents):
+    input_files = list_input_files(recipe.data.sources)
+    blocks = (block for input_file in input_files for block in read_blocks(input_file, FilePosition()))
+    for _, text in read_texts(blocks, recipe.data.skip_invalid_documents):
         texts.append(text)
         num_characters += len(text)
         if num_characters > MAX_CHARACTERS:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.prefetch import prefetch
 from mosaicbert.data.prepare.progress_bar import Progress
-from mosaicbert.data.prepare.readers import Block, FilePosition, check_corruption, check_document, read_blocks
+from mosaicbert.data.prepare.readers import Block, BlockCache, FilePosition, check_corruption, check_document
 from mosaicbert.data.prepare.sources import InputFile
 from mosaicbert.data.prepare.tokenize import (
     Hashes,
@@ -126,6 +126,7 @@ def input_files_of_partition(input_files: Sequence[InputFile], number: int, num_
 def prepare_partition(
     folder: Path,
     input_files: Sequence[InputFile],
+    cache: BlockCache,
     initial: PartitionRecord,
     rules: SampleRules,
     skip_invalid: bool,
@@ -137,6 +138,7 @@ def prepare_partition(
     Args:
         folder: Folder of the partition.
         input_files: Input files of the partition, in order.
+        cache: Cache of the blocks that were read to train the tokenizer.
         initial: Record of the partition before the first session.
         rules: Rules for the samples.
         skip_invalid: True to skip documents and rests of input files that cannot be read.
@@ -159,7 +161,8 @@ def prepare_partition(
             return record
         writer = _PartitionWriter(folder, record, skip_invalid)
         indices = {input_file: index for index, input_file in enumerate(input_files)}
-        for block in map_in_order(tokenize_block, _read_remaining(input_files, record), initialize_worker, (rules,)):
+        remaining = _read_remaining(input_files, cache, record)
+        for block in map_in_order(tokenize_block, remaining, initialize_worker, (rules,)):
             writer.add(block, indices[block.input_file])
             progress.advance(indices[block.input_file], block)
         writer.finish(len(input_files))
@@ -190,10 +193,10 @@ def _check_unchanged(
     record.sizes = initial.sizes
 
 
-def _read_remaining(input_files: Sequence[InputFile], record: PartitionRecord) -> Iterator[Block]:
+def _read_remaining(input_files: Sequence[InputFile], cache: BlockCache, record: PartitionRecord) -> Iterator[Block]:
     starts = [record.position, *(FilePosition() for _ in input_files)]
     readers = (
-        functools.partial(read_blocks, input_file, start)
+        functools.partial(cache.read_again, input_file, start)
         for input_file, start in zip(input_files[record.next_input_file :], starts, strict=False)
     )
     return prefetch(readers, num_threads=max(1, min(_MAX_READERS, count_cpus() // _CPUS_PER_READER)))

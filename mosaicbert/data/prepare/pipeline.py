@@ -1,5 +1,6 @@
 """Preparation pipeline: input files, tokenizer, partitions, and assembly of the token store. Resumable at any point."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from mosaicbert.data.prepare.partition import (
 )
 from mosaicbert.data.prepare.plan import PreparePlan
 from mosaicbert.data.prepare.progress_bar import Progress
-from mosaicbert.data.prepare.readers import read_texts
+from mosaicbert.data.prepare.readers import BlockCache, read_texts
 from mosaicbert.data.prepare.sources import InputFile, check_sources, find_files, list_input_files, resolve_revisions
 from mosaicbert.data.prepare.staging import open_staging, publish_store
 from mosaicbert.data.prepare.tokenize import SampleRules, hash_text, split_of
@@ -40,6 +41,7 @@ from mosaicbert.data.tokenizer import hash_tokenizer, load_tokenizer, train_toke
 from mosaicbert.filesystem import lock_folder, write_file
 
 TOKENIZER_CHARACTERS = 100_000_000  # of the first texts of all sources, kept in memory to train a tokenizer
+_MAX_CACHED_BYTES = 2**27  # of the blocks with these texts, kept in memory until the store has them
 
 
 # --- Public functions.
@@ -138,6 +140,7 @@ class _Inputs:
     """Inputs shared by all partitions."""
 
     input_files: Sequence[InputFile]
+    cache: BlockCache
     tokenizer: Tokenizer
     revisions: dict[str, str | None]
 
@@ -190,17 +193,18 @@ def _find_inputs(plan: PreparePlan, staging: Path, progress: Progress) -> _Input
         raise must_be(
             "data.num_partitions", f"at most {len(input_files)}, the number of input files", plan.num_partitions
         )
+    cache = BlockCache(_MAX_CACHED_BYTES)
     if plan.tokenizer_source != "train":
         tokenizer = load_tokenizer(plan.tokenizer_source)
         plan.check_tokenizer(tokenizer)
-        return _Inputs(input_files, tokenizer, revisions)
+        return _Inputs(input_files, cache, tokenizer, revisions)
     path = staging / "tokenizer.json"
     with lock_folder(staging):  # only one of several machines trains the tokenizer
         if not path.exists():
             progress.log("Training a tokenizer")
-            tokenizer = train_tokenizer(_select_training_texts(plan, input_files), plan.vocab_size)
+            tokenizer = train_tokenizer(_select_training_texts(plan, input_files, cache), plan.vocab_size)
             write_file(path, tokenizer.to_str(pretty=True).encode())
-    return _Inputs(input_files, load_tokenizer(str(path)), revisions)
+    return _Inputs(input_files, cache, load_tokenizer(str(path)), revisions)
 
 
 def _pin_revisions(plan: PreparePlan, staging: Path) -> dict[str, str | None]:
@@ -212,7 +216,7 @@ def _pin_revisions(plan: PreparePlan, staging: Path) -> dict[str, str | None]:
     return json.loads(path.read_text())
 
 
-def _select_training_texts(plan: PreparePlan, input_files: Sequence[InputFile]) -> list[str]:
+def _select_training_texts(plan: PreparePlan, input_files: Sequence[InputFile], cache: BlockCache) -> list[str]:
     """Select the first training texts of every source, with numbers of characters proportional to the weights."""
     texts: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -222,7 +226,8 @@ def _select_training_texts(plan: PreparePlan, input_files: Sequence[InputFile]) 
         files_of_source = [
             input_file for input_file in input_files if input_file.source == name and input_file.split != VALIDATION
         ]
-        for input_file, text in read_texts(files_of_source, plan.skip_invalid_documents):
+        blocks = itertools.chain.from_iterable(map(cache.read_first, files_of_source))
+        for input_file, text in read_texts(blocks, plan.skip_invalid_documents):
             if num_missing_characters <= 0:
                 break
             bits = hash_text(text)
@@ -259,7 +264,7 @@ def _prepare_partition(
     activity = "Tokenizing" if plan.num_partitions == 1 else f"Tokenizing partition {number} of {plan.num_partitions}"
     folder = partition_folder(staging, number, plan.num_partitions)
     return folder, prepare_partition(
-        folder, input_files, initial, rules, plan.skip_invalid_documents, progress, activity
+        folder, input_files, inputs.cache, initial, rules, plan.skip_invalid_documents, progress, activity
     )
 
 

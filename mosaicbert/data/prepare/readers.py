@@ -5,7 +5,8 @@ One process reads the blocks. The documents of a block are decoded in the worker
 
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,11 @@ class Block:
     fraction: float
     content: bytes | list[bytes | None] | None
     corruption: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the content in bytes."""
+        return sum(map(len, filter(None, self.content))) if isinstance(self.content, list) else len(self.content or b"")
 
 
 @dataclass(frozen=True)
@@ -121,24 +127,79 @@ def decode(block: Block) -> Iterator[str | InvalidDocument]:
         yield text if isinstance(text, str) else InvalidDocument(f"{block.input_file}, {unit} {number}", *text)
 
 
-def read_texts(input_files: Sequence[InputFile], skip_invalid: bool) -> Iterator[tuple[InputFile, str]]:
+class BlockCache:
+    """First blocks of input files, kept in memory from a first reading for a second one.
+
+    Reading installed documentation or a Hub dataset is slow, and a compressed file is decompressed once instead of
+    twice. Threads may read different input files at the same time.
+
+    Args:
+        max_bytes: Maximum size of the contents of all blocks in memory, in bytes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._num_free_bytes = max_bytes
+        self._blocks: dict[InputFile, deque[Block]] = {}
+        self._complete: set[InputFile] = set()  # input files without further blocks
+
+    def read_first(self, input_file: InputFile) -> Iterator[Block]:
+        """Yield the blocks of an input file, and keep them until the maximum size is reached.
+
+        Args:
+            input_file: Input file to read from its start.
+
+        Raises:
+            ConfigError: If the input file cannot be read, see `read_blocks`.
+        """
+        blocks = self._blocks[input_file] = deque[Block]()
+        for block in read_blocks(input_file, FilePosition()):
+            self._num_free_bytes -= block.num_bytes
+            if self._num_free_bytes >= 0:
+                blocks.append(block)
+                if block.corruption is not None:
+                    self._complete.add(input_file)
+            yield block
+        if self._num_free_bytes >= 0:
+            self._complete.add(input_file)
+
+    def read_again(self, input_file: InputFile, start: FilePosition) -> Iterator[Block]:
+        """Yield the same blocks as `read_blocks`, first those in memory, which are removed.
+
+        Args:
+            input_file: Input file to read.
+            start: End of a block, or the start of the file.
+
+        Raises:
+            ConfigError: If the input file cannot be read, see `read_blocks`.
+        """
+        blocks = self._blocks.pop(input_file, None)
+        if blocks is not None and start == FilePosition():
+            while blocks:
+                block = blocks.popleft()
+                start = block.end
+                yield block
+            if input_file in self._complete:
+                return
+        yield from read_blocks(input_file, start)
+
+
+def read_texts(blocks: Iterable[Block], skip_invalid: bool) -> Iterator[tuple[InputFile, str]]:
     """Yield the input file and the text of every document, in order.
 
     Args:
-        input_files: Input files to read.
+        blocks: Blocks of documents, see `read_blocks`.
         skip_invalid: True to skip documents and rests of files that cannot be read.
 
     Raises:
         ConfigError: If a document or the rest of an input file cannot be read, and `skip_invalid` is False.
     """
-    for input_file in input_files:
-        for block in read_blocks(input_file, FilePosition()):
-            for document in decode(block):
-                if isinstance(document, InvalidDocument):
-                    check_document(document, skip_invalid)
-                else:
-                    yield input_file, replace_lone_surrogates(document)
-            check_corruption(input_file, block.corruption, skip_invalid)
+    for block in blocks:
+        for document in decode(block):
+            if isinstance(document, InvalidDocument):
+                check_document(document, skip_invalid)
+            else:
+                yield block.input_file, replace_lone_surrogates(document)
+        check_corruption(block.input_file, block.corruption, skip_invalid)
 
 
 def replace_lone_surrogates(text: str) -> str:

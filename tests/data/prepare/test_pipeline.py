@@ -21,10 +21,11 @@ import pytest
 import zstandard
 
 from mosaicbert.config import ConfigError, SourceConfig
-from mosaicbert.data.prepare import pipeline
+from mosaicbert.data.prepare import pipeline, readers
 from mosaicbert.data.prepare.partition import PartitionRecord, partition_folder
 from mosaicbert.data.prepare.pipeline import check_store, prepare, prepare_and_report
 from mosaicbert.data.prepare.plan import PreparePlan
+from mosaicbert.data.prepare.readers import BlockCache
 from mosaicbert.data.prepare.sources import InputFile, list_input_files
 from mosaicbert.data.prepare.tokenize import hash_text, split_of
 from mosaicbert.data.store import TRAIN, VALIDATION, StoreRecord, TokenStore, open_tokenizer
@@ -472,9 +473,15 @@ def mixture(tmp_path):
     return replace(recipe, data=replace(recipe.data, sources=sources))
 
 
+def _select(recipe):
+    """Select the texts to train a tokenizer on."""
+    plan = PreparePlan.resolve(recipe)
+    return pipeline._select_training_texts(plan, list_input_files(plan.sources), BlockCache(0))
+
+
 def test_tokenizer_texts_are_proportional_to_the_source_weights(mixture, monkeypatch):
     monkeypatch.setattr(pipeline, "TOKENIZER_CHARACTERS", 8000)
-    selected = pipeline._select_training_texts(PreparePlan.resolve(mixture), list_input_files(mixture.data.sources))
+    selected = _select(mixture)
     characters: Counter[str] = Counter()
     for text in selected:
         characters["abc"[int(text.split()[1]) // 400]] += len(text)
@@ -485,7 +492,7 @@ def test_sources_without_weights_have_equal_tokenizer_texts(mixture, monkeypatch
     monkeypatch.setattr(pipeline, "TOKENIZER_CHARACTERS", 6000)
     sources = {name: replace(source, weight=None) for name, source in mixture.data.sources.items()}
     mixture = replace(mixture, data=replace(mixture.data, sources=sources))
-    selected = pipeline._select_training_texts(PreparePlan.resolve(mixture), list_input_files(sources))
+    selected = _select(mixture)
     characters: Counter[str] = Counter()
     for text in selected:
         characters["abc"[int(text.split()[1]) // 400]] += len(text)
@@ -493,7 +500,7 @@ def test_sources_without_weights_have_equal_tokenizer_texts(mixture, monkeypatch
 
 
 def test_tokenizer_texts_exclude_validation_texts_and_duplicates(mixture):
-    selected = pipeline._select_training_texts(PreparePlan.resolve(mixture), list_input_files(mixture.data.sources))
+    selected = _select(mixture)
     assert selected == [text for text in short_texts(1200) if split_of(_INPUT_FILE, hash_text(text)[0], 0.2) == TRAIN]
 
 
@@ -502,7 +509,7 @@ def test_tokenizer_texts_exclude_duplicates_across_sources(mixture):
         name: replace(source, path=mixture.data.sources["a"].path) for name, source in mixture.data.sources.items()
     }
     mixture = replace(mixture, data=replace(mixture.data, sources=sources))
-    selected = pipeline._select_training_texts(PreparePlan.resolve(mixture), list_input_files(sources))
+    selected = _select(mixture)
     assert selected == [text for text in short_texts(400) if split_of(_INPUT_FILE, hash_text(text)[0], 0.2) == TRAIN]
 
 
@@ -513,6 +520,30 @@ def test_the_same_sources_produce_the_same_tokenizer(mixture, tmp_path):
         prepare(recipe)
         stores.append(files_of(recipe.store_folder))
     assert stores[0] == stores[1]
+
+
+@pytest.mark.parametrize("max_cached_bytes", [0, 5_000])
+def test_the_store_does_not_depend_on_the_size_of_the_block_cache(mixture, tmp_path, monkeypatch, max_cached_bytes):
+    use_small_shards(monkeypatch, shard_tokens=2000)
+    monkeypatch.setattr(pipeline, "TOKENIZER_CHARACTERS", 15_000)  # one whole file, and a part of each other file
+    prepare(mixture)
+    monkeypatch.setattr(pipeline, "_MAX_CACHED_BYTES", max_cached_bytes)
+    other = replace(mixture, data=replace(mixture.data, store=str(tmp_path / "other")))
+    prepare(other)
+    assert files_of(other.store_folder) == files_of(mixture.store_folder)
+
+
+def test_a_file_read_to_train_the_tokenizer_is_not_read_again(mixture, monkeypatch):
+    monkeypatch.setattr("mosaicbert.data.prepare.partition.map_in_order", map_here)
+    read_blocks, paths = readers.read_blocks, []
+
+    def read_and_count(input_file, start):
+        paths.append(input_file.path)
+        return read_blocks(input_file, start)
+
+    monkeypatch.setattr(readers, "read_blocks", read_and_count)
+    prepare(mixture)
+    assert paths == [source.path for source in mixture.data.sources.values()]
 
 
 def test_an_interrupted_run_trains_its_tokenizer_only_once(mixture, monkeypatch):

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import random
 import re
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from mosaicbert.config import ConfigError, SourceConfig
 from mosaicbert.data.prepare import readers
-from mosaicbert.data.prepare.readers import FilePosition, InvalidDocument, decode, read_blocks
+from mosaicbert.data.prepare.readers import BlockCache, FilePosition, InvalidDocument, decode, read_blocks
 from mosaicbert.data.prepare.sources import list_input_files
 from tests.data.corpus import jsonl, short_texts
 
@@ -415,6 +416,44 @@ def test_reading_from_the_end_of_any_block_yields_the_remaining_blocks(
         for number, block in enumerate(blocks):
             if block.corruption is None:
                 assert _contents(read_blocks(input_file, block.end)) == _contents(blocks[number + 1 :])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet"])
+@given(
+    documents=_DOCUMENTS,
+    num_read=st.integers(0, 20),
+    max_bytes=st.integers(0, 500),
+    start=st.integers(0, 20),
+    truncated=st.booleans(),
+)
+def test_a_second_reading_with_a_cache_yields_the_same_blocks(
+    tmp_path_factory, name, documents, num_read, max_bytes, start, truncated
+):
+    path = tmp_path_factory.mktemp("random") / name
+    _write_random(path, documents, group=7)
+    if truncated:
+        path.write_bytes(_truncate(path.read_bytes()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "BLOCK_BYTES", 50)
+        input_file = _input_file(path)
+        blocks = list(read_blocks(input_file, FilePosition()))
+        positions = [FilePosition(), *(block.end for block in blocks if block.corruption is None)]
+        position = positions[start % len(positions)]
+        cache = BlockCache(max_bytes)
+        assert list(itertools.islice(cache.read_first(input_file), num_read)) == blocks[:num_read]
+        assert list(cache.read_again(input_file, position)) == list(read_blocks(input_file, position))
+
+
+def test_a_cached_file_is_not_opened_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 10)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl(short_texts(20)))
+    input_file = _input_file(path)
+    cache = BlockCache(path.stat().st_size)
+    blocks = list(cache.read_first(input_file))
+    path.unlink()
+    assert len(blocks) > 10
+    assert list(cache.read_again(input_file, FilePosition())) == blocks
 
 
 @pytest.mark.parametrize("name", _NAMES)
