@@ -1,7 +1,7 @@
 """Documents of the benchmark: the first training steps of a recipe, and the same documents as padded batches."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -35,9 +35,9 @@ class Workload:
     """Documents of one round.
 
     Attributes:
-        step: Step batch of the data loader.
-        documents: Its documents in random order.
-        loader_seconds: Time in which one process created the step batch, in seconds; None for a part of a step.
+        step: Step batch of the data loader, which embeddings do not use.
+        documents: Its documents in random order, or a batch of embeddings.
+        loader_seconds: Time in which one process created the step batch, in seconds; None for embeddings.
     """
 
     step: StepBatch
@@ -90,13 +90,11 @@ def read_embedding_workloads(recipe: Recipe, record: StoreRecord, num_rounds: in
         record: Record of its token store.
         num_rounds: Number of batches.
     """
-    size, num_per_step = _NUM_EMBEDDED, max(1, recipe.train.min_batch_samples // _NUM_EMBEDDED)
-    steps = read_workloads(recipe, record, -(-num_rounds // num_per_step))
-    starts = [(step, start * size) for step in steps for start in range(num_per_step)]
-    return [
-        replace(step, documents=step.documents[start : start + size], loader_seconds=None)
-        for step, start in starts[:num_rounds]
-    ]
+    num_steps = -(-num_rounds * _NUM_EMBEDDED // recipe.train.min_batch_samples)
+    workloads = read_workloads(recipe, record, num_steps)
+    documents = [document for workload in workloads for document in workload.documents]
+    starts = range(0, num_rounds * _NUM_EMBEDDED, _NUM_EMBEDDED)
+    return [Workload(workloads[0].step, documents[start : start + _NUM_EMBEDDED], None) for start in starts]
 
 
 def documents_of(step: StepBatch) -> list[Document]:

@@ -101,6 +101,8 @@ def test_the_command_measures_embeddings(finished, tmp_path):
     measured = {record["by"]: record for record in records if "error" not in record}
     assert measured["MosaicBERT, unpadded, fp32"]["documents_per_second"] > 0
     assert list(measured["MosaicBERT, unpadded, fp32"]["phases_us"]) == ["forward"]
+    assert measured["MosaicBERT, unpadded, fp32"]["padding_fraction"] == 0.0
+    assert all("loader_us" not in record for record in records)
     assert (tmp_path / "out" / "embeddings.png").exists()
 
 
