@@ -422,7 +422,7 @@ def test_reading_from_the_end_of_any_block_yields_the_remaining_blocks(
 @given(
     documents=_DOCUMENTS,
     num_read=st.integers(0, 20),
-    max_bytes=st.integers(0, 500),
+    max_bytes=st.integers(0, 3000),
     start=st.integers(0, 20),
     truncated=st.booleans(),
 )
@@ -449,11 +449,21 @@ def test_a_cached_file_is_not_opened_again(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_bytes(jsonl(short_texts(20)))
     input_file = _input_file(path)
-    cache = BlockCache(path.stat().st_size)
+    cache = BlockCache(10_000)
     blocks = list(cache.read_first(input_file))
     path.unlink()
     assert len(blocks) > 10
     assert list(cache.read_again(input_file, FilePosition())) == blocks
+
+
+def test_the_cache_is_limited_by_its_memory(tmp_path):
+    pq.write_table(pa.table({"text": ["a"] * 2000}), tmp_path / "a.parquet")
+    cache = BlockCache(10_000)  # more than the number of characters, less than their memory as 2,000 texts
+    input_file = _input_file(tmp_path / "a.parquet")
+    assert sum(len(block.content) for block in cache.read_first(input_file)) == 2000
+    (tmp_path / "a.parquet").unlink()
+    (block,) = cache.read_again(input_file, FilePosition())
+    assert block.corruption.startswith("corrupted after row 0 ")
 
 
 @pytest.mark.parametrize("name", _NAMES)
