@@ -29,6 +29,8 @@ from mosaicbert.console import print_line
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.train.compile import choose_compilation
 from mosaicbert.train.device import choose_precision, peak_flops
+from mosaicbert.train.resolve import resolve_precision
+from mosaicbert.train.run_folder import RunFolder
 
 _MIN_STEPS = 3  # for an interquartile range
 
@@ -53,6 +55,7 @@ def bench(
         ConfigError: If an argument is invalid, the recipe does not train MosaicBERT, or the store cannot be prepared.
     """
     _check(recipe, num_steps, seconds)
+    recipe, _ = resolve_precision(recipe, RunFolder(recipe.run_folder))
     dtype, _ = choose_precision(recipe.train.precision)
     compilation = choose_compilation(recipe.model, recipe.train, dtype)
     device_type = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 
 from mosaicbert.config import ConfigError, Recipe, TrainConfig
-from mosaicbert.train.resolve import prepare_run, resolve_run
+from mosaicbert.train.resolve import prepare_run, resolve_precision, resolve_run
+from mosaicbert.train.run_folder import create_run_folder
 
 _PARENT_DEATH_PIPE = "MOSAICBERT_PARENT_DEATH_PIPE"  # environment variable: file descriptor of the read end
 _POLL_SECONDS = 0.1
@@ -47,8 +48,10 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
         threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
     num_processes = 1 if "RANK" in os.environ else count_processes(recipe.train)
     if num_processes > 1:
-        folder, _ = prepare_run(recipe, console, num_processes)
+        folder, store = prepare_run(recipe, console, num_processes)
         if not folder.is_finished:
+            if recipe.train.precision == "auto" and not torch.cuda.is_available():
+                create_run_folder(resolve_precision(recipe, folder)[0], store)  # all ranks read the precision there
             return _run_ranks([sys.executable, "-m", "mosaicbert", *arguments], num_processes)
     resolved = resolve_run(recipe, console)
     from mosaicbert.train.pretrain import pretrain  # here, because Composer takes seconds to import

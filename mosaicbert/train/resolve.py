@@ -3,16 +3,17 @@
 import importlib.util
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
 
 from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.config.load import load_recipe
 from mosaicbert.data.loading.loader import make_train_plan
 from mosaicbert.data.prepare.pipeline import check_store, prepare
 from mosaicbert.data.store import VALIDATION, StoreRecord
-from mosaicbert.train.device import choose_precision
+from mosaicbert.train.device import PRECISIONS, choose_precision, measure_precisions
 from mosaicbert.train.run_folder import RunFolder, check_run_folder, check_same_store
 from mosaicbert.train_plan import TrainPlan
 
@@ -22,7 +23,7 @@ class ResolvedRun:
     """A run whose recipe, folder, token store and device have been checked.
 
     Attributes:
-        recipe: Recipe of the run.
+        recipe: Recipe of the run, with the precision "fp32" or "bf16".
         folder: Run folder, which may not exist yet.
         store: Record of the token store.
         plan: Training plan over the store.
@@ -48,8 +49,10 @@ def resolve_run(recipe: Recipe, console: Console) -> ResolvedRun:
     Raises:
         ConfigError: If an error of `prepare_run` occurs, or if the device does not support the precision.
     """
-    precision, precision_reason = choose_precision(recipe.train.precision)
+    choose_precision(recipe.train.precision)  # an unsupported precision is an error before the store is prepared
     folder, store = prepare_run(recipe, console, int(os.environ.get("WORLD_SIZE", 1)))
+    recipe, precision_reason = resolve_precision(recipe, folder)
+    precision, _ = choose_precision(recipe.train.precision)
     plan = make_train_plan(recipe.data, recipe.train, store)
     return ResolvedRun(recipe, folder, store, plan, precision, precision_reason)
 
@@ -82,6 +85,37 @@ def prepare_run(recipe: Recipe, console: Console, num_processes: int) -> tuple[R
     check_num_processes(recipe, store, num_processes)
     check_same_store(folder, store)
     return folder, store
+
+
+def resolve_precision(recipe: Recipe, folder: RunFolder) -> tuple[Recipe, str]:
+    """Replace `train.precision=auto` by the precision of the run.
+
+    A run that has begun keeps its precision. Otherwise a GPU decides by what it supports. On a CPU, steps of a small
+    model with the widths of the recipe are timed in both precisions. One of several ranks that another launcher has
+    started does not measure, since the ranks could decide differently: the instructions of the CPU decide.
+
+    Args:
+        recipe: Recipe of the run.
+        folder: Run folder, which may not exist yet.
+
+    Returns:
+        Recipe with the precision "fp32" or "bf16", and the reason for it in words.
+
+    Raises:
+        ConfigError: If the GPU does not support the precision that is set.
+    """
+    if recipe.train.precision == "auto" and folder.recipe.exists():
+        precision, reason = load_recipe(folder.recipe).train.precision, "as chosen when the run began"
+    elif recipe.train.precision != "auto" or torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dtype, reason = choose_precision(recipe.train.precision)
+        precision = next(name for name, candidate in PRECISIONS.items() if candidate == dtype)
+    else:
+        seconds = measure_precisions(recipe)
+        precision = min(seconds, key=lambda name: seconds[name])
+        ratio = max(seconds.values()) / seconds[precision]
+        other = next(name for name in seconds if name != precision)
+        reason = f"a measured step is {ratio:.1f} times as fast as in {other}"
+    return replace(recipe, train=replace(recipe.train, precision=precision)), reason
 
 
 def check_loggers(names: Sequence[str]) -> None:

@@ -92,6 +92,8 @@ def check_run_folder(recipe: Recipe) -> RunFolder:
     if not run.recipe.exists():
         return run
     differences = recipe_differences(load_recipe(run.recipe), recipe)
+    if recipe.train.precision == "auto":
+        differences.pop("train.precision", None)  # the run keeps the recorded precision, see `resolve_precision`
     changes = [
         f"`{key}` (recorded: {old}, now: {new})" for key, (old, new) in differences.items() if key not in _FREE_KEYS
     ]

@@ -6,6 +6,7 @@ import time
 import psutil
 import pytest
 
+from mosaicbert.config.load import load_recipe
 from mosaicbert.train.checkpoint.format import list_checkpoints, step_of
 from mosaicbert.train.launch import _run_ranks
 from mosaicbert.train.run_folder import RunFolder
@@ -36,13 +37,17 @@ def test_if_a_rank_fails_the_others_are_killed_and_the_error_names_the_rank(sour
     assert not any(rank.is_running() for rank in ranks)
 
 
-def test_all_processes_stop_after_the_same_step(source, tmp_path):
-    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"})
+def test_all_processes_have_the_same_precision_and_stop_after_the_same_step(source, tmp_path):
+    train = {"num_processes": 2, "duration": "1000000 steps", "precision": "auto"}
+    recipe = tiny_recipe(tmp_path, source, train=train)
     process = start(recipe)
     wait_for((recipe.run_folder / "metrics.jsonl").exists, process)
     process.terminate()
-    assert "stopped by SIGTERM" in finish(process)
+    output = finish(process)
+    assert "stopped by SIGTERM" in output
+    assert "(as chosen when the run began)" in output  # the launcher has measured and recorded it
     run = RunFolder(recipe.run_folder)
+    assert load_recipe(run.recipe).train.precision in ("fp32", "bf16")
     assert step_of(list_checkpoints(run.checkpoints)[-1]) == steps_of(run)[-1]["step"]
 
 

@@ -4,11 +4,14 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.pipeline import check_store
-from mosaicbert.train.resolve import check_loggers, check_num_processes, prepare_run
-from tests.recipes import tiny_recipe
+from mosaicbert.train import resolve
+from mosaicbert.train.resolve import check_loggers, check_num_processes, prepare_run, resolve_precision, resolve_run
+from mosaicbert.train.run_folder import RunFolder, check_run_folder, create_run_folder
+from tests.recipes import TINY_MODEL, tiny_recipe
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
@@ -56,3 +59,52 @@ def test_checks_that_precede_the_ranks_do_not_use_a_gpu(source, tmp_path, consol
         monkeypatch.setattr(f"torch.cuda.{name}", fail)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     prepare_run(tiny_recipe(tmp_path, source, train={"precision": "bf16"}), console, 2)
+
+
+def _automatic(folder, source, **changes):
+    return tiny_recipe(folder, source, train={"precision": "auto"}, **changes)
+
+
+@pytest.mark.parametrize("architecture", ["mosaicbert", "bert"])
+def test_the_precision_is_measured_without_drawing_random_numbers(architecture, source, tmp_path):
+    recipe = _automatic(tmp_path, source, model=TINY_MODEL | {"architecture": architecture})
+    state = torch.get_rng_state()
+    resolved, reason = resolve_precision(recipe, RunFolder(recipe.run_folder))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert resolved.train.precision in ("fp32", "bf16")
+    assert resolved == replace(recipe, train=replace(recipe.train, precision=resolved.train.precision))
+    assert reason.startswith("a measured step is ")
+
+
+@pytest.mark.parametrize("fastest", ["fp32", "bf16"])
+def test_a_run_keeps_the_precision_that_was_faster_when_it_began(fastest, source, tmp_path, console, monkeypatch):
+    recipe = _automatic(tmp_path, source)
+    monkeypatch.setattr(resolve, "measure_precisions", lambda _: {"fp32": 1.0, "bf16": 2.0} | {fastest: 0.5})
+    begun = resolve_run(recipe, console)
+    assert (begun.recipe.train.precision, begun.precision_reason.split(" as ")[0]) == (
+        fastest,
+        f"a measured step is {2 if fastest == 'bf16' else 4}.0 times",
+    )
+    create_run_folder(begun.recipe, begun.store)
+    monkeypatch.setattr(resolve, "measure_precisions", lambda _: {"fp32": 0.5, "bf16": 0.5} | {fastest: 1.0})
+    resumed = resolve_run(recipe, console)
+    assert (resumed.recipe, resumed.precision) == (begun.recipe, begun.precision)
+    assert resumed.precision_reason == "as chosen when the run began"
+
+
+def test_a_run_cannot_be_resumed_in_another_precision(source, tmp_path, console):
+    recipe = tiny_recipe(tmp_path, source)
+    create_run_folder(recipe, resolve_run(recipe, console).store)
+    check_run_folder(replace(recipe, train=replace(recipe.train, precision="auto")))
+    with pytest.raises(ConfigError, match=r"`train\.precision` \(recorded: fp32, now: bf16\)"):
+        check_run_folder(replace(recipe, train=replace(recipe.train, precision="bf16")))
+
+
+def test_one_of_several_ranks_does_not_measure_the_precision(source, tmp_path, monkeypatch):
+    def fail(_):
+        raise AssertionError("the precision was measured")
+
+    monkeypatch.setattr(resolve, "measure_precisions", fail)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = _automatic(tmp_path, source)
+    assert resolve_precision(recipe, RunFolder(recipe.run_folder))[0].train.precision in ("fp32", "bf16")
