@@ -25,7 +25,7 @@ def _bench(recipe, console, output, **arguments):
 
 @pytest.fixture(scope="module")
 def benchmark(finished, tmp_path_factory):
-    """Return records, folder and console output of a benchmark, without compilation, which takes minutes."""
+    """Return records, folder and console output of a benchmark of training steps, without compilation."""
     recipe, _, _ = finished
     console, folder = Console(record=True, width=80), tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -34,6 +34,7 @@ def benchmark(finished, tmp_path_factory):
     return records, folder, console.export_text()
 
 
+@pytest.mark.slow
 def test_every_version_has_a_record_with_times_or_a_reason(benchmark):
     records, _, _ = benchmark
     assert len(records) == 10
@@ -44,6 +45,7 @@ def test_every_version_has_a_record_with_times_or_a_reason(benchmark):
     assert records[0]["ratio"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_record_has_phases_memory_and_fractions(benchmark):
     for record in benchmark[0]:
         if "error" in record:
@@ -55,6 +57,7 @@ def test_a_record_has_phases_memory_and_fractions(benchmark):
         assert record["rounds"] == 3
 
 
+@pytest.mark.slow
 def test_the_console_shows_a_row_per_version_and_the_comparison_with_each_peer(benchmark):
     records, folder, output = benchmark
     for record in records:
@@ -66,10 +69,12 @@ def test_the_console_shows_a_row_per_version_and_the_comparison_with_each_peer(b
     assert f"records: {folder / 'training_step.jsonl'}" in output
 
 
+@pytest.mark.slow
 def test_the_chart_is_a_png_file(benchmark):
     assert (benchmark[1] / "training_step.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_every_field_of_a_record_is_documented(benchmark):
     fields = set[str]().union(*benchmark[0])
     documented = set(re.findall(r"`(\w+)`", _README.read_text()))
