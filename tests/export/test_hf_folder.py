@@ -79,6 +79,7 @@ def test_an_exported_folder_contains_the_training_recipe(finished):
 
 # The export in `finished` has checked both modes.
 @pytest.mark.parametrize("mode", ["package", pytest.param("remote_code", marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("forked")
 def test_an_exported_folder_reproduces_the_logits_in_a_new_process(finished, trained, mode):
     _, run, _ = finished
     check_parity(trained, run.hugging_face, (mode,))
