@@ -112,6 +112,7 @@ def test_the_exported_folder_loads_in_transformers(fine_tuned):
     assert model.config.label2id == {"class 0": 0, "class 1": 1}
 
 
+@pytest.mark.slow  # tests/export loads a classifier from remote code by default
 def test_the_exported_folder_loads_without_this_package(fine_tuned):
     _, folder, _ = fine_tuned
     program = (
