@@ -97,11 +97,13 @@ def _docstrings(source: str) -> list[str]:
     if '"""' not in source and "'''" not in source:
         return []
     # A syntax tree has no reference cycles. The garbage collector would traverse it again and again and free nothing.
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         return _parse_docstrings(source)
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def _parse_docstrings(source: str) -> list[str]:
