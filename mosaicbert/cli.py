@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parsed = _parse(arguments)
     # Library defaults, set before the import. Variables that the user has set take precedence.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # transformers logs every file that it opens
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the profiler warns of each older tensor that is released
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning OpenMP threads are three times slower on busy cores
     from mosaicbert.config import ConfigError, TrainingFault
 

@@ -109,7 +109,7 @@ def _measure(
         seconds=seconds,
         device_type=device_type,
         alternatives={version.name: version.group for version in versions},
-        compiled=[version.name for version in versions if version.is_compiled],
+        compiled={version.name: _find_uncompiled(version, versions) for version in versions if version.is_compiled},
     )
     profiles: dict[str, Profile] = {}
     for version_name, measurement in measurements.items():
@@ -135,6 +135,15 @@ def _measure(
         )
         for version in versions
     ]
+
+
+def _find_uncompiled(compiled: Version, versions: Sequence[Version]) -> str | None:
+    """Return the name of the uncompiled version of the same model and dtype."""
+    model = compiled.family, compiled.dtype
+    names = [
+        version.name for version in versions if not version.is_compiled and (version.family, version.dtype) == model
+    ]
+    return names[0] if names else None
 
 
 def _report(

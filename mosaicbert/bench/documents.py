@@ -1,20 +1,25 @@
 """Documents of the benchmark: the first training steps of a recipe, and the same documents as padded batches."""
 
+import itertools
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
 from mosaicbert.batch import IGNORED, StepBatch
+from mosaicbert.bench.timing import NUM_WARMUP_ROUNDS
 from mosaicbert.config import Recipe
 from mosaicbert.data.loading.dataset import TrainDataset
 from mosaicbert.data.loading.loader import build_train_loader, make_train_plan, open_store
 from mosaicbert.data.store import StoreRecord
 
 _NUM_EMBEDDED = 32  # documents of a batch of embeddings
+_MIN_MICRO_BATCHES = 4  # of a round, so that documents sorted by length have little padding
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,24 @@ class Workload:
     """Documents of one round.
 
     Attributes:
-        step: Step batch of the data loader, which embeddings do not use.
-        documents: Its documents in random order, or a batch of embeddings.
-        loader_seconds: Time in which one process created the step batch, in seconds; None for embeddings.
+        steps: Step batches of the data loader; none for embeddings.
+        documents: Documents of the steps, in random order within each step, or a batch of embeddings.
+        loader_seconds: Time in which one process created a step batch, in seconds; None for embeddings.
     """
 
-    step: StepBatch
+    steps: list[StepBatch]
     documents: list[Document]
     loader_seconds: float | None
+
+    @property
+    def num_masked(self) -> int:
+        """Number of masked tokens."""
+        return sum(step.global_num_masked for step in self.steps)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Number of micro-batches of the data loader."""
+        return sum(len(step.micro_batches) for step in self.steps)
 
     @property
     def num_tokens(self) -> int:
@@ -55,30 +70,61 @@ class Workload:
         return torch.tensor([len(document.input_ids) for document in self.documents])
 
 
-def read_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list[Workload]:
-    """Read the first steps of a run from its token store. They are those of a run on one device.
+def build_run_loader(
+    recipe: Recipe, record: StoreRecord, *, world_size: int = 1, first_step: int = 0
+) -> DataLoader[StepBatch]:
+    """Build the data loader of the first rank of a run.
 
     Args:
         recipe: Recipe of the run.
         record: Record of its token store.
-        num_rounds: Number of steps.
+        world_size: Number of ranks.
+        first_step: Number of steps that are done.
     """
-    loader = build_train_loader(
+    return build_train_loader(
         make_train_plan(recipe.data, recipe.train, record),
         recipe.data,
         open_store(recipe.store_folder, record),
         seed=recipe.seed,
         micro_batch_tokens=recipe.train.micro_batch_tokens,
         rank=0,
-        world_size=1,
+        world_size=world_size,
+        first_step=first_step,
     )
-    dataset = cast(TrainDataset, loader.dataset)
+
+
+def read_steps(recipe: Recipe, record: StoreRecord) -> Generator[StepBatch]:
+    """Create the steps of a run on one device in their order, in this process.
+
+    Args:
+        recipe: Recipe of the run.
+        record: Record of its token store.
+    """
+    dataset = cast(TrainDataset, build_run_loader(recipe, record).dataset)
+    yield from (dataset[index] for index in itertools.count())
+
+
+def read_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list[Workload]:
+    """Read the first steps of a run on one device.
+
+    A round after the warmup has as many steps as are needed for four micro-batches.
+
+    Args:
+        recipe: Recipe of the run.
+        record: Record of its token store.
+        num_rounds: Number of rounds, those of the warmup included.
+    """
+    all_steps = read_steps(recipe, record)
     workloads: list[Workload] = []
     for index in range(num_rounds):
+        min_micro_batches = 1 if index < NUM_WARMUP_ROUNDS else _MIN_MICRO_BATCHES
+        steps: list[StepBatch] = []
         start = time.perf_counter()
-        step = dataset[index]
-        loader_seconds = time.perf_counter() - start
-        workloads.append(Workload(step, documents_of(step), loader_seconds))
+        while sum(len(step.micro_batches) for step in steps) < min_micro_batches:
+            steps.append(next(all_steps))
+        loader_seconds = (time.perf_counter() - start) / len(steps)
+        documents = [document for step in steps for document in documents_of(step)]
+        workloads.append(Workload(steps, documents, loader_seconds))
     return workloads
 
 
@@ -90,11 +136,11 @@ def read_embedding_workloads(recipe: Recipe, record: StoreRecord, num_rounds: in
         record: Record of its token store.
         num_rounds: Number of batches.
     """
-    num_steps = -(-num_rounds * _NUM_EMBEDDED // recipe.train.min_batch_samples)
-    workloads = read_workloads(recipe, record, num_steps)
+    num_rounds_of_steps = -(-num_rounds * _NUM_EMBEDDED // recipe.train.min_batch_samples)
+    workloads = read_workloads(recipe, record, num_rounds_of_steps)
     documents = [document for workload in workloads for document in workload.documents]
     starts = range(0, num_rounds * _NUM_EMBEDDED, _NUM_EMBEDDED)
-    return [Workload(workloads[0].step, documents[start : start + _NUM_EMBEDDED], None) for start in starts]
+    return [Workload([], documents[start : start + _NUM_EMBEDDED], None) for start in starts]
 
 
 def documents_of(step: StepBatch) -> list[Document]:
@@ -116,10 +162,20 @@ def cut_in_order(documents: list[Document], num_batches: int) -> list[list[Docum
     return [documents[start : start + size] for start in range(0, len(documents), size)]
 
 
-def cut_by_length(documents: list[Document], max_tokens: int) -> list[list[Document]]:
-    """Cut documents, longest first, into batches of at most `max_tokens` tokens with padding, one document at least."""
+def sort_by_length(documents: list[Document]) -> list[Document]:
+    """Sort documents by their length, longest first."""
+    return sorted(documents, key=lambda document: -len(document.input_ids))
+
+
+def cut_by_tokens(documents: list[Document], max_tokens: int) -> list[list[Document]]:
+    """Cut sorted documents into batches of at most `max_tokens` tokens with padding, one document at least.
+
+    Args:
+        documents: Documents, longest first.
+        max_tokens: Maximum number of tokens with padding.
+    """
     batches: list[list[Document]] = []
-    for document in sorted(documents, key=lambda document: -len(document.input_ids)):
+    for document in documents:
         if batches and (len(batches[-1]) + 1) * len(batches[-1][0].input_ids) <= max_tokens:
             batches[-1].append(document)
         else:

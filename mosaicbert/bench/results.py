@@ -41,6 +41,7 @@ def make_record(
         "shape": {
             "tokens": round(statistics.median(workload.num_tokens for workload in timed)),
             "documents": round(statistics.median(len(workload.documents) for workload in timed)),
+            "steps": max(1, len(timed[-1].steps)),
             "longest": max(int(workload.seqlens.max()) for workload in timed),
         },
         "dtype": str(version.dtype).removeprefix("torch."),

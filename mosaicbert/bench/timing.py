@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,11 +96,13 @@ class Measurement:
         warmup_seconds: Time of each warmup call in seconds.
         rounds: Time of each phase in seconds, by timed round.
         error: Reason why the version did not run to the end, or None.
+        is_slow: Whether the reason is that an alternative is much faster.
     """
 
     warmup_seconds: list[float] = field(default_factory=list[float])
     rounds: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     error: str | None = None
+    is_slow: bool = False
 
     @property
     def seconds(self) -> list[float]:
@@ -115,14 +117,14 @@ def measure_in_turn(
     seconds: float,
     device_type: str,
     alternatives: Mapping[str, str],
-    compiled: Collection[str] = (),
+    compiled: Mapping[str, str | None] | None = None,
 ) -> dict[str, Measurement]:
     """Time all versions in turn in repeated rounds, so that other load on the machine affects them equally.
 
     Each version is first warmed up with the rounds 0 and 1, and a compiled version with all rounds, so that no timed
     round compiles for a new shape. A version that fails or exceeds its time limit is not called again, and the other
     versions continue. Of alternatives only the fastest is timed, and those whose last warmup call takes at most twice
-    as long.
+    as long. Compiled versions are warmed up last, and not if the uncompiled version is too slow.
 
     Args:
         calls: Function of one call by name of the version, in the order of importance. Its arguments are the index of
@@ -131,19 +133,23 @@ def measure_in_turn(
         seconds: Approximate total time in seconds.
         device_type: Device of the versions, "cpu" or "cuda".
         alternatives: Name of the group of alternatives of each version.
-        compiled: Names of the compiled versions.
+        compiled: Names of the compiled versions, with the name of the uncompiled version of each, or None.
 
     Returns:
         Measurement of each version.
     """
     end = time.perf_counter() + seconds
     measurements = {name: Measurement() for name in calls}
-    for name, call in calls.items():
+    compiled = compiled or {}
+    for name in sorted(calls, key=lambda name: name in compiled):
+        uncompiled = compiled.get(name)
+        if uncompiled is not None and measurements[uncompiled].is_slow:
+            measurements[name].error = f"not run: {uncompiled} is slower than its alternative"
         version_end = min(end, time.perf_counter() + seconds * _MAX_VERSION_FRACTION)
         for index in range(NUM_WARMUP_ROUNDS + (num_rounds if name in compiled else 0)):
             limit = version_end - time.perf_counter()
-            _run(call, index, measurements[name], limit, device_type, is_warmup=True)
-    _drop_slower_alternatives(measurements, alternatives)
+            _run(calls[name], index, measurements[name], limit, device_type, is_warmup=True)
+        _drop_slower_alternatives(measurements, alternatives)
     for index in range(num_rounds):
         if index >= _MIN_ROUNDS and time.perf_counter() > end:
             break
@@ -184,7 +190,11 @@ def _run(
 
 def _drop_slower_alternatives(measurements: Mapping[str, Measurement], alternatives: Mapping[str, str]) -> None:
     best: dict[str, float] = {}
-    running = {name: measurement for name, measurement in measurements.items() if measurement.error is None}
+    running = {
+        name: measurement
+        for name, measurement in measurements.items()
+        if measurement.error is None and measurement.warmup_seconds
+    }
     for name, measurement in running.items():
         group = alternatives[name]
         best[group] = min(best.get(group, float("inf")), measurement.warmup_seconds[-1])
@@ -192,3 +202,4 @@ def _drop_slower_alternatives(measurements: Mapping[str, Measurement], alternati
         warmup, fastest = measurement.warmup_seconds[-1], best[alternatives[name]]
         if warmup > _MAX_ALTERNATIVE_RATIO * fastest:
             measurement.error = f"slower than the alternative: {warmup:.3g} s in the warmup, against {fastest:.3g} s"
+            measurement.is_slow = True

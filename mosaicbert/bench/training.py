@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mosaicbert.batch import MicroBatch
-from mosaicbert.bench.documents import Workload, cut_by_length, cut_in_order, pad_documents
+from mosaicbert.bench.documents import Document, Workload, cut_by_tokens, cut_in_order, pad_documents, sort_by_length
 from mosaicbert.bench.peers import (
     bert_sizes,
     build_bert,
@@ -33,7 +33,9 @@ _LEARNING_RATE = 1e-5  # small, so that losses stay finite; the time of a step d
 
 
 class TrainingStep(Subject, ABC):
-    """Training step of a model: forward and backward passes of all micro-batches, and a step of the optimizer.
+    """Training steps of a model: forward and backward passes of the micro-batches, and a step of the optimizer each.
+
+    `load` returns the micro-batches of each step.
 
     Args:
         model: Model in training mode, on its device.
@@ -60,17 +62,18 @@ class TrainingStep(Subject, ABC):
         """
 
     def run(self, batches: list[Any], clock: PhaseClock) -> None:
-        self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in batches:
-            with self._autocast():
-                loss = self.loss(batch)
-            clock.lap("forward")
-            loss.backward()
-            clock.lap("backward")
-            loss_sum += loss.detach()
-        self.update(loss_sum)
-        clock.lap("optimizer")
+        for micro_batches in batches:
+            self.optimizer.zero_grad(set_to_none=not self.keeps_gradients)
+            loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+            for micro_batch in micro_batches:
+                with self._autocast():
+                    loss = self.loss(micro_batch)
+                clock.lap("forward")
+                loss.backward()
+                clock.lap("backward")
+                loss_sum += loss.detach()
+            self.update(loss_sum)
+            clock.lap("optimizer")
 
     def resident_tensors(self) -> list[Tensor]:
         states = [value for state in self.optimizer.state.values() for value in state.values()]
@@ -117,8 +120,10 @@ class MosaicBertStep(TrainingStep):
         return self.uses_cuda_graphs
 
     def load(self, workload: Workload) -> list[Any]:
-        micro_batches = [batch.to(self.device) for batch in workload.step.micro_batches]
-        return [(batch, workload.step.global_num_masked) for batch in micro_batches]
+        return [
+            [(micro_batch.to(self.device), step.global_num_masked) for micro_batch in step.micro_batches]
+            for step in workload.steps
+        ]
 
     def loss(self, batch: tuple[MicroBatch, int]) -> Tensor:
         micro_batch, global_num_masked = batch
@@ -130,10 +135,10 @@ class MosaicBertStep(TrainingStep):
         update_unless((loss + norm).isfinite().logical_not().float(), self.optimizer)
 
     def num_padded_tokens(self, batches: list[Any]) -> int:
-        return sum(micro_batch.shape[0] for micro_batch, _ in batches)
+        return sum(micro_batch.shape[0] for micro_batches in batches for micro_batch, _ in micro_batches)
 
     def flops(self, workload: Workload) -> float:
-        return step_flops(self.sizes, workload.seqlens, workload.step.global_num_masked)
+        return step_flops(self.sizes, workload.seqlens, workload.num_masked)
 
 
 class HuggingFaceStep(TrainingStep):
@@ -160,18 +165,27 @@ class HuggingFaceStep(TrainingStep):
         self._flops = flops
 
     def load(self, workload: Workload) -> list[Any]:
+        documents, num_steps = workload.documents, len(workload.steps)
+        if self.max_tokens is not None:
+            documents = sort_by_length(documents)
+        return [
+            self._load_step(step_documents, -(-workload.num_micro_batches // num_steps))
+            for step_documents in cut_in_order(documents, num_steps)
+        ]
+
+    def _load_step(self, documents: list[Document], num_micro_batches: int) -> list[Any]:
         if self.max_tokens is None:
-            batches = cut_in_order(workload.documents, self.division * len(workload.step.num_tokens))
+            batches = cut_in_order(documents, self.division * num_micro_batches)
         else:
-            batches = cut_by_length(workload.documents, self.max_tokens // self.division)
-        num_masked = workload.step.global_num_masked
+            batches = cut_by_tokens(documents, self.max_tokens // self.division)
+        num_masked = sum(int((document.labels >= 0).sum()) for document in documents)
         loaded: list[Any] = []
-        for documents in batches:
+        for batch in batches:
             inputs = {
                 name: tensor.to(self.device)
-                for name, tensor in pad_documents(documents, self.model.config.pad_token_id).items()
+                for name, tensor in pad_documents(batch, self.model.config.pad_token_id).items()
             }
-            num_labels = sum(int((document.labels >= 0).sum()) for document in documents)
+            num_labels = sum(int((document.labels >= 0).sum()) for document in batch)
             if num_labels:  # the loss of Hugging Face is NaN otherwise
                 loaded.append((inputs, num_labels / num_masked))
         return loaded
@@ -195,10 +209,10 @@ class HuggingFaceStep(TrainingStep):
         self.optimizer.step()
 
     def num_padded_tokens(self, batches: list[Any]) -> int:
-        return sum(inputs["input_ids"].numel() for inputs, _ in batches)
+        return sum(inputs["input_ids"].numel() for micro_batches in batches for inputs, _ in micro_batches)
 
     def flops(self, workload: Workload) -> float:
-        return self._flops(workload.seqlens, workload.step.global_num_masked)
+        return self._flops(workload.seqlens, workload.num_masked)
 
 
 def training_versions(

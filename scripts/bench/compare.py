@@ -7,6 +7,7 @@ Run: python scripts/bench/compare.py OLD NEW RECIPE [section.key=value ...] [--s
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mosaicbert.bench.documents import read_workloads
+from mosaicbert.bench.documents import read_steps
 from mosaicbert.bench.records import median_and_iqr
 from mosaicbert.bench.timing import NUM_WARMUP_ROUNDS
 from mosaicbert.config import Recipe
@@ -86,7 +87,7 @@ def write_task(recipe: Recipe, num_steps: int, path: Path) -> list[int]:
         path: File to write, which `step_server.py` reads.
     """
     record = prepare(recipe, Console(stderr=True))
-    steps = [workload.step for workload in read_workloads(recipe, record, num_steps)]
+    steps = list(itertools.islice(read_steps(recipe, record), num_steps))
     dtype, _ = choose_precision(recipe.train.precision)
     task = {
         "seed": recipe.seed,

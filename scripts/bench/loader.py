@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from mosaicbert.batch import StepBatch
+from mosaicbert.bench.documents import build_run_loader
 from mosaicbert.config import DataConfig, Recipe, SourceConfig, TokenizerConfig, TrainConfig
 from mosaicbert.config.load import load_recipe
-from mosaicbert.data.loading.loader import build_train_loader, make_train_plan, open_store
 from mosaicbert.data.store import SplitRecord, StoreRecord, sha256_of, write_shard
 from mosaicbert.data.tokenizer import train_tokenizer
 
@@ -105,16 +105,7 @@ def steps_of(recipe: Recipe, world_size: int) -> Iterator[StepBatch]:
 
 def build_loader(recipe: Recipe, world_size: int, first_step: int = 0) -> DataLoader[StepBatch]:
     record = StoreRecord.read(recipe.store_folder)
-    return build_train_loader(
-        make_train_plan(recipe.data, recipe.train, record),
-        recipe.data,
-        open_store(recipe.store_folder, record),
-        seed=recipe.seed,
-        micro_batch_tokens=recipe.train.micro_batch_tokens,
-        rank=0,
-        world_size=world_size,
-        first_step=first_step,
-    )
+    return build_run_loader(recipe, record, world_size=world_size, first_step=first_step)
 
 
 def synthetic_recipe(store: Path, max_seq_len: int, samples: int) -> Recipe:

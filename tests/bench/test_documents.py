@@ -5,12 +5,14 @@ from hypothesis import strategies as st
 from mosaicbert.batch import IGNORED
 from mosaicbert.bench.documents import (
     Document,
-    cut_by_length,
+    cut_by_tokens,
     cut_in_order,
     pad_documents,
     read_embedding_workloads,
+    sort_by_length,
     unmask,
 )
+from mosaicbert.bench.timing import NUM_WARMUP_ROUNDS
 from mosaicbert.data.store import TRAIN, StoreRecord, TokenStore
 
 _SEQLENS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -29,7 +31,7 @@ def _flatten(batches):
 
 @given(_SEQLENS, st.integers(1, 100))
 def test_batches_sorted_by_length_have_each_document_once_and_at_most_the_budget(seqlens, max_tokens):
-    batches = cut_by_length(_documents(seqlens), max_tokens)
+    batches = cut_by_tokens(sort_by_length(_documents(seqlens)), max_tokens)
     assert _flatten(batches) == list(range(1, len(seqlens) + 1))
     for batch in batches:
         padded_tokens = len(batch) * max(len(document.input_ids) for document in batch)
@@ -44,7 +46,7 @@ def test_even_batches_have_each_document_once_in_order(seqlens, num_batches):
 
 
 def test_padded_documents_are_the_padded_micro_batch(workloads):
-    micro_batch = workloads[0].step.micro_batches[0]
+    micro_batch = workloads[0].steps[0].micro_batches[0]
     expected = micro_batch.padded(pad_token_id=0)
     documents = {tuple(document.input_ids.tolist()): document for document in workloads[0].documents}
     rows = [
@@ -57,10 +59,17 @@ def test_padded_documents_are_the_padded_micro_batch(workloads):
 
 def test_the_documents_of_a_step_are_its_real_tokens_and_masks(workloads):
     for workload in workloads:
-        step = workload.step
-        assert workload.num_tokens == step.global_num_tokens == int(workload.seqlens.sum())
-        assert len(workload.documents) == step.global_num_samples
-        assert sum(int((document.labels != IGNORED).sum()) for document in workload.documents) == step.global_num_masked
+        num_tokens = sum(step.global_num_tokens for step in workload.steps)
+        assert workload.num_tokens == num_tokens == int(workload.seqlens.sum())
+        assert len(workload.documents) == sum(step.global_num_samples for step in workload.steps)
+        num_masked = sum(int((document.labels != IGNORED).sum()) for document in workload.documents)
+        assert num_masked == workload.num_masked
+
+
+def test_a_timed_round_has_at_least_four_micro_batches_and_a_warmup_round_one_step(workloads):
+    assert [len(workload.steps) for workload in workloads[:NUM_WARMUP_ROUNDS]] == [1] * NUM_WARMUP_ROUNDS
+    for workload in workloads[NUM_WARMUP_ROUNDS:]:
+        assert 4 <= workload.num_micro_batches < 4 + len(workload.steps[-1].micro_batches)
 
 
 def test_documents_are_not_sorted_by_length(workloads):

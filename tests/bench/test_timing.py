@@ -5,9 +5,11 @@ import pytest
 from mosaicbert.bench.timing import NUM_WARMUP_ROUNDS, PhaseClock, TimeLimitExceeded, measure_in_turn, time_limit
 
 
-def _measure(calls, num_rounds=3, seconds=60.0, alternatives=None):
+def _measure(calls, num_rounds=3, seconds=60.0, alternatives=None, compiled=None):
     groups = {name: name for name in calls} | (alternatives or {})
-    return measure_in_turn(calls, num_rounds=num_rounds, seconds=seconds, device_type="cpu", alternatives=groups)
+    return measure_in_turn(
+        calls, num_rounds=num_rounds, seconds=seconds, device_type="cpu", alternatives=groups, compiled=compiled
+    )
 
 
 def test_versions_run_in_turn_after_their_warmup():
@@ -76,10 +78,18 @@ def test_compilers_cannot_catch_the_time_limit_as_an_exception():
             pytest.fail("caught")
 
 
-def test_a_compiled_version_is_warmed_up_with_all_rounds():
+def test_a_compiled_version_is_warmed_up_last_and_with_all_rounds():
     order = []
-    calls = {"compiled": lambda index, _: order.append(index)}
-    measure_in_turn(
-        calls, num_rounds=3, seconds=60.0, device_type="cpu", alternatives={"compiled": "group"}, compiled=["compiled"]
-    )
-    assert order == [0, 1, 2, 3, 4, 2, 3, 4]
+    calls = {name: lambda index, _clock, name=name: order.append((name, index)) for name in ("compiled", "eager")}
+    _measure(calls, compiled={"compiled": "eager"})
+    warmup = [("eager", 0), ("eager", 1), *(("compiled", index) for index in range(5))]
+    assert order == warmup + [(name, index) for index in (2, 3, 4) for name in calls]
+
+
+def test_a_version_is_not_compiled_if_it_is_slow_without_compilation():
+    fast = lambda _, clock: clock.lap("forward")  # noqa: E731
+    calls = {"fast": fast, "slow": lambda *_: time.sleep(0.2), "slow, compiled": fast}
+    groups = {"fast": "group", "slow": "group"}
+    measurements = _measure(calls, alternatives=groups, compiled={"slow, compiled": "slow"})
+    assert measurements["slow, compiled"].error == "not run: slow is slower than its alternative"
+    assert measurements["slow, compiled"].warmup_seconds == []

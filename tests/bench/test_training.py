@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mosaicbert.bench.documents import cut_in_order, sort_by_length
 from mosaicbert.bench.peers import build_bert
 from mosaicbert.bench.profile import profile_call
 from mosaicbert.bench.timing import PhaseClock
@@ -25,7 +26,8 @@ def _gradients(step, workload):
 def test_the_step_has_the_loss_of_the_first_step_of_the_run(finished, workloads):
     recipe, folder, _ = finished
     step = MosaicBertStep(recipe, torch.float32, "cpu", _EAGER)
-    loss = sum(float(step.loss(batch)) for batch in step.load(workloads[0]))
+    (micro_batches,) = step.load(workloads[0])
+    loss = sum(float(step.loss(batch)) for batch in micro_batches)
     assert loss == pytest.approx(read_metrics(folder.metrics)[0]["loss"], rel=1e-5)
 
 
@@ -44,6 +46,16 @@ def test_sorted_micro_batches_have_less_padding(finished, workloads):
     assert num_padded[0] > num_padded[1] >= workloads[0].num_tokens
 
 
+def test_steps_sorted_together_have_less_padding_than_steps_sorted_alone(finished, workloads):
+    recipe, _, _ = finished
+    step, workload = _bert_step(recipe, max_tokens=256), workloads[-1]
+    alone = cut_in_order(workload.documents, len(workload.steps))
+    num_padded = sum(len(batch) * len(sort_by_length(batch)[0].input_ids) for batch in alone)
+    batches = step.load(workload)
+    assert len(batches) == len(workload.steps) > 1
+    assert workload.num_tokens <= step.num_padded_tokens(batches) < num_padded
+
+
 class _SmallDevice(HuggingFaceStep):
     """Step on a device whose memory holds four documents."""
 
@@ -59,7 +71,8 @@ def test_micro_batches_are_halved_until_they_fit_into_memory(finished, workloads
     step = _SmallDevice(model, torch.float32, lambda *_: 1.0, None)
     clock = PhaseClock("cpu")
     step.call(workloads[0], clock)
-    assert max(len(inputs["input_ids"]) for inputs, _ in step.load(workloads[0])) <= 4
+    (micro_batches,) = step.load(workloads[0])
+    assert max(len(inputs["input_ids"]) for inputs, _ in micro_batches) <= 4
     assert set(clock.seconds()) == {"forward", "backward", "optimizer"}
 
 
