@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ _MATRIX_OPERATORS = re.compile(
 )
 _MATRIX_KERNELS = re.compile(r"^_attention_|flash|fmha|gemm|nvjet|cutlass|cublas|xmma|matmul", re.IGNORECASE)
 
+_MIN_FRACTION = 0.01  # of the call, for an operation that is reported
+_MAX_NAME_LENGTH = 60  # characters of a kernel's name
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -32,12 +36,15 @@ class Profile:
         allocated_bytes: Sum of the sizes of all tensors allocated in the call, in bytes. Only for the CPU, 0 on a GPU,
             whose allocator reuses memory.
         padded_tokens: Number of tokens of the call, padding included.
+        operations: Time of each operator of a CPU or kernel of a GPU relative to the time of the call, in descending
+            order, without the operators that it calls. Operations of less than 1% are omitted.
     """
 
     matrix_fraction: float
     peak_bytes: int
     allocated_bytes: int
     padded_tokens: int
+    operations: dict[str, float]
 
 
 def profile_call(subject: Subject, workload: Workload) -> Profile:
@@ -68,20 +75,48 @@ def profile_call(subject: Subject, workload: Workload) -> Profile:
         names = _MATRIX_KERNELS.search
         kernels = [event for event in events if event.device_type() == DeviceType.CUDA]
         matrix_ns = sum(event.duration_ns() for event in kernels if names(event.name()))
+        durations = Counter[str]()
+        for event in kernels:
+            durations[event.name()[:_MAX_NAME_LENGTH]] += event.duration_ns()
     else:
         allocated, peak = _cpu_allocations(events)
         matrix_ns = sum(event.duration_ns() for event in events if _MATRIX_OPERATORS.fullmatch(event.name()))
+        durations = _self_durations(events)
     return Profile(
         matrix_fraction=matrix_ns / 1e9 / seconds,
         peak_bytes=resident + peak,
         allocated_bytes=allocated,
         padded_tokens=subject.num_padded_tokens(batches),
+        operations={
+            name: duration / 1e9 / seconds
+            for name, duration in durations.most_common()
+            if duration / 1e9 > _MIN_FRACTION * seconds
+        },
     )
 
 
 def _kineto_events(profiled: Any) -> list[Any]:
     # The public methods build a tree of all operators, which takes seconds.
     return profiled.profiler.kineto_results.events()
+
+
+def _self_durations(events: list[Any]) -> Counter[str]:
+    """Return the duration of each operator without the operators that it calls, in nanoseconds."""
+    durations = Counter[str]()
+    by_thread: defaultdict[int, list[tuple[int, int, str]]] = defaultdict(list)
+    for event in events:
+        if event.name() != "[memory]":
+            by_thread[event.start_thread_id()].append((event.start_ns(), -event.duration_ns(), event.name()))
+    for calls in by_thread.values():
+        callers: list[tuple[int, str]] = []  # end and name of the operators that are running
+        for start, negative_duration, name in sorted(calls):
+            while callers and callers[-1][0] <= start:
+                callers.pop()
+            if callers:
+                durations[callers[-1][1]] += negative_duration
+            durations[name] -= negative_duration
+            callers.append((start - negative_duration, name))
+    return Counter({name.removeprefix("aten::"): duration for name, duration in durations.items()})
 
 
 def _cpu_allocations(events: list[Any]) -> tuple[int, int]:

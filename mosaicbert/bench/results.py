@@ -70,6 +70,7 @@ def make_record(
         "phases_us": {name: round(1e6 * duration) for name, duration in phases.items()},
         **_loader_fields(timed),
         "matrix_fraction": round(profile.matrix_fraction, 3),
+        "operations": {name: round(fraction, 4) for name, fraction in profile.operations.items()},
         "padding_fraction": round(1 - workloads[-1].num_tokens / profile.padded_tokens, 4),
         "peak_mib": round(profile.peak_bytes / 2**20, 1),
         "parameters": sum(weight.numel() for weight in subject.model.parameters()),

@@ -61,10 +61,16 @@ def summarize_comparison(versions: Sequence[Version], records: Sequence[dict[str
             other = fastest.get(version.group)
             if other is None or record["ratio"] < other[1]["ratio"]:
                 fastest[version.group] = version, record
-    ran = [record["by"] for record in records if "error" not in record]
-    lines = [
-        f"{ran[0]}: {record['ratio']:.2f} times as fast as Hugging Face's {version.name}"
+    ran = [record for record in records if "error" not in record]
+    lines = [f"{ran[0]['by']}: {_describe_operations(ran[0]['operations'])}"] if ran else []
+    lines += [
+        f"{ran[0]['by']}: {record['ratio']:.2f} times as fast as Hugging Face's {version.name}"
         for version, record in fastest.values()
         if version.family != MOSAICBERT
     ]
     return lines + [f"{record['by']}: {record['error']}" for record in records if "error" in record]
+
+
+def _describe_operations(operations: dict[str, float]) -> str:
+    fractions = ", ".join(f"{name} {fraction:.0%}" for name, fraction in operations.items())
+    return f"{fractions}, rest {1 - sum(operations.values()):.0%} of the time"

@@ -13,6 +13,7 @@ NUM_WARMUP_ROUNDS = 2  # the first call builds and compiles, the second compiles
 _MIN_ROUNDS = 3  # timed rounds even if the time is up
 _MAX_VERSION_FRACTION = 1 / 2  # of the total time, for the warmup of one version
 _MAX_ALTERNATIVE_RATIO = 2.0  # warmup time relative to the fastest alternative above which a version is not timed
+_CLEARLY_SLOW_RATIO = 4.0  # the same for any warmup call, which is stopped then
 _MAX_ERROR_LENGTH = 300  # characters
 
 
@@ -124,7 +125,8 @@ def measure_in_turn(
     Each version is first warmed up with the rounds 0 and 1, and a compiled version with all rounds, so that no timed
     round compiles for a new shape. A version that fails or exceeds its time limit is not called again, and the other
     versions continue. Of alternatives only the fastest is timed, and those whose last warmup call takes at most twice
-    as long. Compiled versions are warmed up last, and not if the uncompiled version is too slow.
+    as long; a call that takes four times as long is stopped. Compiled versions are warmed up last, and not if the
+    uncompiled version is too slow.
 
     Args:
         calls: Function of one call by name of the version, in the order of importance. Its arguments are the index of
@@ -147,8 +149,10 @@ def measure_in_turn(
             measurements[name].error = f"not run: {uncompiled} is slower than its alternative"
         version_end = min(end, time.perf_counter() + seconds * _MAX_VERSION_FRACTION)
         for index in range(NUM_WARMUP_ROUNDS + (num_rounds if name in compiled else 0)):
-            limit = version_end - time.perf_counter()
+            slow_limit = _slow_limit(name, index, measurements, alternatives)
+            limit = min(version_end - time.perf_counter(), slow_limit)
             _run(calls[name], index, measurements[name], limit, device_type, is_warmup=True)
+            measurements[name].is_slow = measurements[name].error is not None and limit == slow_limit
         _drop_slower_alternatives(measurements, alternatives)
     for index in range(num_rounds):
         if index >= _MIN_ROUNDS and time.perf_counter() > end:
@@ -186,6 +190,18 @@ def _run(
         measurement.warmup_seconds.append(time.perf_counter() - start)
     else:
         measurement.rounds.append(phases)
+
+
+def _slow_limit(
+    name: str, index: int, measurements: Mapping[str, Measurement], alternatives: Mapping[str, str]
+) -> float:
+    """Return the time in seconds of a warmup call that is certainly too long, given those of the alternatives."""
+    others = [
+        measurement.warmup_seconds[index]
+        for other, measurement in measurements.items()
+        if other != name and alternatives[other] == alternatives[name] and len(measurement.warmup_seconds) > index
+    ]
+    return _CLEARLY_SLOW_RATIO * min(others, default=float("inf"))
 
 
 def _drop_slower_alternatives(measurements: Mapping[str, Measurement], alternatives: Mapping[str, str]) -> None:

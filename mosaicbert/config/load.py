@@ -175,10 +175,10 @@ def _describe_type(kind: Any) -> str:
     plural = {int: "integers", float: "numbers", str: "strings"}
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        (required,) = (argument for argument in arguments if argument is not type(None))
-        return f"{_describe_type(required)}, or null"
+        required = [_describe_type(argument) for argument in arguments if argument is not type(None)]
+        return f"{', '.join(required)}, or null"
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return arguments[0] if len(arguments) == 1 else f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
         return f"a list of {len(arguments)} {plural[arguments[0]]}"
     if origin is list:

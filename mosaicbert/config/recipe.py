@@ -13,6 +13,7 @@ from mosaicbert.config.validators import (
     POSITIVE,
     Rule,
     at_least,
+    auto_or_at_least,
     each_within,
     must_be,
     not_supported,
@@ -130,7 +131,8 @@ class TrainConfig:
     compile: bool | None = None  # torch.compile of the step; None: on GPUs only
     cuda_graphs: bool = False  # CUDA graphs of the compiled step, for small models limited by kernel launches
     sharding: Literal["ddp", "fsdp"] = "ddp"  # fsdp: shard weights and optimizer state over the devices
-    num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a CPU
+    # None: one per GPU, or one on a CPU; auto: on a CPU as many as are fastest
+    num_processes: Annotated[int | Literal["auto"] | None, auto_or_at_least(1)] = None
 
     def __post_init__(self) -> None:
         validate(self, "train")
@@ -142,7 +144,7 @@ class TrainConfig:
         if self.min_batch_samples > self.global_batch_samples:
             rule = f"at most `train.global_batch_samples={self.global_batch_samples}`"
             raise must_be("train.initial_batch_samples", rule, initial)
-        if self.num_processes is not None and self.num_processes > self.min_batch_samples:
+        if isinstance(self.num_processes, int) and self.num_processes > self.min_batch_samples:
             rule = f"at most {self.min_batch_samples}, the number of samples of the smallest batch"
             remedy = "Raise `train.global_batch_samples` or `train.initial_batch_samples`."
             raise must_be("train.num_processes", rule, self.num_processes, remedy)

@@ -30,6 +30,11 @@ def at_least(minimum: int) -> Rule:
     return Rule(f"at least {minimum}", lambda value: value >= minimum)
 
 
+def auto_or_at_least(minimum: int) -> Rule:
+    """Create a rule for "auto" or an integer with a minimum."""
+    return Rule(f"auto or at least {minimum}", lambda value: value == "auto" or value >= minimum)
+
+
 def within(interval: str) -> Rule:
     """Create a rule for a number in an interval.
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import IO
 
@@ -16,7 +17,8 @@ import torch
 from rich.console import Console
 
 from mosaicbert.config import ConfigError, Recipe, TrainConfig
-from mosaicbert.train.resolve import prepare_run, resolve_precision, resolve_run
+from mosaicbert.console import print_line
+from mosaicbert.train.resolve import prepare_run, resolve_num_processes, resolve_precision, resolve_run
 from mosaicbert.train.run_folder import create_run_folder
 
 _PARENT_DEATH_PIPE = "MOSAICBERT_PARENT_DEATH_PIPE"  # environment variable: file descriptor of the read end
@@ -46,6 +48,8 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
     if _PARENT_DEATH_PIPE in os.environ:
         read_end = int(os.environ.pop(_PARENT_DEATH_PIPE))
         threading.Thread(target=_exit_with_parent, args=(read_end,), daemon=True).start()
+    if "RANK" not in os.environ and recipe.train.num_processes == "auto" and not torch.cuda.is_available():
+        recipe = _measure_processes(recipe, console)
     num_processes = 1 if "RANK" in os.environ else count_processes(recipe.train)
     if num_processes > 1:
         folder, store = prepare_run(recipe, console, num_processes)
@@ -60,6 +64,22 @@ def launch(recipe: Recipe, arguments: list[str], console: Console) -> int:
     return 0
 
 
+def _measure_processes(recipe: Recipe, console: Console) -> Recipe:
+    """Return the recipe with the measured number of processes, after its store is prepared.
+
+    The run folder is created with this number and the precision, so that the ranks and a resumed run read them there.
+    """
+    folder, store = prepare_run(recipe, console, 1)
+    if folder.is_finished:
+        return replace(recipe, train=replace(recipe.train, num_processes=1))
+    measured, precision_reason = resolve_precision(recipe, folder)
+    number, reason = resolve_num_processes(measured, folder)
+    create_run_folder(replace(measured, train=replace(measured.train, num_processes=number)), store)
+    print_line(console, f"precision: {measured.train.precision} ({precision_reason})")
+    print_line(console, f"processes: {number} ({reason})")
+    return replace(recipe, train=replace(recipe.train, num_processes=number))
+
+
 def count_processes(config: TrainConfig) -> int:
     """Return the number of processes to start on this machine: as set in the recipe, or one per GPU.
 
@@ -70,7 +90,7 @@ def count_processes(config: TrainConfig) -> int:
         ConfigError: If more processes are set than there are GPUs.
     """
     num_gpus = torch.cuda.device_count()
-    if config.num_processes is None:
+    if not isinstance(config.num_processes, int):
         return max(1, num_gpus)
     if num_gpus and config.num_processes > num_gpus:
         raise ConfigError(

@@ -13,9 +13,14 @@ from mosaicbert.config.load import load_recipe
 from mosaicbert.data.loading.loader import make_train_plan
 from mosaicbert.data.prepare.pipeline import check_store, prepare
 from mosaicbert.data.store import VALIDATION, StoreRecord
-from mosaicbert.train.device import PRECISIONS, choose_precision, measure_precisions
+from mosaicbert.train.device import PRECISIONS, choose_precision
+from mosaicbert.train.measure.precision import measure_precisions
+from mosaicbert.train.measure.processes import measure_processes
 from mosaicbert.train.run_folder import RunFolder, check_run_folder, check_same_store
 from mosaicbert.train_plan import TrainPlan
+
+_AS_RECORDED = "as chosen when the run began"
+_MIN_GAIN = 1.05  # speed of several processes relative to one; less may be a random difference
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def resolve_precision(recipe: Recipe, folder: RunFolder) -> tuple[Recipe, str]:
         ConfigError: If the GPU does not support the precision that is set.
     """
     if recipe.train.precision == "auto" and folder.recipe.exists():
-        precision, reason = load_recipe(folder.recipe).train.precision, "as chosen when the run began"
+        precision, reason = load_recipe(folder.recipe).train.precision, _AS_RECORDED
     elif recipe.train.precision != "auto" or torch.cuda.is_available() or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         dtype, reason = choose_precision(recipe.train.precision)
         precision = next(name for name, candidate in PRECISIONS.items() if candidate == dtype)
@@ -116,6 +121,31 @@ def resolve_precision(recipe: Recipe, folder: RunFolder) -> tuple[Recipe, str]:
         other = next(name for name in seconds if name != precision)
         reason = f"a measured step is {ratio:.1f} times as fast as in {other}"
     return replace(recipe, train=replace(recipe.train, precision=precision)), reason
+
+
+def resolve_num_processes(recipe: Recipe, folder: RunFolder) -> tuple[int, str]:
+    """Choose the number of processes for `train.num_processes=auto` on a CPU.
+
+    A run that has begun keeps its number. Otherwise training steps are timed, see `measure_processes`.
+
+    Args:
+        recipe: Recipe of the run, with the precision "fp32" or "bf16".
+        folder: Run folder, which may not exist yet.
+
+    Returns:
+        The number, and the reason for it in words.
+    """
+    if folder.recipe.exists():
+        recorded = load_recipe(folder.recipe).train.num_processes
+        if isinstance(recorded, int):
+            return recorded, _AS_RECORDED
+    seconds = measure_processes(recipe)
+    several, _ = min(seconds.items(), key=lambda item: (item[0] == 1, item[1]))
+    if several == 1:
+        return 1, "this machine has one CPU, or a step has one sample"
+    gain = seconds[1] / seconds[several]
+    number = several if gain >= _MIN_GAIN else 1
+    return number, f"a measured step takes {1 / gain:.2f} of the time with {several} processes"
 
 
 def check_loggers(names: Sequence[str]) -> None:

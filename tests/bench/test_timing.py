@@ -70,6 +70,14 @@ def test_of_alternatives_only_the_fast_one_is_timed():
     assert len(measurements["fast"].seconds) == 3
 
 
+def test_the_first_call_of_a_much_slower_alternative_is_stopped():
+    calls = {"fast": lambda *_: time.sleep(0.05), "slow": lambda *_: time.sleep(60)}
+    measurements = _measure(calls, alternatives=dict.fromkeys(calls, "group"))
+    assert measurements["slow"].error.startswith("TimeLimitExceeded: time limit of 0.2")
+    assert measurements["slow"].is_slow
+    assert not measurements["fast"].is_slow
+
+
 def test_compilers_cannot_catch_the_time_limit_as_an_exception():
     with pytest.raises(TimeLimitExceeded), time_limit(0.01):
         try:

@@ -91,3 +91,5 @@ def test_the_share_of_matrix_products_is_a_part_of_the_step(finished, workloads)
     profile = profile_call(step, workloads[0])
     assert 0.05 < profile.matrix_fraction < 1
     assert profile.padded_tokens == step.num_padded_tokens(step.load(workloads[0]))
+    assert sum(profile.operations.values()) < 1
+    assert profile.operations["mm"] == max(profile.operations.values()) < profile.matrix_fraction

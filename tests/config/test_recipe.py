@@ -150,7 +150,11 @@ INVALID_VALUES = [
         {"duration": "1 steps", "micro_batch_tokens": 0},
         "`train.micro_batch_tokens` must be at least 1, got 0.",
     ),
-    (TrainConfig, {"duration": "1 steps", "num_processes": 0}, "`train.num_processes` must be at least 1, got 0."),
+    (
+        TrainConfig,
+        {"duration": "1 steps", "num_processes": 0},
+        "`train.num_processes` must be auto or at least 1, got 0.",
+    ),
     (
         TrainConfig,
         {"duration": "1 steps", "num_processes": 4097},
@@ -296,10 +300,11 @@ def test_the_defaults_are_those_of_the_paper():
         TrainConfig(duration="256 samples", **_GROWING),
         TrainConfig(duration="1 tokens"),
         TrainConfig(duration="1 steps", num_processes=4096),
+        TrainConfig(duration="1 steps", num_processes="auto"),
         TrainConfig(duration="1 steps", num_processes=256, **_GROWING),
         TrainConfig(duration="1 steps", **(_GROWING | {"initial_batch_samples": 4096})),
     ],
-    ids=["samples", "growing", "tokens", "processes", "processes-of-the-first-batch", "constant-batch"],
+    ids=["samples", "growing", "tokens", "processes", "automatic", "processes-of-the-first-batch", "constant-batch"],
 )
 def test_one_step_per_run_and_one_sample_per_process_are_valid(train):
     assert replace(RECIPE, train=train).train == train

@@ -51,6 +51,19 @@ def test_all_processes_have_the_same_precision_and_stop_after_the_same_step(sour
     assert step_of(list_checkpoints(run.checkpoints)[-1]) == steps_of(run)[-1]["step"]
 
 
+@pytest.mark.slow
+def test_the_measured_number_of_processes_trains_and_is_recorded(finished, source, tmp_path):
+    _, expected, _ = finished
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": "auto", "precision": "auto"})
+    output = finish(start(recipe, forked=False))
+    run = RunFolder(recipe.run_folder)
+    recorded = load_recipe(run.recipe).train
+    assert f"processes: {recorded.num_processes} (a measured step takes " in output
+    assert f"{recorded.num_processes} process(es)" in output
+    if recorded.precision == "fp32":
+        assert losses_of(run) == pytest.approx(losses_of(expected), rel=1e-5)
+
+
 def test_all_processes_exit_when_the_launcher_is_killed(source, tmp_path):
     recipe = tiny_recipe(tmp_path, source, train={"num_processes": 2, "duration": "1000000 steps"})
     process = start(recipe)

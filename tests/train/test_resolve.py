@@ -8,8 +8,18 @@ import torch
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.prepare.pipeline import check_store
+from mosaicbert.processes import count_cpus
 from mosaicbert.train import resolve
-from mosaicbert.train.resolve import check_loggers, check_num_processes, prepare_run, resolve_precision, resolve_run
+from mosaicbert.train.measure import processes
+from mosaicbert.train.measure.processes import measure_processes
+from mosaicbert.train.resolve import (
+    check_loggers,
+    check_num_processes,
+    prepare_run,
+    resolve_num_processes,
+    resolve_precision,
+    resolve_run,
+)
 from mosaicbert.train.run_folder import RunFolder, check_run_folder, create_run_folder
 from tests.recipes import TINY_MODEL, tiny_recipe
 
@@ -108,3 +118,44 @@ def test_one_of_several_ranks_does_not_measure_the_precision(source, tmp_path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     recipe = _automatic(tmp_path, source)
     assert resolve_precision(recipe, RunFolder(recipe.run_folder))[0].train.precision in ("fp32", "bf16")
+
+
+def test_training_steps_are_measured_with_one_process_and_with_several(source, tmp_path):
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": "auto"})
+    seconds = measure_processes(recipe)
+    assert list(seconds) == [2**exponent for exponent in range(min(count_cpus(), 8).bit_length())]
+    assert all(0 <= value < float("inf") for value in seconds.values())
+
+
+@pytest.mark.parametrize(
+    "seconds, number, relative_time",
+    [
+        ({1: 1.0, 2: 0.8}, 2, "0.80 of the time with 2"),
+        ({1: 1.0, 2: 0.99}, 1, "0.99 of the time with 2"),  # may be a random difference
+        ({1: 1.0, 2: 1.2}, 1, "1.20 of the time with 2"),
+        ({1: 1.0, 2: 0.8, 4: 0.5, 8: 0.6}, 4, "0.50 of the time with 4"),
+    ],
+)
+def test_the_number_of_processes_is_that_of_the_shortest_step(
+    seconds, number, relative_time, source, tmp_path, monkeypatch
+):
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": "auto"})
+    monkeypatch.setattr(resolve, "measure_processes", lambda _: seconds)
+    reason = f"a measured step takes {relative_time} processes"
+    assert resolve_num_processes(recipe, RunFolder(recipe.run_folder)) == (number, reason)
+
+
+def test_with_one_cpu_there_is_one_process(source, tmp_path, monkeypatch):
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": "auto"})
+    monkeypatch.setattr(processes, "count_cpus", lambda: 1)
+    number, reason = resolve_num_processes(recipe, RunFolder(recipe.run_folder))
+    assert (number, reason) == (1, "this machine has one CPU, or a step has one sample")
+
+
+def test_a_run_keeps_its_number_of_processes(source, tmp_path, console, monkeypatch):
+    recipe = tiny_recipe(tmp_path, source, train={"num_processes": 3})
+    create_run_folder(recipe, resolve_run(recipe, console).store)
+    monkeypatch.setattr(resolve, "measure_processes", lambda _: {1: 1.0, 2: 0.5})
+    resumed = replace(recipe, train=replace(recipe.train, num_processes="auto"))
+    number, reason = resolve_num_processes(resumed, check_run_folder(resumed))
+    assert (number, reason) == (3, "as chosen when the run began")

@@ -221,5 +221,11 @@ def _pretraining_cost(
         wall_seconds=position["seconds"],
         flops=flops,
         device=gpus[0] if gpus else describe_cpu(environment),
-        num_devices=(recipe.train.num_processes or len(gpus)) if gpus else 1,
+        num_devices=_count_devices(recipe.train.num_processes, len(gpus)),
     )
+
+
+def _count_devices(num_processes: int | str | None, num_gpus: int) -> int:
+    if num_gpus == 0:
+        return 1
+    return num_processes if isinstance(num_processes, int) else num_gpus
