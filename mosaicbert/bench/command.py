@@ -28,11 +28,13 @@ from mosaicbert.config import ConfigError, Recipe
 from mosaicbert.console import print_line
 from mosaicbert.data.prepare.pipeline import prepare
 from mosaicbert.train.compile import choose_compilation
-from mosaicbert.train.device import choose_precision, peak_flops
+from mosaicbert.train.device import PRECISIONS, choose_precision, peak_flops
+from mosaicbert.train.measure.precision import measure_precisions
 from mosaicbert.train.resolve import resolve_precision
 from mosaicbert.train.run_folder import RunFolder
 
 _MIN_STEPS = 3  # for an interquartile range
+_CLEARLY_SLOW_RATIO = 4.0  # time of a step in a precision relative to the other, above which it is not measured
 
 
 def bench(
@@ -67,6 +69,8 @@ def bench(
     else:
         name, workloads = "training_step", read_workloads(recipe, record, num_rounds)
         versions = training_versions(recipe, dtype, compilation, device_type)
+    if device_type == "cpu":
+        versions = _drop_slow_precision(versions, recipe, dtype, console)
     print_line(console, f"{len(versions)} versions, at most {num_rounds} rounds and about {seconds:.0f} s ...")
     records = _measure(versions, workloads, name, recipe, seconds, device_type)
     folder = recipe.run_folder / "bench" if output is None else output
@@ -135,6 +139,22 @@ def _measure(
         )
         for version in versions
     ]
+
+
+def _drop_slow_precision(
+    versions: Sequence[Version], recipe: Recipe, dtype: torch.dtype, console: Console
+) -> list[Version]:
+    """Return the versions without the other precision, if this CPU is clearly slower in it. They would take hours."""
+    seconds = measure_precisions(recipe)
+    fastest = min(seconds.values())
+    slow = {
+        name: value / fastest
+        for name, value in seconds.items()
+        if PRECISIONS[name] != dtype and value > _CLEARLY_SLOW_RATIO * fastest
+    }
+    for name, ratio in slow.items():
+        print_line(console, f"{name} is not measured: a step of the recipe takes {ratio:.1f} times as long")
+    return [version for version in versions if version.precision not in slow]
 
 
 def _find_uncompiled(compiled: Version, versions: Sequence[Version]) -> str | None:

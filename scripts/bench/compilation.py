@@ -14,9 +14,9 @@ from mosaicbert.config import ModelConfig
 from mosaicbert.model.factory import build_model
 from mosaicbert.train.compile import compile_model
 
-# Size of the quickstart recipe, and two layers of Base.
+# A small model, and two layers of Base.
 SIZES = {
-    "quickstart": (
+    "4 layers of 192": (
         {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 512},
         32,
     ),

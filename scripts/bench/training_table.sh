@@ -9,17 +9,17 @@ text=$1
 output=$2
 shift 2
 
-measure() { # NAME WIDTH HEADS VOCABULARY DOCUMENTS LENGTH SAMPLING ROUNDS [section.key=value ...]
-    local name=$1 width=$2 heads=$3 vocabulary=$4 documents=$5 length=$6 sampling=$7 rounds=$8
+measure() { # NAME WIDTH HEADS VOCABULARY DOCUMENTS MICRO_BATCH_TOKENS LENGTH SAMPLING [section.key=value ...]
+    local name=$1 width=$2 heads=$3 vocabulary=$4 documents=$5 tokens=$6 length=$7 sampling=$8
     shift 8
-    mosaicbert bench mosaicbert-cpu --steps "$rounds" --seconds 700 --output "$output/$name" \
+    mosaicbert bench mosaicbert-cpu --steps 4 --seconds 700 --output "$output/$name" \
         run_name="$name" data.sources.text.path="$text" data.sampling="$sampling" data.max_seq_len="$length" \
         model.vocab_size="$vocabulary" model.hidden_size="$width" model.num_attention_heads="$heads" \
         model.intermediate_size=$((4 * width)) train.global_batch_samples="$documents" \
-        train.micro_batch_tokens=$((128 * documents)) "$@"
+        train.micro_batch_tokens="$tokens" "$@"
 }
 
-measure 4x256-full 256 4 8192 32 128 chunk 4 "$@"
-measure 4x256-real 256 4 8192 32 512 truncate 4 "$@"
-measure 4x768-full 768 12 30528 16 128 chunk 3 "$@"
-measure 4x768-real 768 12 30528 16 512 truncate 3 "$@"
+measure 4x256-full 256 4 8192 32 4096 128 chunk "$@"
+measure 4x256-real 256 4 8192 32 4096 512 truncate "$@"
+measure 4x768-full 768 12 30528 8 1024 128 chunk "$@"
+measure 4x768-real 768 12 30528 8 2048 512 truncate "$@"

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-import torch.multiprocessing as torch_mp
 from torch.distributed import ProcessGroup
+from torch.multiprocessing.spawn import spawn
 
 from mosaicbert.batch import MicroBatch
 from mosaicbert.config import Recipe
@@ -44,7 +44,7 @@ def measure_processes(recipe: Recipe) -> dict[int, float]:
     if len(counts) == 1:
         return {1: 0.0}
     with tempfile.TemporaryDirectory() as folder:
-        torch_mp.spawn(_measure_rank, (recipe, counts, folder), nprocs=counts[-1], daemon=True)
+        spawn(_measure_rank, (recipe, counts, folder), nprocs=counts[-1], daemon=True)
         seconds = json.loads((Path(folder) / "seconds.json").read_text())
     return {int(count): value for count, value in seconds.items()}
 
