@@ -23,6 +23,6 @@ def test_the_first_steps_of_the_quickstart_have_the_recorded_losses():
     if cpu in losses_by_cpu and version in records:
         assert losses == losses_by_cpu[cpu]
     elif losses not in losses_by_cpu.values():
-        # The optimizer amplifies rounding differences: 1.1e-7 after thirty steps on another CPU, more with another torch.
+        # Training amplifies rounding differences: 1.1e-7 after thirty steps on another CPU, more with another torch.
         tolerance = 1e-5 if version in records else 1e-3
         assert losses == pytest.approx(next(iter(losses_by_cpu.values())), rel=tolerance)
