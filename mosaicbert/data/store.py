@@ -9,7 +9,9 @@ of a source are consecutive.
 """
 
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.filesystem import write_file
 
 TRAIN, VALIDATION = "train", "validation"
+_DECODED_SAMPLES = 1024  # decoded at a time
 _MAX_IDS = 2**22  # maximum per call of bincount, which converts them to 64 bits
 
 
@@ -89,6 +92,7 @@ class StoreRecord:
         skipped_documents: Number of skipped documents, by source and reason.
         unigram_entropy: Entropy of the token frequencies of the validation split, in nats per token. It is the loss of
             a model that predicts these frequencies.
+        bytes_per_token: Mean number of UTF-8 bytes per token of the validation split, decoded by the tokenizer.
     """
 
     prepared_from: dict[str, Any]
@@ -100,10 +104,19 @@ class StoreRecord:
     text_bytes: dict[str, int]
     skipped_documents: dict[str, dict[str, int]]
     unigram_entropy: float
+    bytes_per_token: float
 
     def shard_hashes(self) -> dict[str, list[str]]:
         """Return the SHA-256 of every shard, by split. Stores with equal hashes are identical."""
         return {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
+
+    def bits_per_byte(self, loss: float) -> float:
+        """Convert a loss in nats per token to bits per byte, which does not depend on the vocabulary.
+
+        Args:
+            loss: Loss in nats per masked token of the validation split.
+        """
+        return loss / math.log(2) / self.bytes_per_token
 
     def write(self, folder: Path) -> None:
         """Write store.json atomically.
@@ -228,6 +241,22 @@ def unigram_entropy(frequencies: NDArray[np.int64]) -> float:
     """Compute the entropy of token frequencies in nats: -sum p log p."""
     probabilities = frequencies[frequencies > 0] / frequencies.sum()
     return float(-(probabilities * np.log(probabilities)).sum())
+
+
+def count_text_bytes(ids: NDArray[Any], offsets: NDArray[np.int32], tokenizer: Tokenizer) -> int:
+    """Count the UTF-8 bytes of samples that are decoded by their tokenizer, which may normalize case and spaces.
+
+    Args:
+        ids: (T,) token ids of all samples.
+        offsets: (samples + 1,) int32, offset of each sample followed by T.
+        tokenizer: Tokenizer of the samples.
+    """
+    num_bytes = 0
+    for first in range(0, len(offsets) - 1, _DECODED_SAMPLES):
+        bounds = offsets[first : first + _DECODED_SAMPLES + 1].tolist()
+        texts = tokenizer.decode_batch([ids[start:end].tolist() for start, end in itertools.pairwise(bounds)])
+        num_bytes += sum(len(text.encode()) for text in texts)
+    return num_bytes
 
 
 def sha256_of(path: Path) -> str:

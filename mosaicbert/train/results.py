@@ -31,6 +31,7 @@ class RunResult:
         samples: Number of samples trained on, by all ranks together.
         tokens: Number of real tokens trained on, without padding.
         training_seconds: Duration of the steps in seconds.
+        cpu_seconds: CPU time of the training processes during the steps in seconds.
         wall_seconds: Duration of the run in seconds, including evaluations and checkpoints.
         tokens_per_second: Real tokens per second of training time.
         fill_rate: Mean fraction of real tokens in the micro-batches.
@@ -38,7 +39,9 @@ class RunResult:
         skipped_steps: Number of steps that were not applied.
         rollbacks: Number of rollbacks to an earlier checkpoint.
         train_loss: Loss of the last logged step in nats per masked token.
+        eval_step: Step of the last evaluation.
         eval_loss: Loss of the last evaluation in nats per masked token.
+        eval_bits_per_byte: Loss of the last evaluation in bits per byte: eval_loss / ln(2) / bytes per token.
         eval_accuracy: Fraction of masked tokens predicted correctly in the last evaluation.
         unigram_entropy: Entropy of the validation text's token frequencies in nats.
     """
@@ -47,6 +50,7 @@ class RunResult:
     samples: int
     tokens: int
     training_seconds: float
+    cpu_seconds: float
     wall_seconds: float
     tokens_per_second: float
     fill_rate: float | None
@@ -54,7 +58,9 @@ class RunResult:
     skipped_steps: int
     rollbacks: int
     train_loss: float | None
+    eval_step: int | None
     eval_loss: float | None
+    eval_bits_per_byte: float | None
     eval_accuracy: float | None
     unigram_entropy: float
 
@@ -71,11 +77,13 @@ def summarize(metrics: list[dict[str, Any]], state: dict[str, Any], store: Store
     metrics = [line for line in metrics if line["step"] <= position["steps"]]
     steps = [line for line in metrics if "loss" in line]
     evaluation = next((line for line in reversed(metrics) if "eval_loss" in line), {})
+    eval_loss = evaluation.get("eval_loss")
     return RunResult(
         steps=position["steps"],
         samples=position["samples"],
         tokens=position["tokens"],
         training_seconds=round(state["training_seconds"], 3),
+        cpu_seconds=round(state["cpu_seconds"], 3),
         wall_seconds=round(position["seconds"], 3),
         tokens_per_second=round(position["tokens"] / state["training_seconds"], 1),
         fill_rate=round(sum(line["fill_rate"] for line in steps) / len(steps), 4) if steps else None,
@@ -83,7 +91,9 @@ def summarize(metrics: list[dict[str, Any]], state: dict[str, Any], store: Store
         skipped_steps=state["spike_detector"]["num_skipped"],
         rollbacks=state["rollbacks"],
         train_loss=steps[-1]["loss"] if steps else None,
-        eval_loss=evaluation.get("eval_loss"),
+        eval_step=evaluation.get("step"),
+        eval_loss=eval_loss,
+        eval_bits_per_byte=None if eval_loss is None else store.bits_per_byte(eval_loss),
         eval_accuracy=evaluation.get("eval_accuracy"),
         unigram_entropy=store.unigram_entropy,
     )

@@ -58,7 +58,8 @@ def log_results(resolved: ResolvedRun, log: Callable[[str], None]) -> None:
     lines = {
         "validation loss": "not measured"
         if result["eval_loss"] is None
-        else f"{result['eval_loss']:.3f} nats, accuracy {result['eval_accuracy']:.1%} of masked tokens",
+        else f"{result['eval_loss']:.3f} nats ({result['eval_bits_per_byte']:.3f} bits per byte), "
+        f"accuracy {result['eval_accuracy']:.1%} of masked tokens",
         "unigram entropy": f"{result['unigram_entropy']:.3f} nats (lowest loss of a model of token frequencies alone)",
         "training": f"{result['tokens']:,} tokens in {result['training_seconds']:.0f} s, fill rate "
         f"{result['fill_rate'] or 0:.1%}, data wait {result['data_wait_seconds']:.1f} s",

@@ -112,7 +112,7 @@ class StepTrainer(Trainer):
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        loss_sum, num_correct, grad_norm, num_stop_requests, seconds, step_seconds = step.results.wait()
+        loss_sum, num_correct, grad_norm, num_stop_requests, cpu_seconds, seconds, step_seconds = step.results.wait()
         progress, num_masked = self.progress, max(1, step.num_masked)
         loss = loss_sum / num_masked
         report = StepReport(
@@ -122,6 +122,7 @@ class StepTrainer(Trainer):
             accuracy=num_correct / num_masked,
             grad_norm=grad_norm,
             seconds=step_seconds,
+            cpu_seconds=cpu_seconds,
             lr_fraction=step.lr_fraction,
             updated=self.spike_detector.check(step.step, step.batch, loss if step.num_masked else math.nan, grad_norm),
         )
@@ -163,15 +164,16 @@ class StepTrainer(Trainer):
         """Reduce the results of a step over the ranks, its only communication apart from the gradients.
 
         The results are: sum of the losses; number of correct predictions; norm of the gradient; number of ranks that
-        were asked to stop; and, both of rank 0 in seconds, wall-clock time since the run began and training time since
-        the previous step.
+        were asked to stop; CPU time of all ranks since the previous step in seconds; and, both of rank 0 in seconds,
+        wall-clock time since the run began and training time since the previous step.
 
         Returns:
-            (6,) float64 on the device.
+            (7,) float64 on the device.
         """
         step_seconds, is_rank_zero = self.clock.step_seconds(), dist.get_global_rank() == 0
         host_values = [
             float(self.stop.signal is not None),
+            self.clock.step_cpu_seconds(),
             is_rank_zero * self.clock.seconds,
             is_rank_zero * step_seconds,
         ]

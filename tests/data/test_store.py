@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import WordPiece
 
 from mosaicbert.config import ConfigError
 from mosaicbert.data.store import (
@@ -16,6 +18,7 @@ from mosaicbert.data.store import (
     StoreRecord,
     TokenStore,
     count_ids,
+    count_text_bytes,
     id_dtype,
     open_tokenizer,
     read_shard,
@@ -53,6 +56,7 @@ def _record(folder, splits):
         text_bytes={"a": 30, "b": 30},
         skipped_documents={"a": {}, "b": {"duplicate": 1}},
         unigram_entropy=2.5,
+        bytes_per_token=4.0,
     )
 
 
@@ -248,3 +252,15 @@ def test_open_shards_do_not_count_towards_the_open_file_limit(store):
 
 def test_the_entropy_of_a_uniform_distribution_is_the_logarithm_of_its_size():
     assert unigram_entropy(np.array([5, 5, 0, 5, 5])) == pytest.approx(math.log(4))
+
+
+def test_a_loss_is_converted_to_bits_per_byte(store):
+    # ln(16) nats are 4 bits, of a token of 4 bytes.
+    assert StoreRecord.read(store).bits_per_byte(math.log(16)) == pytest.approx(1.0)
+
+
+def test_text_bytes_are_those_of_the_decoded_samples():
+    tokenizer = Tokenizer(WordPiece({"[UNK]": 0, "na": 1, "##ïve": 2, "of": 3}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    ids, offsets = np.array([1, 2, 3, 3, 1, 3]), np.array([0, 3, 4, 6], dtype=np.int32)
+    assert count_text_bytes(ids, offsets, tokenizer) == len("naïve of".encode()) + len("of") + len("na of")

@@ -26,6 +26,7 @@ _PEAK_FLOPS = 1e12  # peak of the device in FLOP/s, on which only the MFU depend
 
 # Fields of metrics.jsonl that depend on time and machine. All others are equal bit for bit.
 _MEASURED = {
+    "cpu_seconds",
     "seconds",
     "wall_seconds",
     "data_wait_seconds",

@@ -32,6 +32,7 @@ from mosaicbert.data.store import (
     VALIDATION,
     StoreRecord,
     count_ids,
+    count_text_bytes,
     id_dtype,
     read_shard,
     sha256_of,
@@ -289,8 +290,11 @@ def _assemble_store(
             )
     write_file(staging / "tokenizer.json", inputs.tokenizer.to_str(pretty=True).encode())
     frequencies = np.zeros(plan.vocab_size, dtype=np.int64)
+    num_bytes = 0
     for shard in splits[VALIDATION].shards:
-        frequencies += count_ids(read_shard(staging / VALIDATION / shard.file)[0], len(frequencies))
+        ids, offsets = read_shard(staging / VALIDATION / shard.file)
+        frequencies += count_ids(ids, len(frequencies))
+        num_bytes += count_text_bytes(ids, offsets, inputs.tokenizer)
     StoreRecord(
         prepared_from=dict(plan.prepared_from),
         tokenizer_sha256=sha256_of(staging / "tokenizer.json"),
@@ -301,6 +305,7 @@ def _assemble_store(
         text_bytes=dict(text_bytes),
         skipped_documents={name: dict(reasons) for name, reasons in skipped.items()},
         unigram_entropy=unigram_entropy(frequencies),
+        bytes_per_token=num_bytes / splits[VALIDATION].tokens,
     ).write(staging)
 
 

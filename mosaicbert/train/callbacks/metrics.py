@@ -142,6 +142,7 @@ class MetricsLogger(Callback):
             "samples": progress.position.samples,
             "tokens": progress.position.tokens,
             "seconds": round(progress.training_seconds, 3),
+            "cpu_seconds": round(progress.cpu_seconds, 3),
             "wall_seconds": round(progress.position.seconds, 3),
             "progress": round(progress.plan.fraction_done(progress.position), 6),
             "loss": _finite_or_none(report.loss),

@@ -22,6 +22,7 @@ class StepReport:
         accuracy: Fraction of the masked tokens that were predicted correctly.
         grad_norm: Euclidean norm of the whole gradient.
         seconds: Duration of the step in seconds, without evaluations.
+        cpu_seconds: CPU time of the training processes of all ranks in seconds, without loader processes.
         lr_fraction: Learning rate as a fraction of its peak.
         updated: Whether the step changed the weights.
     """
@@ -32,6 +33,7 @@ class StepReport:
     accuracy: float
     grad_norm: float
     seconds: float
+    cpu_seconds: float
     lr_fraction: float
     updated: bool
 
@@ -52,6 +54,7 @@ class RunProgress:
             it with `position` to determine whether an interval has passed.
         is_sync_step: Whether the last counted step has to be finalized at once.
         training_seconds: Training time of all finalized steps in seconds, without evaluations.
+        cpu_seconds: CPU time of all finalized steps in seconds, without evaluations.
         report: Report of the last finalized step of this session, or None.
         step_seconds: Median duration of the last steps in seconds, without the first step of a session, which compiles.
         stop_requested: Whether the run has been asked to stop.
@@ -61,7 +64,7 @@ class RunProgress:
         self.plan = plan
         self.sync_policy = sync_policy
         self.position = self.last_sync_position = TrainPosition()
-        self.training_seconds = 0.0
+        self.training_seconds = self.cpu_seconds = 0.0
         self.report: StepReport | None = None
         self.step_seconds = 0.0
         self._recent_step_seconds: deque[float] = deque(maxlen=_NUM_TIMED_STEPS)
@@ -105,6 +108,7 @@ class RunProgress:
         """
         self._num_pending -= 1
         self.training_seconds += report.seconds
+        self.cpu_seconds += report.cpu_seconds
         self.report = report
         if self._has_compiled:
             self._recent_step_seconds.append(report.seconds)
@@ -134,6 +138,7 @@ class RunProgress:
         return {
             "position": asdict(self.position),
             "training_seconds": self.training_seconds,
+            "cpu_seconds": self.cpu_seconds,
             "step_seconds": self.step_seconds,
             "is_done": self.is_done,
         }
@@ -141,5 +146,5 @@ class RunProgress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the counters that `state_dict` returned."""
         self.position = self.last_sync_position = TrainPosition(**state["position"])
-        self.training_seconds = state["training_seconds"]
+        self.training_seconds, self.cpu_seconds = state["training_seconds"], state["cpu_seconds"]
         self.step_seconds = state["step_seconds"]

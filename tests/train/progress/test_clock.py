@@ -54,3 +54,21 @@ def test_step_times_sum_to_the_wall_clock_time():
         before = clock.seconds
         total += clock.step_seconds()
         assert before - 0.005 <= total <= clock.seconds
+
+
+def _compute(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_the_cpu_time_of_a_step_excludes_waiting_and_pauses():
+    clock = TrainingClock()
+    clock.start(0.0)
+    _compute(0.1)
+    time.sleep(0.3)
+    clock.pause()
+    _compute(0.3)
+    clock.resume()
+    assert 0.1 <= clock.step_cpu_seconds() < 0.25
+    assert clock.step_cpu_seconds() < 0.1

@@ -78,6 +78,7 @@ class _Trainer:
             accuracy=0.5,
             grad_norm=1.0,
             seconds=step_seconds,
+            cpu_seconds=2 * step_seconds,
             lr_fraction=1.0,
             updated=True,
         )
