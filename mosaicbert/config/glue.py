@@ -1,5 +1,6 @@
 """GLUE tasks, their fine-tuning protocols from the paper, and the GLUE recipe, without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -30,6 +31,7 @@ class Protocol:
         peak_lr: Peak learning rate, reached after 6% of the steps and followed by linear decay to zero.
         weight_decay: Decoupled weight decay: p *= 1 - weight_decay * lr / peak_lr.
         num_seeds: Number of fine-tuning runs, each with its own seed for data order, head and dropout.
+        train_examples: Number of training examples, a fixed random subset; None for all.
     """
 
     epochs: int
@@ -37,6 +39,7 @@ class Protocol:
     peak_lr: float
     weight_decay: float
     num_seeds: int
+    train_examples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,11 @@ class GlueTask:
     @property
     def label(self) -> str:
         """Title and metrics, e.g. "MRPC acc/F1"."""
-        return f"{self.title} {'/'.join(_SHORT_NAMES[name] for name in self.metrics)}"
+        return self.label_of(self.metrics)
+
+    def label_of(self, metrics: Sequence[str]) -> str:
+        """Return the title and the given metrics."""
+        return f"{self.title} {'/'.join(_SHORT_NAMES[name] for name in metrics)}"
 
 
 def _protocol(epochs: int, batch_size: int, peak_lr: float, weight_decay: float, num_seeds: int) -> Protocol:
@@ -162,6 +169,7 @@ class ProtocolChange:
     peak_lr: Annotated[float | None, POSITIVE] = None
     weight_decay: Annotated[float | None, within("[0, 1)")] = None
     num_seeds: Annotated[int | None, within(f"[1, {len(SEEDS)}]")] = None
+    train_examples: Annotated[int | None, at_least(1)] = None  # a fixed random subset of the training examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +186,9 @@ class GlueConfig:
     shuffle: bool = True  # shuffle the training data in every epoch; the code of the paper does not
     max_seq_len: Annotated[int, at_least(4)] = 256
     precision: Literal["bf16", "fp32", "auto"] = "bf16"  # of matrix products; STS-B always uses fp32
+    dropout: Annotated[float | None, within("[0, 1)")] = None  # in fine-tuning; None: that of the model's configuration
+    # Number of training examples that replace the validation set, to choose a protocol; None: the validation set
+    tuning_examples: Annotated[int | None, at_least(1)] = None
     protocol: dict[str, ProtocolChange] = field(default_factory=dict[str, ProtocolChange])
     num_processes: Annotated[int | None, at_least(1)] = None  # None: one per GPU, or one on a CPU
 

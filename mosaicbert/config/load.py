@@ -42,23 +42,43 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), schema: type[An
         raise ConfigError(f"{path} is not valid YAML ({_one_line(error).rstrip('.')}). Fix the syntax.") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"{path} must be a mapping of sections, got a list. Write each section as `name:`.")
+    return _build(schema, ((str(path), content), ("override", _parse_overrides(overrides))), str(path))
+
+
+def build_settings(settings: Sequence[str], schema: type[_Schema]) -> _Schema:
+    """Build a settings object of a command without a recipe file, and check every key, type and value.
+
+    Args:
+        settings: Settings as `key=value`, applied in order.
+        schema: Class of the settings.
+
+    Raises:
+        ConfigError: If a key is unknown or missing, or a value is invalid.
+    """
+    return _build(schema, (("setting", _parse_overrides(settings)),), "settings")
+
+
+def _parse_overrides(overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"An override must be section.key=value, got {override!r}.")
     try:
-        overridden = OmegaConf.from_dotlist(list(overrides))
+        return OmegaConf.from_dotlist(list(overrides))
     except (OmegaConfBaseException, YAMLError) as error:
         reason = _one_line(error).rstrip(".")
         raise ConfigError(
             f"Overrides must have YAML values, got {list(overrides)} ({reason}). Fix the syntax."
         ) from error
+
+
+def _build(schema: type[Any], layers: Sequence[tuple[str, DictConfig]], name: str) -> Any:
     recipe = OmegaConf.structured(schema)
-    for origin, layer in ((str(path), content), ("override", overridden)):
+    for origin, layer in layers:
         recipe = _merge(recipe, origin, list(_known_entries(origin, _plain(layer), schema)))
     try:
         return OmegaConf.to_object(recipe)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from error
+        raise ConfigError(f"{name}: {_explain(error)}") from error
 
 
 def save_recipe(recipe: Any, path: Path) -> None:
@@ -181,6 +201,8 @@ def _describe_type(kind: Any) -> str:
         return arguments[0] if len(arguments) == 1 else f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
         return f"a list of {len(arguments)} {plural[arguments[0]]}"
+    if origin is dict:
+        return f"a mapping of names to {_describe_type(arguments[1]).removeprefix('a ').replace('string', 'strings')}"
     if origin is list:
         items = plural.get(arguments[0]) or f"names among {', '.join(get_args(arguments[0]))}"
         return f"a list of {items}"

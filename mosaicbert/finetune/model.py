@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,13 +15,15 @@ from transformers import (
 
 from mosaicbert.config import ConfigError
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
+from mosaicbert.model.pretrained import first_line, is_mosaicbert
 
-_DEFAULT_TOKENIZER = "bert-base-uncased"
 _HEAD_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
 _CLASSIFIER_PREFIXES = ("classifier.", "sequence_summary.summary.")  # the output layer; the second name is XLM's
 
 
-def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int) -> PreTrainedModel:
+def load_classifier(
+    name: str, *, num_labels: int, problem_type: str, seed: int, dropout: float | None = None
+) -> PreTrainedModel:
     """Load a pretrained encoder with a new classifier, in fp32 on the CPU.
 
     Args:
@@ -30,9 +31,11 @@ def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int)
         num_labels: Number of classes; 1 for a regression.
         problem_type: Hugging Face problem type.
         seed: Seed of the new weights.
+        dropout: Dropout of embeddings, hidden states and classifier; None for that of the configuration.
 
     Raises:
-        ConfigError: If the model does not exist, or is not an encoder with a classification head.
+        ConfigError: If the model does not exist, is not an encoder with a classification head, or has no field
+            `hidden_dropout_prob` although dropout is set.
     """
     torch.manual_seed(seed)
     options: dict[str, Any] = {"num_labels": num_labels, "problem_type": problem_type, "dtype": torch.float32}
@@ -40,12 +43,15 @@ def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int)
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
-        is_mosaicbert = config.get("model_type") == "mosaicbert" or "alibi_starting_size" in config
-        model_class: Any = MosaicBertForSequenceClassification if is_mosaicbert else AutoModelForSequenceClassification
+        if dropout is not None:
+            options |= _dropout_options(name, config, dropout)
+        model_class: Any = (
+            MosaicBertForSequenceClassification if is_mosaicbert(config) else AutoModelForSequenceClassification
+        )
         model, loading_info = model_class.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"Model {name} cannot be loaded as a classifier ({_first_line(error)}). Check the name, or choose an "
+            f"Model {name} cannot be loaded as a classifier ({first_line(error)}). Check the name, or choose an "
             "encoder with a classification head."
         ) from error
     mismatched_names = loading_info["missing_keys"] | {key for key, *_ in loading_info["mismatched_keys"]}
@@ -58,6 +64,16 @@ def load_classifier(name: str, *, num_labels: int, problem_type: str, seed: int)
         )
     _reset_classifier(model, seed)
     return model
+
+
+def _dropout_options(name: str, config: dict[str, Any], dropout: float) -> dict[str, float]:
+    if "hidden_dropout_prob" not in config:
+        raise ConfigError(
+            f"`glue.dropout` must be null for {name}, whose configuration has no `hidden_dropout_prob`, got {dropout}. "
+            "Set the dropout in its config.json."
+        )
+    fields = ("hidden_dropout_prob", "classifier_dropout")  # the second one overrides the first for some encoders
+    return {field: dropout for field in fields if config.get(field) is not None}
 
 
 def _reset_classifier(model: PreTrainedModel, seed: int) -> None:
@@ -79,44 +95,6 @@ def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """
     torch.manual_seed(seed)
     return type(model)(model.config)
-
-
-def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model.
-
-    A published MosaicBERT without tokenizer files uses the tokenizer of bert-base-uncased, as its model card states.
-
-    Args:
-        name: Path of a Hugging Face folder, or name of a model on the Hub.
-
-    Raises:
-        ConfigError: If the model does not have a tokenizer, or its tokenizer has more tokens than the model.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        config, _ = PreTrainedConfig.get_config_dict(name)
-        num_embeddings = config.get("vocab_size", len(tokenizer))
-        if _has_only_special_tokens(tokenizer) and "alibi_starting_size" in config:
-            tokenizer = AutoTokenizer.from_pretrained(_DEFAULT_TOKENIZER)
-        if _has_only_special_tokens(tokenizer):
-            raise ValueError(f"it must have tokenizer files, got only {len(tokenizer):,} special tokens")
-        if len(tokenizer) > num_embeddings:
-            raise ValueError(f"it must have at most the {num_embeddings:,} tokens of the model, got {len(tokenizer):,}")
-        return tokenizer
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"Model {name} does not have a usable tokenizer ({_first_line(error)}). Check the name, or add the "
-            "tokenizer that the model was trained with."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-# Transformers 5 builds a tokenizer with special tokens only if the tokenizer files are missing.
-def _has_only_special_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return len(tokenizer) <= len(set(tokenizer.all_special_ids))
 
 
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,12 +1,14 @@
-"""Scored checkpoints, read from the scores.jsonl files of run folders."""
+"""Scored checkpoints, read from the scores.jsonl and predictions.jsonl files of run folders."""
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS
+from mosaicbert.scores.predictions import PREDICTIONS_FILE, Predictions, read_predictions, record_key
 from mosaicbert.scores.records import SCORES_FILE, Pretraining, Score, read_scores
 
 
@@ -29,6 +31,21 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlimpScores:
+    """BLiMP scores of a checkpoint with one protocol.
+
+    Attributes:
+        is_partial: True if a paradigm had fewer pairs than the official data.
+        accuracies: Accuracy of each paradigm, as a fraction.
+        predictions: Predictions of the paradigms, by phenomenon; phenomena without predictions are missing.
+    """
+
+    is_partial: bool
+    accuracies: dict[str, float]
+    predictions: dict[str, Predictions]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoredCheckpoint:
     """Scores of one checkpoint of a run, or of an external model.
 
@@ -36,7 +53,9 @@ class ScoredCheckpoint:
         folder: Folder of scores.jsonl, as written in the recipe.
         step: Step of the run; None for an external model.
         pretraining: Cost of the pretraining; None if it is unknown.
-        scores: Scores from 0 to 100, by task, variant and seed.
+        scores: GLUE scores from 0 to 100, by task, variant and seed.
+        predictions: Predictions of the GLUE scores that have them, by task, variant and seed.
+        blimp: BLiMP scores by protocol.
         num_outdated_scores: Number of unused score records, which belong to weights that the run has replaced.
     """
 
@@ -44,6 +63,8 @@ class ScoredCheckpoint:
     step: int | None
     pretraining: Pretraining | None
     scores: dict[str, dict[Variant, dict[int, float]]]
+    predictions: dict[str, dict[Variant, dict[int, Predictions]]]
+    blimp: dict[str, BlimpScores]
     num_outdated_scores: int
 
     @property
@@ -52,46 +73,55 @@ class ScoredCheckpoint:
         return self.folder if self.step is None else f"{self.folder}@{self.step}"
 
 
-def read_checkpoints(folder: str) -> list[ScoredCheckpoint]:
+def read_checkpoints(folder: str, metrics: Mapping[str, Sequence[str]] | None = None) -> list[ScoredCheckpoint]:
     """Read the scored checkpoints of a folder, sorted by step. Of two records of the same score, the later one is used.
+
+    Scores on training examples (`glue.tuning_examples`) are not read.
 
     Args:
         folder: Folder with scores.jsonl, for example a run folder.
+        metrics: Metrics to average, by task; all metrics for other tasks.
 
     Raises:
-        ConfigError: If the folder has no scores, or a record is not a score of a GLUE task.
+        ConfigError: If the folder has no scores, or a record is not a score of GLUE or BLiMP.
     """
     path = Path(folder) / SCORES_FILE
     by_step: dict[int | None, list[Score]] = {}
     for score in read_scores(path):
         _check_score(path, score)
-        by_step.setdefault(score.step, []).append(score)
+        if score.settings.get("tuning_examples") is None:
+            by_step.setdefault(score.step, []).append(score)
     if not by_step:
-        raise ConfigError(f"{path} must have scores, got none. Score the run with `mosaicbert glue`.")
+        raise ConfigError(
+            f"{path} must have scores, got none. Score the run with `mosaicbert glue` or `mosaicbert blimp`."
+        )
+    predictions = read_predictions(path.with_name(PREDICTIONS_FILE))
     return [
-        _merge_scores(folder, by_step[step]) for step in sorted(by_step, key=lambda step: -1 if step is None else step)
+        _merge_scores(folder, by_step[step], predictions, metrics or {})
+        for step in sorted(by_step, key=lambda step: -1 if step is None else step)
     ]
 
 
-def find_checkpoint(name: str) -> ScoredCheckpoint:
+def find_checkpoint(name: str, metrics: Mapping[str, Sequence[str]] | None = None) -> ScoredCheckpoint:
     """Read one scored checkpoint.
 
     Args:
         name: Folder with a scores.jsonl, or FOLDER@STEP. Without a step, the newest checkpoint is selected.
+        metrics: Metrics to average, see `read_checkpoints`.
 
     Raises:
         ConfigError: If the folder has no scores, or the step has not been scored.
     """
     folder, separator, step = name.rpartition("@")
     if not (separator and step.isdecimal()) or Path(name).is_dir():
-        return read_checkpoints(name)[-1]
-    checkpoints = read_checkpoints(folder)
+        return read_checkpoints(name, metrics)[-1]
+    checkpoints = read_checkpoints(folder, metrics)
     matches = [checkpoint for checkpoint in checkpoints if checkpoint.step == int(step)]
     if not matches:
         steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints if checkpoint.step is not None)
         raise ConfigError(
             f"The step of {name} must be a scored step of {folder} ({steps or 'none'}), got {step}. "
-            "Score it with `mosaicbert glue`."
+            "Score it with `mosaicbert glue` or `mosaicbert blimp`."
         )
     return matches[0]
 
@@ -106,9 +136,12 @@ def describe_outdated_scores(checkpoints: Sequence[ScoredCheckpoint]) -> list[st
 
 
 def _check_score(path: Path, score: Score) -> None:
+    if score.is_blimp:
+        return
     if score.task not in TASKS:
         raise ConfigError(
-            f"{path}: `task` must be one of {', '.join(TASKS)}, got {score.task!r}. Remove the lines of this task."
+            f"{path}: `task` must be a phenomenon of BLiMP or one of {', '.join(TASKS)}, got {score.task!r}. Remove "
+            "the lines of this task."
         )
     metrics = TASKS[score.task].metrics
     if set(score.metrics) != set(metrics):
@@ -123,7 +156,9 @@ def _check_score(path: Path, score: Score) -> None:
         )
 
 
-def _merge_scores(folder: str, scores: list[Score]) -> ScoredCheckpoint:
+def _merge_scores(
+    folder: str, scores: list[Score], predictions: Sequence[Predictions], metrics: Mapping[str, Sequence[str]]
+) -> ScoredCheckpoint:
     step, num_scores = scores[0].step, len(scores)
     pretraining = next((score.pretraining for score in reversed(scores) if score.pretraining is not None), None)
     if pretraining is not None:
@@ -138,14 +173,40 @@ def _merge_scores(folder: str, scores: list[Score]) -> ScoredCheckpoint:
                 f"{folder} must have the scores of one model, got {', '.join(models)}. Use one folder per model."
             )
         scores = [score for score in scores if score.model == scores[-1].model]
+    by_key = {record_key(record): record for record in predictions}
     by_task: dict[str, dict[Variant, dict[int, float]]] = {}
-    for score in scores:
-        variant = Variant(protocol=score.protocol, initialized_from=score.initialized_from, is_partial=score.is_partial)
-        by_task.setdefault(score.task, {}).setdefault(variant, {})[score.seed] = score.value
+    predictions_by_task: dict[str, dict[Variant, dict[int, Predictions]]] = {}
+    blimp: dict[str, BlimpScores] = {}
+    for score in _latest_records(scores):
+        record = by_key.get(record_key(score))
+        if score.is_blimp:
+            merged = blimp.setdefault(
+                score.protocol, BlimpScores(is_partial=score.is_partial, accuracies={}, predictions={})
+            )
+            merged.accuracies.update(score.metrics)
+            if record is not None:
+                merged.predictions[score.task] = record
+            continue
+        variant = _variant_of(score)
+        names = metrics.get(score.task, list(score.metrics))
+        value = 100.0 * statistics.fmean(score.metrics[name] for name in names)
+        by_task.setdefault(score.task, {}).setdefault(variant, {})[score.seed] = value
+        if record is not None:
+            predictions_by_task.setdefault(score.task, {}).setdefault(variant, {})[score.seed] = record
     return ScoredCheckpoint(
         folder=folder,
         step=step,
         pretraining=pretraining,
         scores=by_task,
+        predictions=predictions_by_task,
+        blimp=blimp,
         num_outdated_scores=num_scores - len(scores),
     )
+
+
+def _latest_records(scores: Sequence[Score]) -> list[Score]:
+    return list({(score.task, _variant_of(score), score.seed): score for score in scores}.values())
+
+
+def _variant_of(score: Score) -> Variant:
+    return Variant(protocol=score.protocol, initialized_from=score.initialized_from, is_partial=score.is_partial)

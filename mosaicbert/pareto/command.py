@@ -1,4 +1,4 @@
-"""Command `mosaicbert pareto`: scores of runs against training time and cost, as tables, records and a figure."""
+"""Command `mosaicbert pareto`: loss and scores of runs against training time, as tables, records and a figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from mosaicbert.pareto.checkpoints import ScoredCheckpoint, describe_outdated_sc
 from mosaicbert.pareto.paper_points import PUBLISHED_CURVES
 from mosaicbert.pareto.plots import as_png, draw_pareto
 from mosaicbert.pareto.points import (
+    Baseline,
     Point,
     describe_unequal_seeds,
     exclude_unknown_costs,
@@ -22,9 +23,10 @@ from mosaicbert.pareto.points import (
     make_point,
     point_record,
 )
-from mosaicbert.pareto.remarks import TABLE_REMARKS, explain_figure
-from mosaicbert.pareto.selection import select_tasks
+from mosaicbert.pareto.remarks import describe_baselines, explain_figure, explain_tables
+from mosaicbert.pareto.selection import Selection, select_scores
 from mosaicbert.pareto.tables import as_markdown, cost_grid, name_grid, print_tables, task_grid
+from mosaicbert.scores.statistics import mean_over_tasks
 
 
 def pareto(recipe: ParetoRecipe, console: Console) -> Path:
@@ -44,34 +46,50 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     trained, notices = _read_trained(config)
     untrained = _read_untrained(config)
 
-    checkpoints = [checkpoint for _, checkpoint in (*trained, *untrained)]
-    selection = select_tasks(checkpoints, config.tasks, config.init_from_mnli)
-    points, baselines = (
-        [make_point(name, config.series[name], checkpoint, selection) for name, checkpoint in pairs]
-        for pairs in (trained, untrained)
+    checkpoints, untrained_checkpoints = (
+        [checkpoint for _, group in groups for checkpoint in group] for groups in (trained, untrained)
     )
-    notices += describe_outdated_scores(checkpoints) + describe_unequal_seeds(points + baselines)
+    selection = select_scores(
+        checkpoints, config.tasks, config.init_from_mnli, config.metrics, untrained=untrained_checkpoints
+    )
+    untrained_selection = replace(selection, variants=selection.untrained_variants)
+    points, untrained_points = (
+        [make_point(name, config.series[name], group, group_selection) for name, group in groups]
+        for groups, group_selection in ((trained, selection), (untrained, untrained_selection))
+    )
+    if not any(point.loss or point.blimp or point.glue for point in points):
+        names = ", ".join(point.name for point in points)
+        raise ConfigError(
+            f"`pareto.series` must have a point with a validation loss, complete BLiMP scores or GLUE scores, got "
+            f"{names}. Score a run with `mosaicbert glue` or `mosaicbert blimp`."
+        )
+    notices += describe_outdated_scores(checkpoints + untrained_checkpoints) + selection.notices
+    notices += describe_unequal_seeds(points + untrained_points)
+    baselines = [*map(_untrained_baseline, untrained_points), *_read_baselines(config, selection)]
     frontiers = {
-        sign: [*on_frontier, *(None for _ in baselines)] for sign, on_frontier in find_frontiers(points).items()
+        sign: [*on_frontier, *(None for _ in untrained_points)] for sign, on_frontier in find_frontiers(points).items()
     }
 
-    rows = points + [replace(baseline, series=f"{baseline.series}, untrained") for baseline in baselines]
-    grids = [name_grid(rows), cost_grid(rows, frontiers, selection), task_grid(rows, selection)]
-    caption = explain_figure(points, baselines, selection, config)
-    remarks = [*notices, *selection.notices, *caption, *TABLE_REMARKS]
+    rows = points + [replace(point, series=f"{point.series}, random weights") for point in untrained_points]
+    grids = [name_grid(rows), cost_grid(rows, frontiers, selection)]
+    if selection.variants:
+        grids.append(task_grid(rows, selection))
+    caption = explain_figure(points, untrained_points, selection, config)
+    remarks = [*notices, *caption, *describe_baselines(baselines, selection), *explain_tables(selection)]
     figure = draw_pareto(
         points,
         PUBLISHED_CURVES if config.reference else (),
-        baselines={baseline.series: baseline.average for baseline in baselines},
+        baselines=baselines,
         labels={name: _legend_label(name, series, points) for name, series in config.series.items()},
         average_name=selection.average_name,
         caption=" ".join([*caption, "Labels: run or step of a point; labels without enough space are omitted."]),
         is_comparable=selection.is_paper_average,
     )
+    selections = [*(selection for _ in points), *(untrained_selection for _ in untrained_points)]
     records = [
-        point_record(point, selection, {sign: on_frontier[index] for sign, on_frontier in frontiers.items()})
-        | {"is_untrained": point in baselines}
-        for index, point in enumerate(points + baselines)
+        point_record(point, selections[index], {sign: on_frontier[index] for sign, on_frontier in frontiers.items()})
+        | {"is_untrained": index >= len(points)}
+        for index, point in enumerate(points + untrained_points)
     ]
     contents = {
         "pareto.png": as_png(figure),
@@ -86,32 +104,79 @@ def pareto(recipe: ParetoRecipe, console: Console) -> Path:
     return paths[0]
 
 
-def _read_trained(config: ParetoConfig) -> tuple[list[tuple[str, ScoredCheckpoint]], list[str]]:
-    trained: list[tuple[str, ScoredCheckpoint]] = []
+_Group = tuple[str, list[ScoredCheckpoint]]  # name of the series, and checkpoints that differ in the pretraining seed
+
+
+def _read_trained(config: ParetoConfig) -> tuple[list[_Group], list[str]]:
+    groups: list[_Group] = []
     notices: list[str] = []
     for name, series in config.series.items():
         for run in series.runs:
-            checkpoints, skip_notices = exclude_unknown_costs(name, read_checkpoints(run))
-            trained += [(name, checkpoint) for checkpoint in checkpoints]
+            checkpoints, skip_notices = exclude_unknown_costs(name, read_checkpoints(run, config.metrics))
             notices += skip_notices
-    if not trained:
+            repeats = series.repeats.get(run, [])
+            if not repeats:
+                groups += [(name, [checkpoint]) for checkpoint in checkpoints]
+                continue
+            group = list(checkpoints)
+            for repeat in repeats:
+                checkpoints, skip_notices = exclude_unknown_costs(name, read_checkpoints(repeat, config.metrics))
+                group += checkpoints
+                notices += skip_notices
+            if len(group) != 1 + len(repeats) or len({checkpoint.folder for checkpoint in group}) < len(group):
+                names = ", ".join(checkpoint.name for checkpoint in group)
+                raise ConfigError(
+                    f"`pareto.series.{name}.repeats` must have runs with one scored checkpoint each, got {names}. "
+                    "Score the newest checkpoint of each run."
+                )
+            groups.append((name, group))
+    if not groups:
         raise ConfigError(
             "`pareto.series` must have a scored checkpoint of known cost, got none. "
             f"{' '.join(notices)} Score a checkpoint that still exists."
         )
-    return trained, notices
+    return groups, notices
 
 
-def _read_untrained(config: ParetoConfig) -> list[tuple[str, ScoredCheckpoint]]:
+def _read_untrained(config: ParetoConfig) -> list[_Group]:
     folders = {name: series.untrained for name, series in config.series.items() if series.untrained is not None}
-    untrained = [(name, checkpoint) for name, folder in folders.items() for checkpoint in read_checkpoints(folder)]
+    untrained = [
+        (name, checkpoint)
+        for name, folder in folders.items()
+        for checkpoint in read_checkpoints(folder, config.metrics)
+    ]
     for name, checkpoint in untrained:
         if checkpoint.step != 1 or checkpoint.pretraining is None:
             raise ConfigError(
                 f"`pareto.series.{name}.untrained` must be a scored run of one step, got {checkpoint.name}. "
                 "Train a run with train.duration=1steps and score it."
             )
-    return untrained
+    return [(name, [checkpoint]) for name, checkpoint in untrained]
+
+
+def _untrained_baseline(point: Point) -> Baseline:
+    loss, blimp, glue = (
+        None if estimate is None else estimate.value for estimate in (point.loss, point.blimp, point.glue)
+    )
+    return Baseline(series=point.series, loss=loss, blimp=blimp, glue=glue)
+
+
+def _read_baselines(config: ParetoConfig, selection: Selection) -> list[Baseline]:
+    baselines: list[Baseline] = []
+    for label, folder in config.baselines.items():
+        checkpoint = read_checkpoints(folder, config.metrics)[-1]
+        missing = [task for task in selection.variants if task not in checkpoint.scores]
+        if missing:
+            raise ConfigError(
+                f"`pareto.baselines.{label}` must have a score of every averaged task, got none of "
+                f"{', '.join(missing)}. Score these tasks."
+            )
+        tasks = [
+            [value for seeds in checkpoint.scores[task].values() for value in seeds.values()]
+            for task in selection.variants
+        ]
+        baselines.append(Baseline(series=None, label=label, glue=mean_over_tasks(tasks) if tasks else None))
+    return baselines
 
 
 def _legend_label(name: str, series: SeriesConfig, points: Sequence[Point]) -> str:

@@ -1,6 +1,8 @@
-"""Command `mosaicbert pareto --compare`: paired test of two checkpoints over tasks and seeds."""
+"""Command `mosaicbert pareto --compare`: tests of the differences between two models, by task and on average."""
 
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -10,143 +12,219 @@ from mosaicbert.config.glue import TASKS
 from mosaicbert.config.pareto import ParetoRecipe
 from mosaicbert.console import print_line
 from mosaicbert.pareto.checkpoints import ScoredCheckpoint, describe_outdated_scores, find_checkpoint
+from mosaicbert.pareto.measures import blimp_example_term, blimp_scores, task_predictions, task_scores
 from mosaicbert.pareto.remarks import explain_initialization
-from mosaicbert.pareto.selection import Selection, select_tasks
+from mosaicbert.pareto.selection import Selection, select_scores
 from mosaicbert.pareto.tables import Grid, format_interval, print_tables
-from mosaicbert.scores.statistics import SIGNIFICANCE_LEVEL, PairedTest, mean_over_tasks, paired_test
+from mosaicbert.scores.resampling import bootstrap_examples
+from mosaicbert.scores.statistics import (
+    SIGNIFICANCE_LEVEL,
+    DifferenceTest,
+    VarianceTerm,
+    difference_test,
+    mean_over_tasks,
+    seed_terms,
+)
 
-_PairedScores = Mapping[str, tuple[dict[int, float], dict[int, float]]]  # scores of A and B by seed, grouped by task
+_MEAN = "mean"  # of the compared tasks
 
 
-def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> PairedTest:
-    """Test whether one checkpoint is better than another, and print the result.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Difference of one measure between two models.
+
+    Attributes:
+        name: Name of the measure.
+        first: Value of the first model: nats for the validation loss, otherwise percent.
+        second: Value of the second model.
+        test: Test of the difference, first minus second.
+    """
+
+    name: str
+    first: float
+    second: float
+    test: DifferenceTest
+
+
+def compare(recipe: ParetoRecipe, first: str, second: str, console: Console) -> dict[str, Comparison]:
+    """Test whether one model is better than another, and print the results.
 
     Args:
-        recipe: Recipe with the tasks to compare; without tasks, all common tasks are compared.
-        first: Folder with a scores.jsonl, or FOLDER@STEP. Without a step, the newest checkpoint is selected.
-        second: Second checkpoint, in the same format.
+        recipe: Recipe with the tasks and metrics to compare; without tasks, all common tasks are compared.
+        first: Folder with a scores.jsonl, or FOLDER@STEP; several of them, separated by commas, for runs that differ in
+            the pretraining seed. Without a step, the newest checkpoint is selected.
+        second: Second model, in the same format.
         console: Console for the table and the result.
 
     Returns:
-        Result of the paired test.
+        Comparisons of the tasks by name, and of "loss", "blimp" and "mean", as far as they are measured.
 
     Raises:
-        ConfigError: If a checkpoint has no scores, both checkpoints are the same, or no task has a common seed.
+        ConfigError: If a checkpoint has no scores, is named twice, or the models have no common score.
     """
-    checkpoints = [find_checkpoint(name) for name in (first, second)]
-    folders = [Path(checkpoint.folder).resolve() for checkpoint in checkpoints]
-    if checkpoints[0].step == checkpoints[1].step and folders[0] == folders[1]:
+    config = recipe.pareto
+    models = [[find_checkpoint(name, config.metrics) for name in names.split(",")] for names in (first, second)]
+    checkpoints = [checkpoint for model in models for checkpoint in model]
+    _check_distinct(checkpoints)
+    selection = select_scores(checkpoints, config.tasks, config.init_from_mnli, config.metrics)
+    comparisons = _compare_all(models[0], models[1], selection)
+    if not comparisons:
         raise ConfigError(
-            f"`--compare` must be two different checkpoints, got {checkpoints[0].name} twice. Change one of them."
+            f"The models of `--compare` must have a common score, got {first} and {second}. Score both with "
+            "`mosaicbert glue` or `mosaicbert blimp`."
         )
-    selection = select_tasks(checkpoints, recipe.pareto.tasks, recipe.pareto.init_from_mnli)
-    paired, unpaired_notices = _pair_scores(checkpoints[0], checkpoints[1], selection)
-    notices = [*describe_outdated_scores(checkpoints), *selection.notices, *unpaired_notices]
-    if not paired:
-        raise ConfigError(
-            f"The checkpoints of `--compare` must have a common seed of a task, got {first} and {second}. "
-            "Score both with the same seeds."
-        )
-    selection = Selection(variants={task: selection.variants[task] for task in paired}, notices=notices)
-    test = paired_test([_differences(*scores) for scores in paired.values()])
-    tested = [list(paired)[index] for index in test.tested_tasks]
-    print_line(console, f"A: {checkpoints[0].name}\nB: {checkpoints[1].name}")
-    remarks = _test_remarks(test, tested, selection)
-    print_tables(console, [_comparison_grid(paired, test, tested, selection)], notices + remarks)
-    print_line(console, _describe_result(test, paired, selection.average_name))
-    return test
+    for letter, model in zip("AB", models, strict=True):
+        print_line(console, f"{letter}: {', '.join(checkpoint.name for checkpoint in model)}")
+    notices = [*describe_outdated_scores(checkpoints), *selection.notices]
+    num_seeds = min(map(len, models))
+    remarks = _remarks(selection, num_seeds) + (
+        _explain_single_seeds(models, selection) if _MEAN in comparisons else []
+    )
+    print_tables(console, [_grid(comparisons, selection)], notices + remarks)
+    for name in ("loss", "blimp", _MEAN):
+        if name in comparisons:
+            print_line(console, describe_comparison(comparisons[name], is_lower_better=name == "loss"))
+    return comparisons
 
 
-def _pair_scores(
-    first: ScoredCheckpoint, second: ScoredCheckpoint, selection: Selection
-) -> tuple[_PairedScores, list[str]]:
-    paired: dict[str, tuple[dict[int, float], dict[int, float]]] = {}
-    notices: list[str] = []
-    for task, variant in selection.variants.items():
-        first_scores, second_scores = (checkpoint.scores[task][variant] for checkpoint in (first, second))
-        seeds = [seed for seed in first_scores if seed in second_scores]
-        if num_unpaired := len(first_scores) + len(second_scores) - 2 * len(seeds):
-            notices.append(
-                f"{TASKS[task].title}: {num_unpaired} score(s) are not used, because the other checkpoint has no score "
-                "of their seed."
+def _check_distinct(checkpoints: Sequence[ScoredCheckpoint]) -> None:
+    seen: set[tuple[Path, int | None]] = set()
+    for checkpoint in checkpoints:
+        key = Path(checkpoint.folder).resolve(), checkpoint.step
+        if key in seen:
+            raise ConfigError(
+                f"The checkpoints of `--compare` must be different, got {checkpoint.name} twice. Change one of them."
             )
-        if seeds:
-            paired[task] = {seed: first_scores[seed] for seed in seeds}, {seed: second_scores[seed] for seed in seeds}
-    return paired, notices
+        seen.add(key)
 
 
-def _comparison_grid(
-    paired: _PairedScores,
-    test: PairedTest,
-    tested: Sequence[str],
-    selection: Selection,
-) -> Grid:
-    rows: list[list[str]] = []
-    for task, (first, second) in paired.items():
-        task_test = paired_test([_differences(first, second)])
-        name = TASKS[task].label + (" (partial)" if selection.variants[task].is_partial else "")
-        rows.append(_comparison_row(name, [(first, second)], task_test.interval))
-    are_all_tested = len(tested) == len(paired)
-    name = f"Score: {selection.average_name}"
-    rows.append(_comparison_row(name, list(paired.values()), test.interval if are_all_tested else None))
-    if tested and not are_all_tested:
-        name = f"Mean of the {len(tested)} tested task(s)"
-        rows.append(_comparison_row(name, [paired[task] for task in tested], test.interval))
-    return Grid(header=["Task", "A", "B", "A - B [95% CI]", "Pairs"], rows=rows, num_name_columns=1)
+def _compare_all(
+    first: Sequence[ScoredCheckpoint], second: Sequence[ScoredCheckpoint], selection: Selection
+) -> dict[str, Comparison]:
+    comparisons: dict[str, Comparison] = {}
+    losses = [
+        [checkpoint.pretraining.eval_loss for checkpoint in model if checkpoint.pretraining is not None]
+        for model in (first, second)
+    ]
+    known = [[loss for loss in model if loss is not None] for model in losses]
+    if list(map(len, known)) == [len(first), len(second)]:
+        comparisons["loss"] = _compare("Validation loss (nats)", known[0], known[1], [])
+    blimp = [blimp_scores(model, selection) for model in (first, second)]
+    if all(blimp):
+        values = [[100.0 * statistics.fmean(scores.accuracies.values()) for scores in model] for model in blimp]
+        term = blimp_example_term(blimp[0], blimp[1])
+        comparisons["blimp"] = _compare("BLiMP", values[0], values[1], [] if term is None else [term])
+    if not selection.variants or not all(checkpoint.scores for checkpoint in (*first, *second)):
+        return comparisons
+    by_task = {
+        task: [[list(task_scores(item, selection, task).values()) for item in model] for model in (first, second)]
+        for task in selection.variants
+    }
+    example_terms: dict[str, VarianceTerm] = {}
+    for task in selection.variants:
+        predictions = [task_predictions(model, selection, task) for model in (first, second)]
+        if predictions[0] is not None and predictions[1] is not None:
+            example_terms[task] = bootstrap_examples(selection.metrics_of(task), predictions[0], predictions[1])
+        terms = [example_terms[task]] if task in example_terms else []
+        comparisons[task] = _compare_nested(_task_label(task, selection), by_task[task][0], by_task[task][1], terms)
+    runs = [
+        [[model[index] for model in (by_task[task][side] for task in by_task)] for index in range(len(checkpoints))]
+        for side, checkpoints in enumerate((first, second))
+    ]
+    num_tasks = len(by_task)
+    terms = [VarianceTerm(term.variance / num_tasks**2, term.degrees_of_freedom) for term in example_terms.values()]
+    comparisons[_MEAN] = _compare_runs(
+        f"Score: {selection.average_name}", runs[0], runs[1], terms if len(terms) == num_tasks else []
+    )
+    return comparisons
 
 
-def _comparison_row(
-    name: str, tasks: Sequence[tuple[dict[int, float], dict[int, float]]], interval: tuple[float, float] | None
-) -> list[str]:
-    first, second = (mean_over_tasks([list(scores[side].values()) for scores in tasks]) for side in (0, 1))
-    num_pairs = sum(len(scores) for scores, _ in tasks)
-    return [name, f"{first:.2f}", f"{second:.2f}", format_interval(first - second, interval, "+"), str(num_pairs)]
+def _task_label(task: str, selection: Selection) -> str:
+    return selection.label_of(task) + (" (partial)" if selection.variants[task].is_partial else "")
 
 
-def _describe_result(test: PairedTest, paired: _PairedScores, average_name: str) -> str:
-    if test.p_value is None and test.has_zero_variance:
-        return "No test is possible: the differences of each task are equal, so their variance is zero."
+def _compare_nested(
+    name: str, first: list[list[float]], second: list[list[float]], terms: Sequence[VarianceTerm]
+) -> Comparison:
+    return _compare_runs(name, [[seeds] for seeds in first], [[seeds] for seeds in second], terms)
+
+
+# The variance of a model is that of its pretraining seeds if there are several, otherwise of its fine-tuning seeds.
+def _compare_runs(
+    name: str, first: list[list[list[float]]], second: list[list[list[float]]], terms: Sequence[VarianceTerm]
+) -> Comparison:
+    means = [[mean_over_tasks(tasks) for tasks in runs] for runs in (first, second)]
+    all_terms = [*terms]
+    for runs, values in zip((first, second), means, strict=True):
+        all_terms += seed_terms([values]) if len(values) > 1 else seed_terms(runs[0])
+    return _with_test(name, means[0], means[1], all_terms)
+
+
+def _compare(name: str, first: list[float], second: list[float], terms: Sequence[VarianceTerm]) -> Comparison:
+    return _with_test(name, first, second, [*terms, *seed_terms([first]), *seed_terms([second])])
+
+
+def _with_test(name: str, first: list[float], second: list[float], terms: Sequence[VarianceTerm]) -> Comparison:
+    means = statistics.fmean(first), statistics.fmean(second)
+    return Comparison(name=name, first=means[0], second=means[1], test=difference_test(means[0] - means[1], terms))
+
+
+def _grid(comparisons: Mapping[str, Comparison], selection: Selection) -> Grid:
+    order = sorted(comparisons, key=lambda name: (name not in selection.variants, name == _MEAN))
+    rows = [
+        [
+            item.name,
+            f"{item.first:.2f}",
+            f"{item.second:.2f}",
+            format_interval(item.test.difference, item.test.interval, "+"),
+            "-" if item.test.p_value is None else _format_p_value(item.test.p_value).removeprefix("= "),
+        ]
+        for item in (comparisons[name] for name in order)
+    ]
+    return Grid(header=["Measure", "A", "B", "A - B [95% CI]", "p"], rows=rows, num_name_columns=1)
+
+
+def describe_comparison(comparison: Comparison, *, is_lower_better: bool = False) -> str:
+    """Describe the result of a comparison in one sentence.
+
+    Args:
+        comparison: Comparison of models A and B.
+        is_lower_better: True if the lower value is the better one.
+    """
+    test = comparison.test
     if test.p_value is None:
-        return (
-            f"Too few seeds for a test: {test.num_pairs} pair(s) in tasks with at least two pairs. Score more seeds of "
-            "both checkpoints."
-        )
+        return f"{comparison.name}: A - B = {test.difference:+.2f}. Too few seeds for a test."
     p_value = f"p {_format_p_value(test.p_value)}"
-    num_tested = len(test.tested_tasks)
-    scope = "" if num_tested == len(paired) else f" on {num_tested} of {len(paired)} tasks"
     if test.p_value >= SIGNIFICANCE_LEVEL:
-        return f"No significant difference{scope}: {test.difference:+.2f} points ({p_value})."
-    better, worse = ("A", "B") if test.difference > 0 else ("B", "A")
-    result = f"{better} is better than {worse}{scope} by {abs(test.difference):.2f} points ({p_value})."
-    total_difference = mean_over_tasks([_differences(*scores) for scores in paired.values()])
-    if total_difference * test.difference >= 0:
-        return result
-    return (
-        f"{result} Including untested tasks, {worse} is better by {abs(total_difference):.2f} points ({average_name})."
-    )
+        return f"{comparison.name}: no significant difference, A - B = {test.difference:+.2f} ({p_value})."
+    better, worse = ("A", "B") if (test.difference > 0) != is_lower_better else ("B", "A")
+    return f"{comparison.name}: {better} is better than {worse} by {abs(test.difference):.2f} ({p_value})."
 
 
-def _test_remarks(test: PairedTest, tested: Sequence[str], selection: Selection) -> list[str]:
-    remarks: list[str] = []
-    if test.p_value is not None:
-        remarks.append(
-            f"Test: two-sided paired t-test, stratified by task, of {test.num_pairs} pairs in {len(tested)} task(s): "
-            f"p {_format_p_value(test.p_value)}. It assumes normally distributed differences."
-        )
-    untested = [TASKS[task].title for task in selection.variants if task not in tested]
-    if untested:
-        remarks.append(f"Tasks with a single pair, which are not tested: {', '.join(untested)}.")
-    remarks += explain_initialization(selection)
-    remarks.append(
-        "The result applies to these two checkpoints with other fine-tuning seeds. It does not apply to their recipes "
-        "with other pretraining seeds."
-    )
-    return remarks
+def _remarks(selection: Selection, num_seeds: int) -> list[str]:
+    if num_seeds > 1:
+        seeds = "of the pretraining seeds, each with its own fine-tuning seeds"
+        scope = "The results apply to the two recipes."
+    else:
+        seeds = "of the fine-tuning seeds, since a model has one pretraining seed"
+        scope = "The results apply to these checkpoints, not to their recipes with other pretraining seeds."
+    return [
+        f"Test: Welch's t-test {seeds}; the variance of the validation examples, on which both models are evaluated, "
+        f"is added. The p-values are not corrected for the number of measures. {scope}",
+        *explain_initialization(selection),
+    ]
+
+
+def _explain_single_seeds(models: Sequence[Sequence[ScoredCheckpoint]], selection: Selection) -> list[str]:
+    titles = [
+        TASKS[task].title
+        for task in selection.variants
+        if any(len(model) == 1 and len(task_scores(model[0], selection, task)) == 1 for model in models)
+    ]
+    if not titles:
+        return []
+    return [f"Tasks with a single seed of a model, whose variance is not in the test: {', '.join(titles)}."]
 
 
 def _format_p_value(value: float) -> str:
     return f"= {value:.2g}" if value >= 0.001 else "< 0.001"
-
-
-def _differences(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
-    return [first[seed] - second[seed] for seed in first]

@@ -1,4 +1,4 @@
-"""Figure pareto.png: scores against training time and cost, with the frontier and the published points."""
+"""Figure pareto.png: validation loss, BLiMP and GLUE against training time, tokens and cost, with the frontiers."""
 
 import io
 import itertools
@@ -14,14 +14,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.path import Path as Curve
 from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from mosaicbert.pareto.measures import PointEstimate
 from mosaicbert.pareto.paper_points import PublishedCurve
-from mosaicbert.pareto.points import Point, find_frontier
+from mosaicbert.pareto.points import Baseline, Point, find_frontier
+from mosaicbert.pareto.tables import format_number
 from mosaicbert.report.plots import run_color
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one per series, to distinguish series without color
@@ -44,13 +47,21 @@ _STYLE: dict[Any, Any] = {
 }
 _INVISIBLE = ("None", "none", " ", "", None)  # values of matplotlib for no line and no marker
 _DPI = 300
-_FIGURE_WIDTHS = {1: 4.7, 2: 7.2, 3: 9.6}  # inches, by number of panels
+_MAX_COLUMNS = 2
+_FIGURE_WIDTHS = {1: 4.7, 2: 7.6}  # inches, by number of columns
 _PANEL_HEIGHT = 3.0  # inches
+_SECOND_AXIS_HEIGHT = 0.12  # inches, of each second axis of a panel
+_MAX_TOKEN_ROWS = 3  # series with token labels
+_MIN_TOKEN_LABEL_DISTANCE = 0.14  # between two token labels of a series, fraction of the axis
+_TOKEN_LABEL_PAD = 5  # typographic points between the axes and the token labels
+_TOKEN_LABEL_HEIGHT = 8  # typographic points, of the token labels of a series
+_DOLLAR_AXIS_POSITION = -0.22  # of the height of a panel
+_ROW_PAD = 0.08  # inches above and below each row of panels
 _LEGEND_ROW_HEIGHT = 0.17  # inches
 _CAPTION_ROW_HEIGHT = 0.13  # inches
 _MAX_LEGEND_WIDTH = 0.98  # fraction of the figure width
 _CHARACTERS_PER_INCH = 20  # for wrapping the caption
-_MAX_ENTRY_LENGTH = 90  # characters of a legend entry
+_ENTRY_CHARACTERS_PER_INCH = 12  # maximum length of a legend entry
 _MAX_LABEL_LENGTH = 24  # characters of a point label
 _COST_MARGIN = 1.5  # factor between the limits of the cost axis and the points
 _MIN_DECADES = 0.7  # decades of the cost axis
@@ -60,7 +71,6 @@ _TICKS = (  # maximum number of decades, multiples of powers of ten
     (math.inf, (1.0,)),
 )
 _SCORE_MARGIN = 0.09  # fraction of the score range, above and below the points, for their labels
-_MIN_SCORE_RANGE = 2.0
 _LABEL_POSITIONS = (  # offset from the point in typographic points, horizontal and vertical alignment
     (5, -4, "left", "top"),
     (-5, 4, "right", "bottom"),
@@ -74,20 +84,78 @@ _LABEL_POSITIONS = (  # offset from the point in typographic points, horizontal 
     (-10, 6, "left", "bottom"),
 )
 
+_BASELINE_LABEL_POSITIONS = tuple(  # fraction of the width, offset, and alignment, along and across the line
+    (x, offset, horizontal, y, vertical)
+    for x, offset, horizontal in ((1.0, -2, "right"), (0.0, 2, "left"), (0.5, 0, "center"))
+    for y, vertical in ((2, "bottom"), (-2, "top"))
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class _CostPanel:
+class _Measure:
+    title: str
+    estimate: Callable[[Point], PointEstimate | None]
+    baseline: Callable[[Baseline], float | None]
+    is_lower_better: bool = False
+    min_range: float = 2.0  # of the vertical axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cost:
     title: str
     cost: Callable[[Point], float | None]
     published_costs: Callable[[PublishedCurve], tuple[float, ...]]
 
 
-_HOURS = _CostPanel(
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    measure: _Measure
+    cost: _Cost
+
+    def pairs(self, points: Sequence[Point]) -> list[tuple[float, float, Point]]:
+        """Return cost, value and point of the points that have both."""
+        return [
+            (cost, estimate.value, point)
+            for point in points
+            if (cost := self.cost.cost(point)) is not None and (estimate := self.measure.estimate(point)) is not None
+        ]
+
+    def frontier(self, points: Sequence[Point]) -> list[bool]:
+        """Return for each pair whether it is on the frontier."""
+        sign = -1.0 if self.measure.is_lower_better else 1.0
+        pairs = self.pairs(points)
+        return find_frontier([cost for cost, _, _ in pairs], [sign * value for _, value, _ in pairs])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Obstacles:
+    frame: Bbox  # of the axes; all sizes are in pixels
+    curves: list[Curve]  # lines and error bars
+    boxes: list[Bbox]  # of markers and labels
+
+    def is_free(self, box: Bbox) -> bool:
+        """Return whether a box is inside of the frame and overlaps no obstacle."""
+        frame = self.frame
+        is_inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        if not is_inside or any(box.overlaps(other) for other in self.boxes):
+            return False
+        return not any(curve.intersects_bbox(box, filled=False) for curve in self.curves)
+
+
+_LOSS = _Measure(
+    title="Validation loss\n(nats per masked token)",
+    estimate=lambda point: point.loss,
+    baseline=lambda baseline: baseline.loss,
+    is_lower_better=True,
+    min_range=0.5,
+)
+_BLIMP = _Measure(title="BLiMP (%)", estimate=lambda point: point.blimp, baseline=lambda baseline: baseline.blimp)
+_HOURS = _Cost(
     title="Wall-clock pretraining time (hours)",
     cost=lambda point: point.hours,
     published_costs=lambda curve: curve.hours,
 )
-_DOLLARS = _CostPanel(
+_DOLLARS = _Cost(
     title="Pretraining cost (US dollars)",
     cost=lambda point: point.dollars,
     published_costs=lambda curve: curve.dollars,
@@ -98,57 +166,90 @@ def draw_pareto(
     points: Sequence[Point],
     published_curves: Sequence[PublishedCurve],
     *,
-    baselines: Mapping[str, float],
+    baselines: Sequence[Baseline],
     labels: Mapping[str, str],
     average_name: str,
     caption: str,
     is_comparable: bool,
 ) -> Figure:
-    """Plot average scores against hours, and against dollars if any point has a price.
+    """Plot validation loss, BLiMP and the mean GLUE score against hours, as far as they are measured.
+
+    Tokens are labels above the panels, one row for each of at most three series. Dollars are a second axis at the
+    bottom if all points have the same price per hour, and otherwise additional panels.
 
     Args:
         points: At least one point.
-        published_curves: Published scores, plotted in gray and excluded from the frontier.
-        baselines: Scores of the untrained baselines by series, plotted as horizontal lines.
+        published_curves: Published GLUE scores, plotted in gray and excluded from the frontier.
+        baselines: Horizontal lines.
         labels: Legend labels by series.
-        average_name: Name of the average score, for the vertical axis.
+        average_name: Name of the mean GLUE score, for the vertical axis.
         caption: Text below the panels, wrapped to the width of the figure.
         is_comparable: True if the published scores are the same average as those of the points. Otherwise they are
             plotted in a separate panel.
     """
-    has_prices = any(point.dollars is not None for point in points)
-    panels = [_HOURS, _DOLLARS] if has_prices else [_HOURS]
+    glue = _Measure(
+        title=average_name[:1].upper() + average_name[1:],
+        estimate=lambda point: point.glue,
+        baseline=lambda baseline: baseline.glue,
+    )
+    measures = [item for item in (_LOSS, _BLIMP, glue) if any(item.estimate(point) is not None for point in points)]
+    prices = {None if point.dollars is None else round(point.dollars / point.hours, 6) for point in points}
+    price = prices.pop() if len(prices) == 1 else None
+    has_dollar_panels = bool(prices - {None})
+    panels = [
+        panel
+        for measure in measures
+        for cost in ((_HOURS, _DOLLARS) if has_dollar_panels else (_HOURS,))
+        if (panel := _Panel(measure=measure, cost=cost)).pairs(points)
+    ]
     names = list(dict.fromkeys(point.series for point in points))
     overlaid_curves, separate_curves = (published_curves, ()) if is_comparable else ((), published_curves)
-    num_columns = len(panels) + bool(separate_curves)
+    num_panels = len(panels) + bool(separate_curves)
+    num_columns = min(num_panels, _MAX_COLUMNS)
+    num_rows = math.ceil(num_panels / num_columns)
     with matplotlib.rc_context(_STYLE):
         entries = _legend_entries(
             names,
             labels,
             published_curves,
-            has_baselines=any(name in baselines for name in names),
-            has_intervals=any(point.interval for point in points),
+            has_baselines=any(baseline.series in names for baseline in baselines),
+            has_intervals=any(
+                (estimate := measure.estimate(point)) is not None and estimate.interval is not None
+                for measure in measures
+                for point in points
+            ),
         )
         width = _FIGURE_WIDTHS[num_columns]
         lines = textwrap.wrap(caption, int(_CHARACTERS_PER_INCH * width))
-        figure = Figure(figsize=(width, _PANEL_HEIGHT), layout="constrained", dpi=_DPI)
+        figure = Figure(figsize=(width, _PANEL_HEIGHT), layout=ConstrainedLayoutEngine(h_pad=_ROW_PAD), dpi=_DPI)
         canvas = FigureCanvasAgg(figure)
-        num_rows = _add_series_legend(figure, entries)
-        figure.set_figheight(_PANEL_HEIGHT + _LEGEND_ROW_HEIGHT * num_rows + _CAPTION_ROW_HEIGHT * len(lines))
+        num_legend_rows = _add_series_legend(figure, entries)
+        second_axes_height = _SECOND_AXIS_HEIGHT * (min(len(names), _MAX_TOKEN_ROWS) + (price is not None))
+        figure.set_figheight(
+            num_rows * (_PANEL_HEIGHT + second_axes_height)
+            + _LEGEND_ROW_HEIGHT * num_legend_rows
+            + _CAPTION_ROW_HEIGHT * len(lines)
+        )
         figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6.5, color=_GREY, parse_math=False)
-        row: list[Axes] = list(figure.subplots(1, num_columns, squeeze=False)[0])
+        grid: list[Axes] = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+        for unused in grid[num_panels:]:
+            unused.set_axis_off()
+        for panel, axes in zip(panels, grid, strict=False):
+            curves = overlaid_curves if panel.measure is glue else ()
+            _draw_cost_panel(axes, panel, points, names, curves, baselines)
+            if panel.cost is _HOURS:
+                _label_tokens(axes, panel, points, names)
+            if panel.cost is _HOURS and price is not None:
+                _add_dollar_axis(axes, price)
         if separate_curves:
-            _draw_published_panel(row.pop(), separate_curves, has_prices=has_prices)
-        row[0].set_ylabel(_score_title(average_name))
-        for axes in row[1:]:
-            axes.sharey(row[0])
-            axes.tick_params(labelleft=False)
-        for panel, axes in zip(panels, row, strict=True):
-            _draw_cost_panel(axes, panel, points, names, overlaid_curves, baselines)
-        canvas.draw()  # computes the layout, which the placement of the labels requires
+            has_prices = price is not None or has_dollar_panels
+            _draw_published_panel(grid[num_panels - 1], separate_curves, has_prices=has_prices)
+        figure.draw_without_rendering()  # computes the layout, which the placement of the labels requires
         figure.set_layout_engine("none")
-        for panel, axes in zip(panels, row, strict=True):
-            _label_points(axes, canvas, panel, points)
+        for panel, axes in zip(panels, grid, strict=False):
+            obstacles = _find_obstacles(axes)
+            _label_baselines(axes, canvas, panel, baselines, obstacles)
+            _label_points(axes, canvas, panel, points, obstacles)
     return figure
 
 
@@ -160,60 +261,99 @@ def as_png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
-def _score_title(average_name: str) -> str:
-    return f"Score: {average_name}"
-
-
 def _draw_cost_panel(
     axes: Axes,
-    panel: _CostPanel,
+    panel: _Panel,
     points: Sequence[Point],
     names: list[str],
     published_curves: Sequence[PublishedCurve],
-    baselines: Mapping[str, float],
+    baselines: Sequence[Baseline],
 ) -> None:
     for index, curve in enumerate(published_curves):
-        axes.plot(panel.published_costs(curve), curve.averages, **_published_style(index))
+        axes.plot(panel.cost.published_costs(curve), curve.averages, **_published_style(index))
     for index, name in enumerate(names):
         for connected_points in _connected_points([point for point in points if point.series == name]):
-            pairs = [(cost, point) for point in connected_points if (cost := panel.cost(point)) is not None]
-            pairs.sort(key=lambda pair: pair[0])
+            pairs = sorted(panel.pairs(connected_points), key=lambda pair: pair[0])
             if pairs:
-                _draw_points(axes, [cost for cost, _ in pairs], [point for _, point in pairs], index)
-        if name in baselines and any(panel.cost(point) is not None for point in points if point.series == name):
-            axes.axhline(baselines[name], **_baseline_style(run_color(index)), gid=f"untrained {name}")
-    costs = [cost for point in points if (cost := panel.cost(point)) is not None]
-    _scale_axes(axes, [*costs, *(cost for curve in published_curves for cost in panel.published_costs(curve))])
-    frontier_costs, averages = _frontier(panel, points)
+                _draw_points(axes, panel, pairs, index)
+    costs = [cost for cost, _, _ in panel.pairs(points)]
+    _scale_cost_axis(
+        axes, [*costs, *(cost for curve in published_curves for cost in panel.cost.published_costs(curve))]
+    )
+    for baseline in baselines:
+        value = panel.measure.baseline(baseline)
+        if value is not None:
+            _draw_baseline(axes, value, baseline, names)
+    _scale_score_axis(axes, panel.measure.min_range)
+    frontier_pairs = sorted(
+        (cost, value)
+        for (cost, value, _), is_member in zip(panel.pairs(points), panel.frontier(points), strict=True)
+        if is_member
+    )
     # Between two points of the frontier, the best affordable score is that of the cheaper point: a step line, which
     # extends to the end of the axis.
-    steps = axes.step(
-        [*frontier_costs, axes.get_xlim()[1]], [*averages, averages[-1]], where="post", **_frontier_style()
-    )
+    frontier_costs, values = [cost for cost, _ in frontier_pairs], [value for _, value in frontier_pairs]
+    steps = axes.step([*frontier_costs, axes.get_xlim()[1]], [*values, values[-1]], where="post", **_frontier_style())
     steps[0].set_gid("frontier")
-    axes.set_xlabel(panel.title)
+    axes.set_xlabel(panel.cost.title)
+    axes.set_ylabel(panel.measure.title)
+
+
+def _draw_baseline(axes: Axes, value: float, baseline: Baseline, names: list[str]) -> None:
+    if baseline.series is not None:
+        color = run_color(names.index(baseline.series))
+        axes.axhline(value, **_baseline_style(color), gid=f"untrained {baseline.series}")
+        return
+    axes.axhline(value, **_baseline_style(_GREY), gid=f"baseline {baseline.label}")
+
+
+def _label_tokens(axes: Axes, panel: _Panel, points: Sequence[Point], names: list[str]) -> None:
+    # A label above each point: the series differ in tokens per hour.
+    low, high = axes.get_xlim()
+    min_factor = (high / low) ** _MIN_TOKEN_LABEL_DISTANCE
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "bottom", "fontsize": 6, "gid": "tokens"}
+    axes.annotate("tokens", (0, 1), (-3, _TOKEN_LABEL_PAD), xycoords="axes fraction", ha="right", color=_GREY, **style)
+    panel_points = [point for _, _, point in panel.pairs(points)]
+    for index, name in enumerate(names[:_MAX_TOKEN_ROWS]):
+        max_hours = math.inf  # of the next label
+        for point in sorted(panel_points, key=lambda point: -point.hours):
+            if point.series == name and point.hours <= max_hours:
+                axes.annotate(
+                    format_number(point.tokens),
+                    (point.hours, 1),
+                    (0, _TOKEN_LABEL_PAD + _TOKEN_LABEL_HEIGHT * index),
+                    xycoords=axes.get_xaxis_transform(),
+                    ha="center",
+                    color=run_color(index),
+                    **style,
+                )
+                max_hours = point.hours / min_factor
+
+
+def _add_dollar_axis(axes: Axes, dollars_per_hour: float) -> None:
+    def to_dollars(hours: Any) -> Any:
+        return hours * dollars_per_hour
+
+    def to_hours(dollars: Any) -> Any:
+        return dollars / dollars_per_hour
+
+    axis = axes.secondary_xaxis(_DOLLAR_AXIS_POSITION, functions=(to_dollars, to_hours))
+    axis.tick_params(axis="x", labelsize=6.5)
+    axis.set_xlabel(_DOLLARS.title, fontsize=7)
+    _set_ticks(axis, *(math.log10(limit * dollars_per_hour) for limit in axes.get_xlim()))
 
 
 def _draw_published_panel(axes: Axes, curves: Sequence[PublishedCurve], *, has_prices: bool) -> None:
     for index, curve in enumerate(curves):
         axes.plot(curve.hours, curve.averages, **_published_style(index))
-    _scale_axes(axes, [hours for curve in curves for hours in curve.hours])
+    _scale_cost_axis(axes, [hours for curve in curves for hours in curve.hours])
+    _scale_score_axis(axes, 2.0)
     first = curves[0]
-    axes.set_title("Published results (separate score axis)", fontsize=8, color=_GREY)
+    axes.set_title("Published results (separate axes)", fontsize=8, color=_GREY)
     axes.set_xlabel(f"Pretraining time (hours on {first.num_devices} {first.device})")
-    axes.set_ylabel(_score_title(f"mean of {first.num_tasks} GLUE tasks"), color=_GREY)
+    axes.set_ylabel(f"Mean of {first.num_tasks} GLUE tasks", color=_GREY)
     if has_prices:
-        price = first.num_devices * first.dollars_per_device_hour
-
-        def to_dollars(hours: Any) -> Any:
-            return hours * price
-
-        def to_hours(dollars: Any) -> Any:
-            return dollars / price
-
-        dollar_axis = axes.secondary_xaxis("top", functions=(to_dollars, to_hours))
-        dollar_axis.set_xlabel(_DOLLARS.title)
-        _set_ticks(dollar_axis, *(math.log10(limit * price) for limit in axes.get_xlim()))
+        _add_dollar_axis(axes, first.num_devices * first.dollars_per_device_hour)
 
 
 def _connected_points(points: list[Point]) -> Iterable[list[Point]]:
@@ -222,16 +362,19 @@ def _connected_points(points: list[Point]) -> Iterable[list[Point]]:
     return by_run if any(len(run) > 1 for run in by_run) else [points]
 
 
-def _draw_points(axes: Axes, costs: list[float], points: list[Point], index: int) -> None:
-    averages = [point.average for point in points]
-    intervals = [point.interval or (point.average, point.average) for point in points]
-    axes.plot(costs, averages, **_series_style(index))
+def _draw_points(axes: Axes, panel: _Panel, pairs: Sequence[tuple[float, float, Point]], index: int) -> None:
+    costs, values = [cost for cost, _, _ in pairs], [value for _, value, _ in pairs]
+    intervals: list[tuple[float, float]] = []
+    for _, value, point in pairs:
+        estimate = panel.measure.estimate(point)
+        intervals.append((value, value) if estimate is None or estimate.interval is None else estimate.interval)
+    axes.plot(costs, values, **_series_style(index))
     axes.errorbar(
         costs,
-        averages,
+        values,
         yerr=[  # not negative: by rounding, a mean may be outside of an interval of zero width
-            [max(0.0, average - low) for average, (low, _) in zip(averages, intervals, strict=True)],
-            [max(0.0, high - average) for average, (_, high) in zip(averages, intervals, strict=True)],
+            [max(0.0, value - low) for value, (low, _) in zip(values, intervals, strict=True)],
+            [max(0.0, high - value) for value, (_, high) in zip(values, intervals, strict=True)],
         ],
         fmt="none",
         ecolor=run_color(index),
@@ -242,23 +385,19 @@ def _draw_points(axes: Axes, costs: list[float], points: list[Point], index: int
     )
 
 
-def _frontier(panel: _CostPanel, points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    pairs = [(cost, point.average) for point in points if (cost := panel.cost(point)) is not None]
-    on_frontier = find_frontier([cost for cost, _ in pairs], [average for _, average in pairs])
-    frontier_pairs = sorted(pair for pair, is_member in zip(pairs, on_frontier, strict=True) if is_member)
-    return [cost for cost, _ in frontier_pairs], [average for _, average in frontier_pairs]
-
-
-def _scale_axes(axes: Axes, costs: Sequence[float]) -> None:
+def _scale_cost_axis(axes: Axes, costs: Sequence[float]) -> None:
     low, high = math.log10(min(costs) / _COST_MARGIN), math.log10(max(costs) * _COST_MARGIN)
     padding = max(0.0, _MIN_DECADES - (high - low)) / 2
     low, high = low - padding, high + padding
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
     _set_ticks(axes, low, high)
+
+
+def _scale_score_axis(axes: Axes, min_range: float) -> None:
     axes.margins(y=_SCORE_MARGIN)
     bottom, top = axes.get_ylim()
-    padding = max(0.0, _MIN_SCORE_RANGE - (top - bottom)) / 2
+    padding = max(0.0, min_range - (top - bottom)) / 2
     axes.set_ylim(bottom - padding, top + padding)
 
 
@@ -314,7 +453,7 @@ def _legend_entries(
     frontier_label = "Frontier; bars: 95% intervals" if has_intervals else "Frontier"
     entries.append((Line2D([], [], **_frontier_style()), frontier_label))
     if has_baselines:
-        entries.append((Line2D([], [], **_baseline_style(_GREY)), "Untrained baseline"))
+        entries.append((Line2D([], [], **_baseline_style(_GREY)), "Random weights of the series"))
     entries += [
         (Line2D([], [], **_published_style(index)), curve.label) for index, curve in enumerate(published_curves)
     ]
@@ -337,27 +476,60 @@ def _add_series_legend(figure: Figure, entries: list[tuple[Any, str]]) -> int:
         # signs as formulas.
         for text, (_, name) in zip(legend.get_texts(), entries, strict=True):
             text.set_parse_math(False)
-            text.set_text(_truncate_label(name, _MAX_ENTRY_LENGTH))
+            text.set_text(_truncate_label(name, int(_ENTRY_CHARACTERS_PER_INCH * figure.get_figwidth())))
         if num_columns == 1 or legend.get_window_extent().width <= _MAX_LEGEND_WIDTH * figure.bbox.width:
             return math.ceil(len(entries) / num_columns)
         legend.remove()
         num_columns -= 1
 
 
-def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points: Sequence[Point]) -> None:
-    pairs = [(cost, point) for point in points if (cost := panel.cost(point)) is not None]
-    on_frontier = find_frontier([cost for cost, _ in pairs], [point.average for _, point in pairs])
+def _label_baselines(
+    axes: Axes, canvas: FigureCanvasAgg, panel: _Panel, baselines: Sequence[Baseline], obstacles: _Obstacles
+) -> None:
+    for baseline in baselines:
+        value = panel.measure.baseline(baseline)
+        if value is None or not baseline.label:
+            continue
+        labels = [
+            axes.annotate(
+                baseline.label,
+                (x, value),
+                (offset, y),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=6,
+                color=_GREY,
+                parse_math=False,
+                zorder=5,
+            )
+            for x, offset, horizontal, y, vertical in _BASELINE_LABEL_POSITIONS
+        ]
+        boxes = [_extent(label, canvas) for label in labels]
+        # A baseline has no other label, so that it is labeled even without a free position.
+        selected = next((index for index, box in enumerate(boxes) if obstacles.is_free(box)), 0)
+        obstacles.boxes.append(boxes[selected])
+        for index, label in enumerate(labels):
+            if index != selected:
+                label.remove()
+
+
+def _label_points(
+    axes: Axes, canvas: FigureCanvasAgg, panel: _Panel, points: Sequence[Point], obstacles: _Obstacles
+) -> None:
+    pairs, on_frontier = panel.pairs(points), panel.frontier(points)
     # Points on the frontier come first, because a label without a free position is omitted.
     order = sorted(range(len(pairs)), key=lambda index: (not on_frontier[index], pairs[index][0]))
-    curves, occupied = _obstacles(axes)
-    frame = axes.get_window_extent()
     names = list(dict.fromkeys(point.series for point in points))
     for index in order:
-        cost, point = pairs[index]
+        cost, value, point = pairs[index]
+        if sum(other.series == point.series for other in points) == 1:
+            continue  # the legend identifies the point
         for x, y, horizontal, vertical in _LABEL_POSITIONS:
             label = axes.annotate(
                 _truncate_label(_point_label(point, points), _MAX_LABEL_LENGTH),
-                (cost, point.average),
+                (cost, value),
                 (x, y),
                 textcoords="offset points",
                 ha=horizontal,
@@ -369,14 +541,13 @@ def _label_points(axes: Axes, canvas: FigureCanvasAgg, panel: _CostPanel, points
                 zorder=5,
             )
             box = _extent(label, canvas)
-            if _is_free(box, frame, curves, occupied):
-                occupied.append(box)
+            if obstacles.is_free(box):
+                obstacles.boxes.append(box)
                 break
             label.remove()
 
 
-def _obstacles(axes: Axes) -> tuple[list[Curve], list[Bbox]]:
-    # Returns the lines of the axes, and the bounding boxes of its markers, in pixels.
+def _find_obstacles(axes: Axes) -> _Obstacles:
     curves: list[Curve] = []
     boxes: list[Bbox] = []
     for line in axes.lines:
@@ -389,19 +560,12 @@ def _obstacles(axes: Axes) -> tuple[list[Curve], list[Bbox]]:
                 boxes.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
     for collection in axes.collections:  # error bars
         curves += [collection.get_transform().transform_path(path) for path in collection.get_paths()]
-    return curves, boxes
+    return _Obstacles(frame=axes.get_window_extent(), curves=curves, boxes=boxes)
 
 
 def _extent(label: Annotation, canvas: FigureCanvasAgg) -> Bbox:
     box = label.get_window_extent(canvas.get_renderer())
     return Bbox.from_extents(box.x0 - 1, box.y0 - 1, box.x1 + 1, box.y1 + 1)
-
-
-def _is_free(box: Bbox, frame: Bbox, curves: list[Curve], occupied: list[Bbox]) -> bool:
-    is_inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-    if not is_inside or any(box.overlaps(other) for other in occupied):
-        return False
-    return not any(curve.intersects_bbox(box, filled=False) for curve in curves)
 
 
 def _point_label(point: Point, points: Sequence[Point]) -> str:

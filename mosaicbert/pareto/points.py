@@ -1,6 +1,7 @@
-"""Points of the Pareto figure: average score and cost of a checkpoint, and the frontier of several points."""
+"""Points of the Pareto figure: cost and measures of checkpoints that differ in the seed, and the frontier."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,40 +10,91 @@ from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS
 from mosaicbert.config.pareto import SeriesConfig
 from mosaicbert.pareto.checkpoints import ScoredCheckpoint
+from mosaicbert.pareto.measures import (
+    PointEstimate,
+    estimate_blimp,
+    estimate_glue,
+    estimate_loss,
+    task_scores,
+)
 from mosaicbert.pareto.selection import Selection
 from mosaicbert.scores.records import SCORES_FILE, Pretraining
-from mosaicbert.scores.statistics import bootstrap_interval, mean_over_tasks, sample_deviation
+from mosaicbert.scores.statistics import mean_over_tasks, sample_deviation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Average score and cost of a checkpoint.
+    """Cost and measures of a checkpoint, or of several checkpoints that differ in the pretraining seed.
 
     Attributes:
         series: Name of the series.
-        name: Name of the checkpoint, as an argument of `--compare`.
-        folder: Run folder.
-        step: Step of the run.
-        pretraining: Cost of the pretraining.
-        hours: Wall-clock hours of training, including evaluations and checkpoints.
+        checkpoints: Checkpoints that are averaged.
+        hours: Mean wall-clock hours of training, including evaluations and checkpoints.
+        tokens: Mean number of tokens.
         num_devices: Number of devices of the training.
         dollars: Cost in US dollars: hours x devices x price; None without a price.
-        scores: Scores from 0 to 100, by task and seed.
-        average: Mean over tasks of the mean over seeds.
-        interval: 95% confidence interval of the average over fine-tuning seeds; None if no task has two seeds.
+        scores: GLUE scores from 0 to 100 by task and fine-tuning seed, of each checkpoint.
+        loss: Validation loss in nats; None if it was not measured.
+        blimp: BLiMP score; None without complete scores.
+        glue: Mean GLUE score; None without scores.
     """
 
     series: str
-    name: str
-    folder: str
-    step: int
-    pretraining: Pretraining
+    checkpoints: tuple[ScoredCheckpoint, ...]
     hours: float
+    tokens: float
     num_devices: int
     dollars: float | None
-    scores: dict[str, dict[int, float]]
-    average: float
-    interval: tuple[float, float] | None
+    scores: tuple[dict[str, dict[int, float]], ...]
+    loss: PointEstimate | None
+    blimp: PointEstimate | None
+    glue: PointEstimate | None
+
+    @property
+    def name(self) -> str:
+        """Name of the first checkpoint, as an argument of `--compare`, and the number of further seeds."""
+        name = self.checkpoints[0].name
+        return name if len(self.checkpoints) == 1 else f"{name} and {len(self.checkpoints) - 1} more"
+
+    @property
+    def folder(self) -> str:
+        """Run folder of the first checkpoint."""
+        return self.checkpoints[0].folder
+
+    @property
+    def step(self) -> int:
+        """Step of the first checkpoint."""
+        step = self.checkpoints[0].step
+        assert step is not None
+        return step
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """Cost of the first checkpoint."""
+        return _cost_of(self.checkpoints[0])
+
+    def values_of(self, task: str) -> list[float]:
+        """Return the scores of a task, of all pretraining and fine-tuning seeds."""
+        return [value for scores in self.scores for value in scores[task].values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Horizontal line of the figure.
+
+    Attributes:
+        series: Series of an untrained baseline; None for a line of its own label.
+        label: Label at the line; empty for an untrained baseline, which the legend explains.
+        loss: Validation loss in nats; None for no line.
+        blimp: BLiMP score; None for no line.
+        glue: Mean GLUE score; None for no line.
+    """
+
+    series: str | None
+    label: str = ""
+    loss: float | None = None
+    blimp: float | None = None
+    glue: float | None = None
 
 
 def exclude_unknown_costs(
@@ -80,41 +132,55 @@ def exclude_unknown_costs(
     return usable, notices
 
 
-def make_point(series: str, config: SeriesConfig, checkpoint: ScoredCheckpoint, selection: Selection) -> Point:
-    """Create the point of a checkpoint.
+def make_point(
+    series: str,
+    series_config: SeriesConfig,
+    checkpoints: Sequence[ScoredCheckpoint],
+    selection: Selection,
+) -> Point:
+    """Create the point of checkpoints that differ in the pretraining seed.
 
     Args:
         series: Name of the series.
-        config: Configuration of the series, for its number of devices and price.
-        checkpoint: Checkpoint of a run, with known cost.
-        selection: Tasks to average.
+        series_config: Configuration of the series, for its number of devices and price.
+        checkpoints: Checkpoints of runs, with known cost.
+        selection: Scores to average.
     """
-    pretraining = checkpoint.pretraining
-    assert pretraining is not None and checkpoint.step is not None
-    hours = pretraining.wall_seconds / 3600
-    num_devices = config.devices or pretraining.num_devices
-    price = config.dollars_per_device_hour
-    scores = {task: checkpoint.scores[task][variant] for task, variant in selection.variants.items()}
-    values = [list(seeds.values()) for seeds in scores.values()]
+    costs = [_cost_of(checkpoint) for checkpoint in checkpoints]
+    hours = statistics.fmean(cost.wall_seconds for cost in costs) / 3600
+    num_devices = series_config.devices or costs[0].num_devices
+    price = series_config.dollars_per_device_hour
+    glue = estimate_glue(checkpoints, selection)
+    scores = tuple(
+        {task: task_scores(checkpoint, selection, task) for task in selection.variants}
+        for checkpoint in (checkpoints if glue is not None else ())
+    )
     return Point(
         series=series,
-        name=checkpoint.name,
-        folder=checkpoint.folder,
-        step=checkpoint.step,
-        pretraining=pretraining,
+        checkpoints=tuple(checkpoints),
         hours=hours,
+        tokens=statistics.fmean(cost.tokens for cost in costs),
         num_devices=num_devices,
         dollars=None if price is None else hours * num_devices * price,
         scores=scores,
-        average=mean_over_tasks(values),
-        interval=bootstrap_interval(values),
+        loss=estimate_loss(checkpoints),
+        blimp=estimate_blimp(checkpoints, selection),
+        glue=glue,
     )
 
 
+def _cost_of(checkpoint: ScoredCheckpoint) -> Pretraining:
+    assert checkpoint.pretraining is not None
+    return checkpoint.pretraining
+
+
 def describe_unequal_seeds(points: Sequence[Point]) -> list[str]:
-    """Describe the tasks whose seeds differ between points, in at most one sentence."""
+    """Describe the tasks whose fine-tuning seeds differ between checkpoints, in at most one sentence."""
+    all_scores = [scores for point in points for scores in point.scores]
     titles = [
-        TASKS[task].title for task in points[0].scores if len({frozenset(point.scores[task]) for point in points}) > 1
+        TASKS[task].title
+        for task in (all_scores[0] if all_scores else ())
+        if len({frozenset(scores[task]) for scores in all_scores}) > 1
     ]
     return [f"Points have different seeds of {', '.join(titles)}. Score the missing seeds."] if titles else []
 
@@ -143,17 +209,27 @@ def find_frontier(costs: Sequence[float], averages: Sequence[float]) -> list[boo
 
 
 def find_frontiers(points: Sequence[Point]) -> dict[str, list[bool | None]]:
-    """Find the points on the frontiers of hours and of dollars.
+    """Find the points on the frontiers of the GLUE score against hours and against dollars.
 
     Returns:
-        For "h" (hours) and "$" (dollars): True for each point on the frontier, None for a point without a price.
+        For "h" (hours) and "$" (dollars): True for each point on the frontier, None for a point without a GLUE score or
+        a price.
     """
-    averages = [point.average for point in points]
-    by_hours: list[bool | None] = [*find_frontier([point.hours for point in points], averages)]
-    priced = [index for index, point in enumerate(points) if point.dollars is not None]
-    dollars = [point.dollars for point in points if point.dollars is not None]
-    by_dollars = dict(zip(priced, find_frontier(dollars, [averages[index] for index in priced]), strict=True))
-    return {"h": by_hours, "$": [by_dollars.get(index) for index in range(len(points))]}
+    return {
+        "h": _frontier_of([point.hours for point in points], [point.glue for point in points]),
+        "$": _frontier_of([point.dollars for point in points], [point.glue for point in points]),
+    }
+
+
+def _frontier_of(costs: Sequence[float | None], estimates: Sequence[PointEstimate | None]) -> list[bool | None]:
+    pairs = {
+        index: (cost, estimate.value)
+        for index, (cost, estimate) in enumerate(zip(costs, estimates, strict=True))
+        if cost is not None and estimate is not None
+    }
+    on_frontier = find_frontier([cost for cost, _ in pairs.values()], [value for _, value in pairs.values()])
+    members = dict(zip(pairs, on_frontier, strict=True))
+    return [members.get(index) for index in range(len(costs))]
 
 
 def point_record(point: Point, selection: Selection, on_frontier: Mapping[str, bool | None]) -> dict[str, Any]:
@@ -161,40 +237,48 @@ def point_record(point: Point, selection: Selection, on_frontier: Mapping[str, b
 
     Args:
         point: Point of the figure.
-        selection: Averaged tasks.
+        selection: Averaged scores.
         on_frontier: Membership of the frontiers, by "h" and "$".
     """
+    costs = [_cost_of(checkpoint) for checkpoint in point.checkpoints]
     return {
         "series": point.series,
-        "run": point.folder,
-        "step": point.step,
+        "runs": [checkpoint.folder for checkpoint in point.checkpoints],
         "device": point.pretraining.device,
         "devices": point.num_devices,
         "hours": point.hours,
         "dollars": point.dollars,
-        "steps": point.pretraining.steps,
-        "tokens": point.pretraining.tokens,
-        "flops": point.pretraining.flops,
-        "average": point.average,
-        "ci_low": point.interval[0] if point.interval else None,
-        "ci_high": point.interval[1] if point.interval else None,
-        "num_tasks": len(selection.variants),
+        "pretraining": [asdict(cost) for cost in costs],
+        "loss": _estimate_record(point.loss),
+        "blimp": _estimate_record(point.blimp),
+        "glue": _estimate_record(point.glue),
         "tasks": {
-            task: _task_record(task, list(point.scores[task].values())) | asdict(variant)
-            for task, variant in selection.variants.items()
+            task: _task_record(selection.metrics_of(task), point.values_of(task)) | asdict(variant)
+            for task, variant in (selection.variants if point.scores else {}).items()
         },
         "on_frontier_hours": on_frontier["h"],
         "on_frontier_dollars": on_frontier["$"],
     }
 
 
-def _task_record(task: str, seeds: list[float]) -> dict[str, Any]:
-    interval = bootstrap_interval([seeds])
+def _estimate_record(estimate: PointEstimate | None) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    low, high = estimate.interval or (None, None)
     return {
-        "metrics": list(TASKS[task].metrics),
+        "value": estimate.value,
+        "by_pretraining_seed": list(estimate.values),
+        "ci_low": low,
+        "ci_high": high,
+        "seed_variance": sum(term.variance for term in estimate.seed_terms) if estimate.seed_terms else None,
+        "example_variance": sum(term.variance for term in estimate.example_terms) if estimate.example_terms else None,
+    }
+
+
+def _task_record(metrics: Sequence[str], seeds: list[float]) -> dict[str, Any]:
+    return {
+        "metrics": list(metrics),
         "mean": mean_over_tasks([seeds]),
         "std": sample_deviation(seeds),
-        "ci_low": interval[0] if interval else None,
-        "ci_high": interval[1] if interval else None,
-        "num_seeds": len(seeds),
+        "num_scores": len(seeds),
     }

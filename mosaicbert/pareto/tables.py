@@ -8,12 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mosaicbert.config.glue import TASKS
 from mosaicbert.console import print_line
+from mosaicbert.pareto.measures import PointEstimate
 from mosaicbert.pareto.points import Point
 from mosaicbert.pareto.selection import Selection
 from mosaicbert.scores.statistics import mean_over_tasks, sample_deviation
 
+_NO_VALUE = "-"
 _UNITS = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))
 
 
@@ -78,31 +79,40 @@ def name_grid(points: Sequence[Point]) -> Grid:
 
 
 def cost_grid(points: Sequence[Point], frontiers: Mapping[str, Sequence[bool | None]], selection: Selection) -> Grid:
-    """Create the table of costs and average scores, one row per point.
+    """Create the table of costs and measures, one row per point.
 
     Args:
         points: Points in the order of the rows.
         frontiers: Membership of each point in the frontiers, by "h" (hours) and "$" (dollars).
-        selection: Averaged tasks.
+        selection: Averaged scores.
     """
-    rows = [
-        [
-            str(number),
-            _format_cost(point.hours),
-            "-" if point.dollars is None else _format_cost(point.dollars),
-            format_number(point.pretraining.tokens),
-            f"{point.pretraining.flops:.3g}",
-            format_interval(point.average, point.interval),
-            " ".join(sign for sign, on_frontier in frontiers.items() if on_frontier[number - 1]) or "-",
-        ]
-        for number, point in enumerate(points, start=1)
+    columns: list[tuple[str, list[str]]] = [
+        ("#", [str(number) for number in range(1, len(points) + 1)]),
+        ("Hours", [_format_cost(point.hours) for point in points]),
+        ("Dollars", [_NO_VALUE if point.dollars is None else _format_cost(point.dollars) for point in points]),
+        ("Tokens", [format_number(point.tokens) for point in points]),
+        ("FLOPs", [f"{point.pretraining.flops:.3g}" for point in points]),
     ]
-    num_tasks = len(selection.variants)
-    average = f"Mean of {num_tasks} task{'s' if num_tasks > 1 else ''}\n[95% CI]"
-    if selection.is_partial:
-        average += "\n(partial data)"
-    header = ["#", "Hours", "Dollars", "Tokens", "FLOPs", average, "Frontier"]
-    return Grid(header=header, rows=rows, num_name_columns=1)
+    if any(point.loss is not None for point in points):
+        columns.append(("Validation\nloss (nats)", [_format_estimate(point.loss) for point in points]))
+    if selection.blimp is not None:
+        title = "BLiMP\n[95% CI]" + ("\n(partial data)" if selection.is_blimp_partial else "")
+        columns.append((title, [_format_estimate(point.blimp) for point in points]))
+    if num_tasks := len(selection.variants):
+        title = f"Mean of {num_tasks} task{'s' if num_tasks > 1 else ''}\n[95% CI]"
+        title += "\n(partial data)" if selection.is_partial else ""
+        columns.append((title, [_format_estimate(point.glue) for point in points]))
+        signs = [
+            " ".join(sign for sign, on_frontier in frontiers.items() if on_frontier[index]) or _NO_VALUE
+            for index in range(len(points))
+        ]
+        columns.append(("Frontier", signs))
+    rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    return Grid(header=[title for title, _ in columns], rows=rows, num_name_columns=1)
+
+
+def _format_estimate(estimate: PointEstimate | None) -> str:
+    return _NO_VALUE if estimate is None else format_interval(estimate.value, estimate.interval)
 
 
 def task_grid(points: Sequence[Point], selection: Selection) -> Grid:
@@ -114,10 +124,13 @@ def task_grid(points: Sequence[Point], selection: Selection) -> Grid:
     """
     header = ["#"]
     for task, variant in selection.variants.items():
-        title, _, metrics = TASKS[task].label.partition(" ")
+        title, _, metrics = selection.label_of(task).partition(" ")
         header.append(f"{title}\n{metrics}" + ("\n(partial)" if variant.is_partial else ""))
     rows = [
-        [str(number), *(_format_seeds(list(point.scores[task].values())) for task in selection.variants)]
+        [
+            str(number),
+            *(_format_seeds(point.values_of(task)) if point.scores else _NO_VALUE for task in selection.variants),
+        ]
         for number, point in enumerate(points, start=1)
     ]
     return Grid(header=header, rows=rows, num_name_columns=1)

@@ -1,5 +1,6 @@
-"""Score records in scores.jsonl, one line per fine-tuned checkpoint, task and seed."""
+"""Score records in scores.jsonl, one line per scored checkpoint, task and seed."""
 
+import fcntl
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from mosaicbert.config import ConfigError
 
 SCORES_FILE = "scores.jsonl"
 _VERSION = re.compile("@[0-9a-f]{12}$")  # suffix of the name of a model that is not a run folder
+BLIMP_PREFIX = "blimp/"  # of the task names of BLiMP, before the phenomenon
 PRETRAINED = "pretraining"  # value of initialized_from without a previous fine-tuning
 
 
@@ -28,6 +30,11 @@ class Pretraining:
         flops: FLOPs of the model, computed from the mean sample length of the run.
         device: Name of the device, e.g. NVIDIA H200.
         num_devices: Number of devices of the first session; all CPU cores together count as one.
+        cpu_seconds: CPU time of the training process of rank 0 in seconds; None if it was not recorded.
+        eval_loss: Validation loss of the checkpoint in nats per masked token; None if it was not evaluated.
+        eval_bits_per_byte: Validation loss in bits per byte of text: eval_loss / ln(2) x tokens per byte of the
+            validation texts; None if one of them is not known.
+        seed: Seed of the pretraining; None if it was not recorded.
     """
 
     steps: int
@@ -37,6 +44,10 @@ class Pretraining:
     flops: float
     device: str
     num_devices: int
+    cpu_seconds: float | None = None
+    eval_loss: float | None = None
+    eval_bits_per_byte: float | None = None
+    seed: int | None = None
 
     def is_same_training(self, other: "Pretraining") -> bool:
         """Return whether both checkpoints are from the same training steps, without a rollback between them."""
@@ -45,19 +56,19 @@ class Pretraining:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score of one fine-tuning run, a line of scores.jsonl.
+    """Score of one checkpoint on one task, a line of scores.jsonl.
 
     Attributes:
         model: Folder or Hub name of the model, followed by @ and a version if it is not a run folder.
         step: Step of a checkpoint of a run; None for other models.
-        task: Name of the task, see `mosaicbert.config.glue.TASKS`.
-        seed: Seed of the head, the data order and dropout.
-        metrics: Metrics by name, as fractions from 0 to 1.
+        task: Name of the task: one of `mosaicbert.config.glue.TASKS`, or `BLIMP_PREFIX` and a phenomenon.
+        seed: Seed of the head, the data order and dropout; 0 for BLiMP, which has no seed.
+        metrics: Metrics by name, as fractions from 0 to 1. For BLiMP the accuracy of each paradigm.
         protocol: Fingerprint of `settings`.
         settings: All settings that affect the score, except for the model and the seed.
         initialized_from: Initial weights: `PRETRAINED`, or the name of a task for weights fine-tuned on it.
-        is_partial: True if the data were smaller than the official splits.
-        seconds: Duration of the fine-tuning in seconds.
+        is_partial: True if the data were smaller than the official data.
+        seconds: Duration of the fine-tuning and evaluation in seconds.
         pretraining: Pretraining cost of the checkpoint; None if the model is not a run folder.
         environment: Device, versions and commit.
         finished: UTC time of completion in ISO 8601 format.
@@ -87,6 +98,10 @@ class Score:
         """Mean of the metrics in percent, from 0 to 100, or from -100 for Matthews and Spearman correlations."""
         return 100.0 * statistics.fmean(self.metrics.values())
 
+    @property
+    def is_blimp(self) -> bool:
+        return self.task.startswith(BLIMP_PREFIX)
+
 
 def read_scores(path: Path) -> list[Score]:
     """Read the scores of a scores.jsonl file, except for a truncated last line.
@@ -100,7 +115,7 @@ def read_scores(path: Path) -> list[Score]:
     if not path.exists():
         return []
     scores: list[Score] = []
-    for number, line in enumerate(_complete_lines(path.read_bytes()), start=1):
+    for number, line in enumerate(complete_lines(path.read_bytes()), start=1):
         try:
             fields = dict(json.loads(line))
             cost = fields.pop("pretraining")
@@ -113,20 +128,34 @@ def read_scores(path: Path) -> list[Score]:
 
 
 def append_score(path: Path, score: Score) -> None:
-    """Append a score and flush it to disk. Only one process may write at a time."""
+    """Append a score and flush it to disk. Several processes may write at a time."""
+    append_line(path, json.dumps(asdict(score)))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a JSON Lines file and flush it to disk. A truncated last line is removed.
+
+    The file is locked, because `mosaicbert glue` and `mosaicbert blimp` may score one run at the same time.
+
+    Args:
+        path: Path of the file, which need not exist.
+        line: JSON text without a line break.
+    """
     with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         last = file.read().rpartition(b"\n")[2]
         if _is_complete(last):
             file.write(b"\n")  # complete last line without a line break, e.g. after an edit
         else:
             file.truncate(file.tell() - len(last))  # truncated last line, e.g. after a crash
-        file.write((json.dumps(asdict(score)) + "\n").encode())
+        file.write((line + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _complete_lines(content: bytes) -> list[bytes]:
+def complete_lines(content: bytes) -> list[bytes]:
+    """Split the content of a JSON Lines file into lines, without a truncated last line."""
     *lines, last = content.split(b"\n")
     return [*lines, last] if _is_complete(last) else lines
 

@@ -1,42 +1,46 @@
-"""Statistics over tasks and seeds: mean, bootstrap confidence interval and paired test."""
+"""Statistics of scores: variance over seeds and over examples, confidence intervals, and tests of differences."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 _CONFIDENCE_LEVEL = 0.95
 SIGNIFICANCE_LEVEL = 0.05
-_RESAMPLES = 9_999
-_RANDOM_STATE = 0  # for reproducible intervals
 _ROUNDING = 1e-9  # maximum rounding error of a difference of two scores
-_MIN_DEGREES_OF_FREEDOM = 2  # sum over all tasks
+
+
+@dataclass(frozen=True)
+class VarianceTerm:
+    """Independent part of the variance of an estimate.
+
+    Attributes:
+        variance: Estimated variance.
+        degrees_of_freedom: Degrees of freedom of the variance estimate.
+    """
+
+    variance: float
+    degrees_of_freedom: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedTest:
-    """Result of a paired test of two models.
+class DifferenceTest:
+    """Test whether a difference of two scores is zero.
 
     Attributes:
-        difference: Mean over the tested tasks of the mean difference over seeds, first minus second model.
-        interval: 95% confidence interval of the difference; None with too few pairs or zero variance. It contains 0 if
+        difference: First minus second score.
+        interval: 95% confidence interval of the difference; None if the variance is unknown or zero. It contains 0 if
             and only if the p-value is at least 0.05.
-        p_value: Two-sided p-value of the null hypothesis of no difference; None with too few pairs or zero variance.
-        tested_tasks: Indices of the tasks with at least two pairs, whose variance can be estimated.
-        num_pairs: Number of pairs in the tested tasks.
-        has_zero_variance: True if there are enough pairs, but the differences of each task are equal and not zero.
+        p_value: Two-sided p-value of the null hypothesis of no difference; None without an interval.
     """
 
     difference: float
     interval: tuple[float, float] | None
     p_value: float | None
-    tested_tasks: tuple[int, ...]
-    num_pairs: int
-    has_zero_variance: bool = False
 
 
 def mean_over_tasks(tasks: Sequence[Sequence[float]]) -> float:
@@ -49,78 +53,98 @@ def sample_deviation(seeds: Sequence[float]) -> float | None:
     return statistics.stdev(seeds) if len(seeds) > 1 else None
 
 
-def bootstrap_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """Compute the 95% confidence interval of `mean_over_tasks` by a stratified percentile bootstrap.
+def seed_terms(tasks: Sequence[Sequence[float]]) -> list[VarianceTerm]:
+    """Estimate the variance of `mean_over_tasks` due to the seeds.
 
-    Seeds are resampled within each task. The deviations from the task mean are scaled by sqrt(n / (n - 1)) first, since
-    a plain bootstrap of n values underestimates the variance by (n - 1) / n. A task with a single seed is a constant.
-
-    Returns:
-        Lower and upper bound, or None if no task has two seeds.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13. Scale factor: Rao and Wu,
-    Resampling inference with complex survey data, JASA 83 (1988).
-    """
-    resampled = [_rescale(np.array(seeds)) for seeds in tasks if len(seeds) > 1]
-    if not resampled:
-        return None
-    constant = sum(seeds[0] for seeds in tasks if len(seeds) == 1)
-
-    def mean(*samples: Any, axis: int) -> Any:
-        return (constant + sum(sample.mean(axis=axis) for sample in samples)) / len(tasks)
-
-    result = stats.bootstrap(
-        resampled,
-        mean,
-        vectorized=True,
-        n_resamples=_RESAMPLES,
-        confidence_level=_CONFIDENCE_LEVEL,
-        method="percentile",
-        rng=_RANDOM_STATE,
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _rescale(seeds: Any) -> Any:
-    return seeds.mean() + (seeds - seeds.mean()) * math.sqrt(len(seeds) / (len(seeds) - 1))
-
-
-def paired_test(tasks: Sequence[Sequence[float]]) -> PairedTest:
-    """Test whether the mean over tasks of paired differences is zero, by a paired t-test stratified by task.
-
-    Each task has its own mean and variance of the differences, so that variation between tasks does not count as noise.
-    With n_k differences of variance s_k^2 in task k of K tasks:
-
-        variance of the difference = sum_k v_k,  v_k = s_k^2 / (n_k K^2)
-        degrees of freedom = (sum_k v_k)^2 / sum_k (v_k^2 / (n_k - 1))
+    With n_k seeds of variance s_k^2 in task k of K tasks, the variance is sum_k s_k^2 / (n_k K^2).
 
     Args:
-        tasks: Differences of each task, one per seed.
+        tasks: Scores of each task, one per seed.
+
+    Returns:
+        One term for each task with at least two seeds.
+    """
+    return [
+        VarianceTerm(_variance(seeds) / len(seeds) / len(tasks) ** 2, len(seeds) - 1)
+        for seeds in tasks
+        if len(seeds) > 1
+    ]
+
+
+def example_term(groups: Sequence[NDArray[np.float64]]) -> VarianceTerm:
+    """Estimate the variance of a mean over groups of means over examples, due to the choice of the examples.
+
+    Args:
+        groups: Values of the examples of each group, (N,) each. Groups of one example have no variance.
+    """
+    variance = sum(float(np.var(values, ddof=1)) / len(values) for values in groups if len(values) > 1)
+    degrees = sum(len(values) - 1 for values in groups)
+    return VarianceTerm(variance / len(groups) ** 2, max(1, degrees))
+
+
+def accuracy_term(accuracies: Sequence[float], num_examples: Sequence[int]) -> VarianceTerm:
+    """Estimate the variance of a mean of accuracies, due to the choice of the examples: sum p (1 - p) / (n - 1) / K^2.
+
+    Args:
+        accuracies: Accuracy of each of K groups, as a fraction.
+        num_examples: Number of examples of each group.
+    """
+    variance = sum(p * (1 - p) / max(1, n - 1) for p, n in zip(accuracies, num_examples, strict=True))
+    return VarianceTerm(variance / len(accuracies) ** 2, max(1, sum(num_examples) - len(num_examples)))
+
+
+def combine_terms(terms: Sequence[VarianceTerm]) -> VarianceTerm:
+    """Add independent variances.
+
+        degrees of freedom = (sum_k v_k)^2 / sum_k (v_k^2 / f_k)
+
+    Args:
+        terms: Terms with variance v_k and degrees of freedom f_k, at least one of them.
 
     Source: Satterthwaite, An approximate distribution of estimates of variance components, Biometrics 2 (1946).
     """
-    tested_tasks = tuple(index for index, seeds in enumerate(tasks) if len(seeds) > 1)
-    differences = [tasks[index] for index in tested_tasks]
-    terms = [(_variance(seeds) / len(seeds) / len(differences) ** 2, len(seeds) - 1) for seeds in differences]
-    variance, difference = sum(term for term, _ in terms), mean_over_tasks(differences or tasks)
-    is_testable = sum(degrees for _, degrees in terms) >= _MIN_DEGREES_OF_FREEDOM
-    interval, p_value = None, None
-    if is_testable and variance > 0.0:
-        degrees_of_freedom = variance**2 / sum(term**2 / degrees for term, degrees in terms)
-        standard_error = math.sqrt(variance)
-        low, high = stats.t.interval(_CONFIDENCE_LEVEL, degrees_of_freedom, loc=difference, scale=standard_error)
-        interval = float(low), float(high)
-        p_value = float(2 * stats.t.sf(abs(difference) / standard_error, degrees_of_freedom))
-    elif is_testable and abs(difference) <= _ROUNDING:
-        interval, p_value = (0.0, 0.0), 1.0
-    return PairedTest(
-        difference=difference,
-        interval=interval,
-        p_value=p_value,
-        tested_tasks=tested_tasks,
-        num_pairs=sum(map(len, differences)),
-        has_zero_variance=is_testable and p_value is None,
+    variance = sum(term.variance for term in terms)
+    if variance <= _ROUNDING**2:
+        return VarianceTerm(0.0, sum(term.degrees_of_freedom for term in terms))
+    return VarianceTerm(variance, variance**2 / sum(term.variance**2 / term.degrees_of_freedom for term in terms))
+
+
+def t_interval(value: float, terms: Sequence[VarianceTerm]) -> tuple[float, float] | None:
+    """Return the 95% confidence interval of an estimate from Student's t distribution.
+
+    Args:
+        value: Estimate.
+        terms: Parts of its variance.
+
+    Returns:
+        Lower and upper bound, or None without a term.
+    """
+    if not terms:
+        return None
+    total = combine_terms(terms)
+    if total.variance == 0.0:
+        return value, value
+    low, high = stats.t.interval(
+        _CONFIDENCE_LEVEL, total.degrees_of_freedom, loc=value, scale=math.sqrt(total.variance)
     )
+    return float(low), float(high)
+
+
+def difference_test(difference: float, terms: Sequence[VarianceTerm]) -> DifferenceTest:
+    """Test whether a difference of two scores is zero. For the seeds of two models, this is Welch's t-test.
+
+    Args:
+        difference: First minus second score.
+        terms: Parts of the variance of the difference.
+    """
+    total = combine_terms(terms) if terms else None
+    if total is None or (total.variance == 0.0 and abs(difference) > _ROUNDING):
+        return DifferenceTest(difference=difference, interval=None, p_value=None)
+    if total.variance == 0.0:
+        return DifferenceTest(difference=difference, interval=(0.0, 0.0), p_value=1.0)
+    statistic = abs(difference) / math.sqrt(total.variance)
+    p_value = float(2 * stats.t.sf(statistic, total.degrees_of_freedom))
+    return DifferenceTest(difference=difference, interval=t_interval(difference, terms), p_value=p_value)
 
 
 def _variance(seeds: Sequence[float]) -> float:

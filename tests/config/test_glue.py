@@ -8,17 +8,18 @@ import pytest
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import TASKS, GlueConfig, GlueRecipe, ProtocolChange
 
-# Epochs, batch size, peak learning rate, decoupled weight decay, number of seeds; initialization from MNLI; metrics.
+# Epochs, batch size, peak learning rate, decoupled weight decay, number of seeds, all training examples; initialization
+# from MNLI; metrics.
 # Source: mosaicml/examples, src/glue and its YAML files.
 _PAPER = {
-    "mnli": ((3, 48, 5e-5, 5e-6, 1), False, ("accuracy_matched", "accuracy_mismatched")),
-    "qqp": ((5, 16, 3e-5, 3e-6, 1), False, ("accuracy", "f1")),
-    "qnli": ((10, 16, 1e-5, 1e-6, 1), False, ("accuracy",)),
-    "sst2": ((3, 16, 3e-5, 3e-6, 3), False, ("accuracy",)),
-    "cola": ((10, 32, 5e-5, 5e-6, 4), False, ("matthews_correlation",)),
-    "rte": ((3, 16, 1e-5, 1e-5, 5), True, ("accuracy",)),
-    "mrpc": ((10, 32, 8e-5, 8e-6, 5), True, ("accuracy", "f1")),
-    "stsb": ((10, 32, 3e-5, 3e-6, 5), True, ("spearman",)),
+    "mnli": ((3, 48, 5e-5, 5e-6, 1, None), False, ("accuracy_matched", "accuracy_mismatched")),
+    "qqp": ((5, 16, 3e-5, 3e-6, 1, None), False, ("accuracy", "f1")),
+    "qnli": ((10, 16, 1e-5, 1e-6, 1, None), False, ("accuracy",)),
+    "sst2": ((3, 16, 3e-5, 3e-6, 3, None), False, ("accuracy",)),
+    "cola": ((10, 32, 5e-5, 5e-6, 4, None), False, ("matthews_correlation",)),
+    "rte": ((3, 16, 1e-5, 1e-5, 5, None), True, ("accuracy",)),
+    "mrpc": ((10, 32, 8e-5, 8e-6, 5, None), True, ("accuracy", "f1")),
+    "stsb": ((10, 32, 3e-5, 3e-6, 5, None), True, ("spearman",)),
 }
 
 
@@ -31,7 +32,7 @@ def test_the_tasks_follow_the_protocol_of_the_paper():
 
 def test_a_recipe_changes_only_the_given_protocol_values():
     config = GlueConfig(model="m", protocol={"rte": ProtocolChange(epochs=7, peak_lr=1e-4)})
-    assert astuple(config.protocol_of("rte")) == (7, 16, 1e-4, 1e-5, 5)
+    assert astuple(config.protocol_of("rte")) == (7, 16, 1e-4, 1e-5, 5, None)
     assert config.protocol_of("cola") == TASKS["cola"].protocol
 
 

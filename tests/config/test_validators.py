@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaicbert.config import ConfigError, Recipe
+from mosaicbert.config.blimp import BlimpConfig
 from mosaicbert.config.finetune import FinetuneRecipe
 from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.pareto import ParetoRecipe
@@ -92,7 +93,7 @@ def _numeric_fields(schema, prefix=""):
         base = get_args(kind)[0] if rules else kind
         if dataclasses.is_dataclass(base):
             yield from _numeric_fields(base, f"{prefix}{name}.")
-        elif get_origin(base) is dict:
+        elif get_origin(base) is dict and dataclasses.is_dataclass(get_args(base)[1]):
             yield from _numeric_fields(get_args(base)[1], f"{prefix}{name}.NAME.")
         else:
             types = get_args(base) if get_origin(base) in (UnionType, tuple) else (base,)
@@ -100,7 +101,7 @@ def _numeric_fields(schema, prefix=""):
                 yield f"{prefix}{name}", types, rules
 
 
-@pytest.mark.parametrize("schema", [Recipe, FinetuneRecipe, GlueRecipe, ParetoRecipe])
+@pytest.mark.parametrize("schema", [Recipe, FinetuneRecipe, GlueRecipe, ParetoRecipe, BlimpConfig])
 def test_every_numeric_field_has_a_rule_that_rejects_non_finite_values(schema):
     for key, types, rules in _numeric_fields(schema):
         assert rules, key

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from mosaicbert.finetune.model import load_pretrained_tokenizer
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mosaicbert.finetune.collator import ClassificationCollator, encode
-from mosaicbert.finetune.model import load_pretrained_tokenizer
 from mosaicbert.finetune.tables import Examples
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from tests.finetune.encoders import load_test_classifier
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mosaicbert.finetune.collator import ClassificationCollator, encode
 from mosaicbert.finetune.loader import _batch_order, build_classification_loader
-from mosaicbert.finetune.model import load_pretrained_tokenizer
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from tests.finetune.encoders import make_examples
 
 

@@ -8,9 +8,10 @@ import torch
 from transformers import BertForMaskedLM, XLMConfig, XLMForSequenceClassification
 
 from mosaicbert.config import ConfigError
-from mosaicbert.finetune.metrics import REGRESSION
-from mosaicbert.finetune.model import is_unpadded, load_pretrained_tokenizer, max_input_length, save_encoder
+from mosaicbert.finetune.metrics import REGRESSION, SINGLE_LABEL
+from mosaicbert.finetune.model import is_unpadded, load_classifier, max_input_length, save_encoder
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from tests.finetune.encoders import load_test_classifier
 
 _FOLDERS = ["mosaicbert_folder", "bert_folder"]  # names of fixtures
@@ -53,6 +54,31 @@ def test_a_saved_encoder_is_loaded_with_a_new_classifier(fixture, request, tmp_p
     assert any("pooler" in key for key in encoder_keys)
     assert all(torch.equal(second.state_dict()[key], first.state_dict()[key]) for key in encoder_keys)
     assert float(second.classifier.weight.detach().abs().max()) < 0.5
+
+
+@pytest.mark.parametrize("fixture", _FOLDERS)
+def test_dropout_can_be_changed(fixture, request):
+    name = request.getfixturevalue(fixture)
+    changed, unchanged = (
+        load_classifier(name, num_labels=2, problem_type=SINGLE_LABEL, seed=19, dropout=dropout)
+        for dropout in (0.25, None)
+    )
+    probabilities = {module.p for module in changed.modules() if isinstance(module, torch.nn.Dropout)}
+    assert changed.config.hidden_dropout_prob == changed.dropout.p == 0.25
+    # The dropout of the attention of a BERT is another setting.
+    assert probabilities == {0.25, *([0.1] if fixture == "bert_folder" else [])}
+    assert unchanged.dropout.p == unchanged.config.hidden_dropout_prob != 0.25
+    inputs = {"input_ids": torch.arange(5, 25)[None]}
+    assert torch.equal(changed.eval()(**inputs).logits, unchanged.eval()(**inputs).logits)
+    first, second = (changed.train()(**inputs).logits for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_dropout_of_an_encoder_with_other_names_is_an_error(tmp_path):
+    sizes = {"emb_dim": 8, "n_layers": 1, "n_heads": 1}
+    XLMForSequenceClassification(XLMConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"`glue.dropout` must be null for .* no `hidden_dropout_prob`, got 0.1"):
+        load_classifier(str(tmp_path), num_labels=2, problem_type=SINGLE_LABEL, seed=19, dropout=0.1)
 
 
 def test_an_empty_folder_is_rejected(tmp_path):

@@ -15,9 +15,10 @@ from transformers import (
 
 from mosaicbert.config.glue import Protocol
 from mosaicbert.finetune.metrics import SINGLE_LABEL
-from mosaicbert.finetune.model import load_pretrained_tokenizer, max_input_length, save_encoder
+from mosaicbert.finetune.model import max_input_length, save_encoder
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from tests.finetune.encoders import load_test_classifier, make_examples
 
 _SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,7 +10,17 @@ from mosaicbert.config.glue import TASKS
 from mosaicbert.config.pareto import ParetoRecipe, SeriesConfig
 from mosaicbert.pareto.command import pareto
 from mosaicbert.pareto.plots import draw_pareto
-from tests.pareto.scored import FIVE_TASKS, make_pretraining, make_score, make_scores, pareto_recipe, write_scores
+from mosaicbert.pareto.points import Baseline
+from tests.pareto.scored import (
+    FIVE_TASKS,
+    make_blimp,
+    make_predicted,
+    make_pretraining,
+    make_score,
+    make_scores,
+    pareto_recipe,
+    write_scores,
+)
 
 
 def _records(recipe: ParetoRecipe) -> list[dict]:
@@ -23,14 +33,18 @@ def test_each_point_has_a_record_with_its_cost_and_scores(two_runs, console):
     assert figure_path.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in figure_path.parent.iterdir()) == ["pareto.jsonl", "pareto.md", "pareto.png"]
     first, second, third = _records(two_runs)
-    assert (first["series"], first["run"], first["step"]) == ("Ours", "runs/a", 100)
-    assert (first["hours"], first["dollars"], first["tokens"], first["flops"]) == (1.0, 6.0, 100_000, 1e14)
+    assert (first["series"], first["runs"], first["device"], first["devices"]) == ("Ours", ["runs/a"], "H200", 2)
+    assert (first["hours"], first["dollars"]) == (1.0, 6.0)
+    (cost,) = first["pretraining"]
+    assert (cost["steps"], cost["tokens"], cost["flops"]) == (100, 100_000, 1e14)
     assert (third["hours"], third["dollars"]) == (10.0, None)
-    assert first["num_tasks"] == len(first["tasks"]) == 5
-    assert first["ci_low"] < first["average"] < first["ci_high"]
-    assert first["average"] == pytest.approx(sum(task["mean"] for task in first["tasks"].values()) / 5)
+    glue = first["glue"]
+    assert glue["ci_low"] < glue["value"] < glue["ci_high"]
+    assert (glue["by_pretraining_seed"], glue["example_variance"]) == ([glue["value"]], None)
+    assert glue["value"] == pytest.approx(sum(task["mean"] for task in first["tasks"].values()) / 5)
+    assert (first["loss"], first["blimp"]) == (None, None)
     mrpc = first["tasks"]["mrpc"]
-    assert (mrpc["metrics"], mrpc["num_seeds"], mrpc["initialized_from"]) == (["accuracy", "f1"], 5, "mnli")
+    assert (mrpc["metrics"], mrpc["num_scores"], mrpc["initialized_from"]) == (["accuracy", "f1"], 5, "mnli")
     assert (mrpc["protocol"], mrpc["is_partial"]) == ("mrpc-paper", False)
     assert [record["on_frontier_hours"] for record in (first, second, third)] == [True, True, False]
     assert [record["on_frontier_dollars"] for record in (first, second, third)] == [True, True, None]
@@ -46,7 +60,8 @@ def test_names_and_numbers_are_not_truncated_in_80_columns(tmp_path, monkeypatch
     printed = console.export_text()
     (row,) = [json.loads(text) for text in Path("runs/figure/pareto.jsonl").read_text().splitlines()]
     assert f" MosaicBERT  {run}@123456 " in printed
-    assert f"{row['average']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in printed
+    glue = row["glue"]
+    assert f"{glue['value']:.2f} [{glue['ci_low']:.2f}, {glue['ci_high']:.2f}]" in printed
     assert f"{row['hours']:,.0f}" in printed and f"{row['dollars']:,.0f}" in printed
 
 
@@ -64,13 +79,13 @@ def test_an_untrained_baseline_is_in_the_tables_but_not_on_the_frontiers(two_run
     )
     pareto(recipe, console)
     *trained, untrained = _records(recipe)
-    assert (untrained["series"], untrained["run"], untrained["step"]) == ("Theirs", run, 1)
-    assert untrained["average"] == pytest.approx(90.0, abs=1.0)
-    assert drawn["baselines"] == {"Theirs": untrained["average"]}
+    assert (untrained["series"], untrained["runs"], untrained["pretraining"][0]["steps"]) == ("Theirs", [run], 1)
+    assert untrained["glue"]["value"] == pytest.approx(90.0, abs=1.0)
+    assert drawn["baselines"] == [Baseline(series="Theirs", glue=untrained["glue"]["value"])]
     assert untrained["on_frontier_hours"] is untrained["on_frontier_dollars"] is None
     assert [record["is_untrained"] for record in (*trained, untrained)] == [False, False, False, True]
     rows = [row.split(" | ") for row in (recipe.run_folder / "pareto.md").read_text().splitlines() if row[:2] == "| "]
-    assert ["| 4", "Theirs, untrained", "runs/none@1 |"] in rows
+    assert ["| 4", "Theirs, random weights", "runs/none@1 |"] in rows
     assert [row[-1] for row in rows if row[0] == "| 4" and len(row) == 7] == ["- |"]
     # The baseline has the highest score and the lowest cost. It limits the averaged tasks, but not the frontier.
     assert [record["on_frontier_hours"] for record in trained] == [True, True, False]
@@ -89,7 +104,7 @@ def test_an_untrained_baseline_of_several_steps_or_without_steps_raises_an_error
 
 def test_the_tables_fit_100_columns_and_have_points_metrics_and_the_number_of_tasks(two_runs):
     console = Console(record=True, width=100)
-    pareto(two_runs, console)
+    pareto(replace(two_runs, pareto=replace(two_runs.pareto, reference=True)), console)
     text = console.export_text()
     tables = text[: text.index("Skipped")]
     assert max(map(len, tables.splitlines())) <= 100
@@ -106,7 +121,7 @@ def test_all_eight_tasks_fit_100_columns(tmp_path):
     run = write_scores(tmp_path / "a", make_scores(10, 60.0, 80.0))
     console = Console(record=True, width=100)
     pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
-    tables = console.export_text().partition("Score (0 to 100):")[0]
+    tables = console.export_text().partition("GLUE (0 to 100):")[0]
     assert "…" not in tables
     assert max(map(len, tables.splitlines())) <= 100
     assert all(task.title in tables for task in TASKS.values())
@@ -136,16 +151,17 @@ def test_equal_scores_give_equal_files(two_runs, console):
 def test_tasks_with_one_seed_are_listed(tmp_path, console):
     run = write_scores(tmp_path / "a", make_scores(10, 60.0, 80.0))
     pareto(pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}), console)
-    assert "Tasks with a single seed, which the intervals treat as constants: QQP, MNLI, QNLI." in console.export_text()
+    remark = "Tasks with a single seed, whose variance over seeds is not in the intervals: QQP, MNLI, QNLI."
+    assert remark in console.export_text()
 
 
 def test_there_are_no_intervals_if_each_task_has_one_seed(tmp_path, console):
     run = write_scores(tmp_path / "a", [make_score("cola", 50.0), make_score("rte", 60.0)])
     recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])})
     pareto(recipe, console)
-    assert "Intervals: none, because each task has a single seed." in console.export_text()
+    assert "Intervals: none, because each task has a single seed and no predictions." in console.export_text()
     (point,) = _records(recipe)
-    assert (point["ci_low"], point["ci_high"], point["tasks"]["rte"]["std"]) == (None, None, None)
+    assert (point["glue"]["ci_low"], point["glue"]["ci_high"], point["tasks"]["rte"]["std"]) == (None, None, None)
 
 
 def test_partial_data_is_marked_in_all_outputs(tmp_path, console):
@@ -178,6 +194,140 @@ def test_outdated_scores_unequal_seeds_and_different_devices_are_reported(two_ru
     assert "Points have different seeds of CoLA." in text
     assert "Hours of different devices (H200; B200) are not comparable." in text
     assert [_records(recipe)[-1][key] for key in ("device", "devices", "dollars")] == ["B200", 4, 4.0]
+
+
+def _pretrained(minutes: float, **changes):
+    return {"step": 100, "pretraining": make_pretraining(100, 60 * minutes, **changes)}
+
+
+def _repeated_runs(console, tmp_path, **changes) -> ParetoRecipe:
+    """Create the figure of one run with two repeats, and of another run."""
+    runs = []
+    for index, (minutes, loss, num_correct) in enumerate(((30, 4.0, 60), (32, 4.2, 64), (34, 4.4, 65), (90, 3.0, 80))):
+        cost = _pretrained(minutes, eval_loss=loss, seed=17 + index % 3)
+        pairs = [
+            make_predicted(task, num_correct + seed, seed=seed, **cost) for task in ("rte", "sst2") for seed in (0, 1)
+        ]
+        runs.append(write_scores(tmp_path / str(index), [*pairs, make_blimp({"a": "1101", "b": "10"}, **cost)]))
+    series = SeriesConfig(runs=[runs[0], runs[3]], repeats={runs[0]: runs[1:3]}, dollars_per_device_hour=2.0)
+    recipe = pareto_recipe(tmp_path, {"a": series}, **changes)
+    pareto(recipe, console)
+    return recipe
+
+
+def test_repeats_are_averaged_to_one_point(tmp_path, console):
+    repeated, single = _records(_repeated_runs(console, tmp_path))
+    assert repeated["runs"] == [str(tmp_path / str(index)) for index in range(3)]
+    assert (repeated["hours"], repeated["dollars"]) == pytest.approx((32 / 60, 2 * 32 / 60))
+    assert [cost["seed"] for cost in repeated["pretraining"]] == [17, 18, 19]
+    assert repeated["loss"]["value"] == pytest.approx(4.2)
+    assert repeated["loss"]["ci_low"] < 4.2 < repeated["loss"]["ci_high"]
+    assert repeated["glue"]["by_pretraining_seed"] == pytest.approx([60.5, 64.5, 65.5])
+    assert repeated["glue"]["example_variance"] > 0
+    assert repeated["tasks"]["rte"]["num_scores"] == 6
+    assert repeated["blimp"]["value"] == single["blimp"]["value"] == pytest.approx(62.5)
+    assert (single["loss"]["ci_low"], single["loss"]["seed_variance"]) == (None, None)
+    text = console.export_text()
+    assert "0@100 and 2 more" in text
+    assert (
+        "Intervals: 95% t-intervals; variance of fine-tuning seeds, and of validation examples, and of pretraining "
+        "seeds where a point averages 3 runs."
+    ) in text
+    assert "BLiMP: accuracy on minimal pairs without fine-tuning; chance is 50." in text
+    assert "single seed" not in text
+
+
+@pytest.mark.parametrize("num_checkpoints", [0, 2])
+def test_repeats_of_other_than_one_checkpoint_raise_an_error(tmp_path, console, num_checkpoints):
+    run = write_scores(tmp_path / "run", [make_score("rte", 60.0)])
+    repeat = write_scores(
+        tmp_path / "repeat",
+        [
+            make_score("rte", 60.0, step=step, pretraining=make_pretraining(step, 9.0))
+            for step in range(1, num_checkpoints + 1)
+        ]
+        or [make_score("rte", 60.0, pretraining=None)],
+    )
+    recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run], repeats={run: [repeat]})})
+    with pytest.raises(ConfigError, match=r"a.repeats` must have runs with one scored checkpoint each, got .*run@100"):
+        pareto(recipe, console)
+
+
+def test_the_selected_metrics_are_in_all_outputs(tmp_path, console):
+    scores = [
+        make_score("mnli", 0.0, metrics={"accuracy_matched": 0.7, "accuracy_mismatched": 0.5}),
+        make_score("mrpc", 0.0, metrics={"accuracy": 0.6, "f1": 0.8}),
+    ]
+    run = write_scores(tmp_path / "a", scores)
+    metrics = {"mnli": ["accuracy_matched"], "mrpc": ["f1"]}
+    recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=[run])}, metrics=metrics)
+    pareto(recipe, console)
+    (record,) = _records(recipe)
+    assert {task: item["metrics"] for task, item in record["tasks"].items()} == metrics
+    assert [record["tasks"][task]["mean"] for task in ("mrpc", "mnli")] == pytest.approx([80.0, 70.0])
+    assert "GLUE (0 to 100): mean of MRPC F1, MNLI acc m." in console.export_text()
+    page = (recipe.run_folder / "pareto.md").read_text()
+    assert "MRPC F1 | MNLI acc m |" in page
+
+
+def _with_baseline(recipe: ParetoRecipe, scores) -> ParetoRecipe:
+    folder = write_scores(Path("runs/majority"), scores)
+    return replace(recipe, pareto=replace(recipe.pareto, baselines={"majority answer": folder}))
+
+
+def test_a_labeled_baseline_is_plotted_and_reported_with_its_mean_score(two_runs, console, monkeypatch):
+    external = {"step": None, "pretraining": None, "protocol": "majority", "model": "majority answer"}
+    values = dict(zip(FIVE_TASKS, (0.0, 50.0, 75.0, 0.0, 55.0), strict=True))
+    recipe = _with_baseline(two_runs, [make_score(task, value, **external) for task, value in values.items()])
+    drawn = {}
+    monkeypatch.setattr(
+        "mosaicbert.pareto.command.draw_pareto",
+        lambda *points, **arguments: drawn.update(arguments) or draw_pareto(*points, **arguments),
+    )
+    pareto(recipe, console)
+    assert drawn["baselines"] == [Baseline(series=None, label="majority answer", glue=pytest.approx(36.0))]
+    assert "majority answer: 36.00 (mean of 5 GLUE tasks)." in console.export_text()
+    assert len(_records(recipe)) == 3
+
+
+def test_a_labeled_baseline_without_an_averaged_task_raises_an_error(two_runs, console):
+    recipe = _with_baseline(two_runs, [make_score("cola", 0.0, step=None, pretraining=None)])
+    with pytest.raises(ConfigError, match=r"baselines.majority answer` must have a score of every .* got none of sst2"):
+        pareto(recipe, console)
+
+
+def test_runs_with_blimp_scores_only_have_no_table_of_tasks(tmp_path, console):
+    runs = [
+        write_scores(tmp_path / name, [make_blimp({"p": digits}, is_partial=True, **_pretrained(minutes))])
+        for name, minutes, digits in (("a", 10, "1101"), ("b", 30, "1111"))
+    ]
+    recipe = pareto_recipe(tmp_path, {"a": SeriesConfig(runs=runs)})
+    pareto(recipe, console)
+    assert [(record["blimp"]["value"], record["glue"], record["tasks"]) for record in _records(recipe)] == [
+        (75.0, None, {}),
+        (100.0, None, {}),
+    ]
+    text = console.export_text()
+    assert "BLiMP (partial data): accuracy on minimal pairs" in text
+    assert "Frontier" not in text and "Task columns" not in text
+    assert (recipe.run_folder / "pareto.md").read_text().startswith("# figure: BLiMP\n")
+
+
+def test_a_figure_without_a_measured_point_raises_an_error(tmp_path, console):
+    cost = {"step": 1, "pretraining": make_pretraining(1, 1.0)}
+    scores = {
+        "glue-untrained": make_score("rte", 50.0, **cost),
+        "blimp-untrained": make_blimp({"a": "10", "b": "11"}, **cost),
+        "first": make_blimp({"a": "10"}),
+        "second": make_blimp({"b": "11"}),
+    }
+    folders = {name: write_scores(tmp_path / name, [score]) for name, score in scores.items()}
+    series = {
+        "a": SeriesConfig(runs=[folders["first"]], untrained=folders["glue-untrained"]),
+        "b": SeriesConfig(runs=[folders["second"]], untrained=folders["blimp-untrained"]),
+    }
+    with pytest.raises(ConfigError, match="must have a point with a validation loss, complete BLiMP scores or GLUE"):
+        pareto(pareto_recipe(tmp_path, series), console)
 
 
 def test_an_invalid_run_leaves_no_files(two_runs, console):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mosaicbert.config import ConfigError
@@ -13,6 +14,7 @@ from mosaicbert.config.glue import MNLI, TASKS, GlueConfig, GlueTask
 from mosaicbert.data.prepare.hub import load_hub_table
 from mosaicbert.finetune.tables import TABLE_SUFFIXES, Examples, get_column, get_text_columns, read_file
 
+_SUBSET_SEED = 0  # of the random choice of training examples, the same for all jobs
 _PARTIAL_SUFFIX = "_partial"  # suffix of the name of an incomplete split
 
 
@@ -24,7 +26,7 @@ class GlueTaskData:
         task: Name of the task.
         train: Labeled training examples.
         validation: Labeled validation examples by metric suffix: "", or "_matched" and "_mismatched" for MNLI.
-        is_partial: True if a split has fewer examples than the official split.
+        is_partial: True if a split has fewer examples than the official split, or is not the official split.
     """
 
     task: str
@@ -114,13 +116,16 @@ def _summarize(config: GlueConfig, name: str) -> DataSummary | str:
 def read_glue_task(config: GlueConfig, name: str) -> GlueTaskData:
     """Read the splits of a task.
 
+    With `glue.tuning_examples`, random training examples replace the validation split. With `train_examples` of the
+    protocol, the training split is a random subset of the rest. Both choices do not depend on the seed of a job.
+
     Args:
         config: GLUE section of the recipe.
         name: Name of the task.
 
     Raises:
         ConfigError: If a split cannot be read, lacks a column, has an invalid label, or is partial and
-            `glue.partial_data` is false.
+            `glue.partial_data` is false; or if the task has fewer training examples than the recipe needs.
     """
     task = TASKS[name]
     splits = {split: _read_split(config, name, split) for split in task.num_examples}
@@ -132,7 +137,27 @@ def read_glue_task(config: GlueConfig, name: str) -> GlueTaskData:
         )
     train = splits.pop("train")
     validation = {split.removeprefix("validation"): examples for split, examples in splits.items()}
+    num_tuning, num_train = config.tuning_examples or 0, config.protocol_of(name).train_examples
+    if num_tuning or num_train:
+        if num_tuning + (num_train or 1) > len(train):
+            raise ConfigError(
+                f"{task.title} must have at least {num_tuning + (num_train or 1):,} training examples, got "
+                f"{len(train):,}. Lower `glue.tuning_examples` or `glue.protocol.{name}.train_examples`."
+            )
+        order = np.random.default_rng(_SUBSET_SEED).permutation(len(train)).tolist()
+        tuning = _select(train, order[:num_tuning])
+        train = _select(train, order[num_tuning:][:num_train])
+        validation = dict.fromkeys(validation, tuning) if num_tuning else validation
+        is_partial = True
     return GlueTaskData(task=name, train=train, validation=validation, is_partial=is_partial)
+
+
+def _select(examples: Examples, rows: list[int]) -> Examples:
+    assert examples.labels is not None
+    return Examples(
+        texts=tuple([column[row] for row in rows] for column in examples.texts),
+        labels=[examples.labels[row] for row in rows],
+    )
 
 
 def _read_split(config: GlueConfig, name: str, split: str) -> Examples:

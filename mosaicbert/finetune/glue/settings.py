@@ -1,7 +1,5 @@
-"""Fine-tuning settings of a GLUE task and their fingerprint. Only scores with equal settings are comparable."""
+"""Fine-tuning settings of a GLUE task. Only scores with equal settings are comparable."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -39,14 +37,7 @@ def describe_settings(config: GlueConfig, task: str, summaries: Mapping[str, Dat
         "mnli": protocol(MNLI) if config.is_initialized_from_mnli(task) else None,
         "shuffle": config.shuffle,
         "max_seq_len": config.max_seq_len,
+        "dropout": config.dropout,
+        "tuning_examples": config.tuning_examples,
         "data": None if has_digest or is_official else f"{config.data}@{config.revision}",
     }
-
-
-def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Compute a fingerprint of 12 hexadecimal digits.
-
-    Args:
-        settings: Settings of a task, see `describe_settings`.
-    """
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

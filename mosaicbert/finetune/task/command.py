@@ -18,15 +18,16 @@ from mosaicbert.config.load import load_recipe, recipe_differences, save_recipe
 from mosaicbert.console import print_line
 from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import write_file
-from mosaicbert.finetune.glue.checkpoints import newest_model
 from mosaicbert.finetune.metrics import REGRESSION
-from mosaicbert.finetune.model import load_classifier, load_pretrained_tokenizer, with_random_weights
+from mosaicbert.finetune.model import load_classifier, with_random_weights
 from mosaicbert.finetune.task.dataset import TaskDataset, read_task_dataset
 from mosaicbert.finetune.task.export import export_classifier
 from mosaicbert.finetune.task.labels import PROBLEM_TYPES
 from mosaicbert.finetune.task.plots import draw_predictions
 from mosaicbert.finetune.task.report import evaluate, label_arrays, prediction_lines, write_report
 from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
+from mosaicbert.scoring.checkpoints import newest_model
 from mosaicbert.train.composer import release_memory
 from mosaicbert.train.device import choose_precision
 

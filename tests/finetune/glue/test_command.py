@@ -9,24 +9,27 @@ import sys
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import psutil
 import pytest
 from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
+from scipy.stats import spearmanr
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.glue import OFFICIAL, SEEDS, GlueConfig, GlueRecipe, ProtocolChange
 from mosaicbert.config.load import save_recipe
 from mosaicbert.filesystem import lock_folder
-from mosaicbert.finetune.glue.checkpoints import CheckpointSource
-from mosaicbert.finetune.glue.command import glue
+from mosaicbert.finetune.glue.command import glue, glue_source
 from mosaicbert.finetune.glue.dataset import DataSummary, find_tasks
-from mosaicbert.finetune.glue.job import GlueResult, run_job
-from mosaicbert.finetune.glue.job_queue import JobQueue
-from mosaicbert.finetune.glue.runner import worker_environments
-from mosaicbert.finetune.glue.scoring_plan import ScoringPlan
-from mosaicbert.finetune.glue.settings import describe_settings, fingerprint
+from mosaicbert.finetune.glue.job import run_job
+from mosaicbert.finetune.glue.plan import GluePlan
+from mosaicbert.finetune.glue.settings import describe_settings
+from mosaicbert.scores.predictions import SplitPredictions, read_predictions
 from mosaicbert.scores.records import read_scores
+from mosaicbert.scoring.job_queue import JobQueue
+from mosaicbert.scoring.plan import ScoringResult, fingerprint
+from mosaicbert.scoring.runner import worker_environments
 from mosaicbert.train.run_folder import RunFolder
 from tests.data.corpus import wait_until_gone
 from tests.finetune.glue.glue_folder import write_glue
@@ -48,6 +51,11 @@ def _score(recipe):
     console = Console(record=True, width=150)
     exit_code = glue(recipe, console)
     return exit_code, console.export_text()
+
+
+def _result(metrics, *, is_partial):
+    predictions = {"": SplitPredictions(labels="01", predictions="00")}
+    return ScoringResult(metrics=metrics, is_partial=is_partial, seconds=1.0, environment={}, predictions=predictions)
 
 
 def _tasks_and_seeds(scores):
@@ -106,6 +114,20 @@ def test_a_score_records_initial_weights_metrics_pretraining_and_environment(sco
         assert score.environment["versions"]["torch"]
 
 
+def test_the_recorded_predictions_have_the_metrics_of_the_score(scored):
+    _, run, _, _ = scored
+    scores = read_scores(run.path / "scores.jsonl")
+    for score, record in zip(scores, read_predictions(run.path / "predictions.jsonl"), strict=True):
+        assert record.is_of(score)
+        for name, value in score.metrics.items():
+            suffix = name.removeprefix("accuracy").removeprefix("spearman")
+            labels, predictions = record.splits[suffix].label_array(), record.splits[suffix].prediction_array()
+            if name.startswith("accuracy"):
+                assert (labels == predictions).mean() == value
+            else:
+                assert np.nan_to_num(spearmanr(labels, predictions).statistic) == pytest.approx(value)
+
+
 @pytest.mark.usefixtures("forked")
 def test_recorded_scores_are_not_computed_again_and_missing_scores_are_reproducible(scored, tmp_path):
     recipe, run, _, _ = scored
@@ -143,6 +165,9 @@ def test_the_fingerprint_depends_on_all_settings_that_change_scores(tmp_path):
         {"shuffle": False},
         {"init_from_mnli": False},
         {"max_seq_len": 16},
+        {"dropout": 0.1},
+        {"tuning_examples": 5},
+        {"protocol": config.protocol | {"rte": ProtocolChange(epochs=1, num_seeds=2, train_examples=9)}},
         {"precision": "bf16"},
         {"data": "someone/glue"},
         {"revision": "another"},
@@ -171,7 +196,7 @@ def test_a_run_and_its_exports_are_recognized(finished, tmp_path):
     run = finished[1]
 
     def source_of(model, **changes):
-        return CheckpointSource(_recipe(model, tmp_path / "glue", **changes))
+        return glue_source(_recipe(model, tmp_path / "glue", **changes))
 
     def steps(source):
         return [checkpoint.step for checkpoint in source.checkpoints()]
@@ -197,7 +222,7 @@ def test_the_identity_of_a_local_model_depends_on_its_files_but_not_on_the_spell
     shutil.copytree(finished[1].export_of(6), "bert")
 
     def identity(model):
-        (checkpoint,) = CheckpointSource(_recipe(model, tmp_path / "glue")).checkpoints()
+        (checkpoint,) = glue_source(_recipe(model, tmp_path / "glue")).checkpoints()
         assert checkpoint.model == "bert"
         return checkpoint.identity
 
@@ -218,7 +243,7 @@ def test_the_identity_of_a_hub_model_contains_its_commit(tmp_path):
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     program = (
-        "from mosaicbert.finetune.glue.checkpoints import _version_of\n"
+        "from mosaicbert.scoring.checkpoints import _version_of\n"
         "print(_version_of('some/encoder'), _version_of('missing/encoder'))\n"
     )
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
@@ -232,7 +257,7 @@ def test_checkpoints_may_be_added_only_while_the_run_is_training(finished, tmp_p
     shutil.copytree(finished[1].path, run.path, symlinks=True)
 
     def source_of(model, **changes):
-        return CheckpointSource(_recipe(model, tmp_path / "glue", **changes))
+        return glue_source(_recipe(model, tmp_path / "glue", **changes))
 
     source = source_of(run.path, checkpoints="all")
     assert not source.may_add_checkpoints()
@@ -302,7 +327,7 @@ def test_a_checkpoint_that_the_run_deletes_during_scoring_is_skipped(finished, t
 
 @pytest.mark.usefixtures("forked")
 def test_a_checkpoint_that_appears_during_training_is_scored_before_the_run_ends(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("mosaicbert.finetune.glue.runner._POLL_SECONDS", 0.2)
+    monkeypatch.setattr("mosaicbert.scoring.runner._POLL_SECONDS", 0.2)
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     later_export = run.export_of(6).rename(tmp_path / "later")
@@ -330,8 +355,8 @@ def test_a_step_that_is_trained_again_is_scored_again_and_previous_results_are_d
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     config = _recipe(run.path, write_glue(tmp_path / "glue"), tasks=["cola"], init_from_mnli=False).glue
-    source = CheckpointSource(_recipe(run.path, tmp_path / "glue", tasks=["cola"], init_from_mnli=False))
-    plan, queue = ScoringPlan(config, source, find_tasks(config)[0]), JobQueue(run_job, [])
+    source = glue_source(_recipe(run.path, tmp_path / "glue", tasks=["cola"], init_from_mnli=False))
+    plan, queue = GluePlan(config, source, find_tasks(config)[0]), JobQueue(run_job, [])
     plan.update_queue(queue)
     (before,) = queue.pending
     plan.update_queue(queue)
@@ -343,7 +368,7 @@ def test_a_step_that_is_trained_again_is_scored_again_and_previous_results_are_d
         return replace(checkpoint, pretraining=replace(checkpoint.pretraining, wall_seconds=9.0))
 
     monkeypatch.setattr(source, "_describe", describe_retrained)
-    result = GlueResult(metrics={"matthews_correlation": 0.5}, is_partial=True, seconds=1.0, environment={})
+    result = _result({"matthews_correlation": 0.5}, is_partial=True)
     assert plan.record(before, result) is None
     plan.update_queue(queue)
     (after,) = queue.pending
@@ -359,12 +384,12 @@ def test_a_hub_score_initialized_from_partial_mnli_is_partial(finished, tmp_path
     shutil.copytree(finished[1].path, run.path, symlinks=True)
     # The sizes of a Hub dataset are not available before a job reads it.
     recipe = _recipe(run.path, tmp_path, data="somebody/glue", tasks=["mnli", "rte"])
-    plan, queue = ScoringPlan(recipe.glue, CheckpointSource(recipe), find_tasks(recipe.glue)[0]), JobQueue(run_job, [])
+    plan, queue = GluePlan(recipe.glue, glue_source(recipe), find_tasks(recipe.glue)[0]), JobQueue(run_job, [])
     plan.update_queue(queue)
     mnli, rte, _ = queue.pending
     metrics = {"accuracy_matched": 0.5, "accuracy_mismatched": 0.5}
-    plan.record(mnli, GlueResult(metrics=metrics, is_partial=is_partial, seconds=1.0, environment={}))
-    score = plan.record(rte, GlueResult(metrics={"accuracy": 0.5}, is_partial=False, seconds=1.0, environment={}))
+    plan.record(mnli, _result(metrics, is_partial=is_partial))
+    score = plan.record(rte, _result({"accuracy": 0.5}, is_partial=False))
     assert score.is_partial == is_partial
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from mosaicbert.config import ConfigError
-from mosaicbert.config.glue import TASKS, GlueConfig
+from mosaicbert.config.glue import TASKS, GlueConfig, ProtocolChange
 from mosaicbert.finetune.glue.dataset import find_tasks, read_glue_task
 from mosaicbert.finetune.tables import get_text_columns, read_file
 from tests.finetune.glue.glue_folder import NUM_TRAIN, NUM_VALIDATION, write_glue
@@ -243,3 +243,41 @@ def test_only_complete_tasks_of_the_shared_data_need_no_partial_data(shared_fold
     assert set(skip_reasons) == {"qqp", "mnli", "qnli"}
     summaries, _ = find_tasks(GlueConfig(model="m", data=config.data, partial_data=True))
     assert set(summaries) == set(TASKS)
+
+
+def _rows(examples):
+    return list(zip(*examples.texts, examples.labels, strict=True))
+
+
+@pytest.mark.parametrize("task", ["cola", "mnli", "stsb"])
+def test_tuning_examples_and_a_subset_are_disjoint_parts_of_the_training_examples(task, tmp_path):
+    folder = write_glue(tmp_path)
+    protocol = {task: ProtocolChange(train_examples=9)}
+    config = _config(folder, tuning_examples=5, protocol=protocol)
+    whole, data = read_glue_task(_config(folder), task), read_glue_task(config, task)
+    train = _rows(data.train)
+    assert set(data.validation) == set(whole.validation)
+    for examples in data.validation.values():
+        tuning = _rows(examples)
+        assert (len(train), len(tuning)) == (9, 5)
+        assert not set(train) & set(tuning)
+        assert set(train) | set(tuning) <= set(_rows(whole.train))
+    assert data.is_partial
+    assert read_glue_task(config, task) == data
+
+
+def test_a_subset_has_the_whole_validation_split(tmp_path):
+    folder = write_glue(tmp_path)
+    whole = read_glue_task(_config(folder), "rte")
+    data = read_glue_task(_config(folder, protocol={"rte": ProtocolChange(train_examples=9)}), "rte")
+    assert data.validation == whole.validation
+    assert len(data.train) == 9
+
+
+def test_too_few_training_examples_are_an_error(tmp_path):
+    folder = write_glue(tmp_path)
+    config = _config(folder, tuning_examples=20, protocol={"rte": ProtocolChange(train_examples=5)})
+    with pytest.raises(ConfigError, match=r"RTE must have at least 25 training examples, got 24\. Lower `glue.tuning"):
+        read_glue_task(config, "rte")
+    with pytest.raises(ConfigError, match="must have at least 25 training examples"):
+        read_glue_task(_config(folder, tuning_examples=24), "rte")

@@ -5,13 +5,13 @@ from datetime import timedelta
 from rich.table import Table
 from rich.text import Text
 
-from mosaicbert.finetune.glue.job_queue import JobQueue
-from mosaicbert.finetune.glue.scoring_plan import ScoringPlan
 from mosaicbert.scores.records import Score
+from mosaicbert.scoring.job_queue import JobQueue
+from mosaicbert.scoring.plan import ScoringPlan
 
 
 def describe_score(score: Score) -> str:
-    """Describe a score in one line: its metrics and the duration of the fine-tuning."""
+    """Describe a score in one line: its metrics and its duration."""
     metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in score.metrics.items())
     return f"{metrics} ({timedelta(seconds=round(score.seconds))})"
 

@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from mosaicbert.config import ConfigError, Recipe
-from mosaicbert.config.glue import GlueRecipe
 from mosaicbert.config.load import load_recipe
+from mosaicbert.data.store import StoreRecord
 from mosaicbert.estimate import training_flops
 from mosaicbert.filesystem import is_locked
+from mosaicbert.report.metrics import read_metrics
 from mosaicbert.report.runs import describe_cpu
+from mosaicbert.scores.predictions import PREDICTIONS_FILE
 from mosaicbert.scores.records import SCORES_FILE, Pretraining
 from mosaicbert.train.checkpoint.format import CheckpointError, checkpoint_path, read_state, step_of
+from mosaicbert.train.results import RunResult, summarize
 from mosaicbert.train.run_folder import RunFolder, newest_export
 
 _EXPORTS = "step-*[0-9]"  # folder names of a run's exported checkpoints
@@ -57,24 +60,30 @@ class CheckpointToScore:
 
 
 class CheckpointSource:
-    """Checkpoints of a scoring recipe.
+    """Checkpoints to score of a run, or an external model.
 
     Args:
-        recipe: Recipe of the scoring.
+        model: Run folder or one of its exports, Hugging Face folder, or name of a model on the Hub.
+        checkpoints: Checkpoints of a run: "newest", or "all", including those written during the scoring.
+        external_folder: Folder for the scores of a model that is not a run.
+        benchmark: Name of the benchmark: the folder for its temporary files.
 
     Attributes:
-        config: GLUE section of the recipe.
         run: Run folder that contains the checkpoints; None for an external model.
         scores_path: Path of the score records.
-        work_folder: Folder for temporary models fine-tuned on MNLI, and for the log of failures.
+        predictions_path: Path of the predictions of the score records.
+        work_folder: Folder for temporary files, and for the log of failures.
     """
 
-    def __init__(self, recipe: GlueRecipe) -> None:
-        self.config = recipe.glue
-        self.run, self._step = _find_run(Path(recipe.glue.model))
-        folder = recipe.run_folder if self.run is None else self.run.path
+    def __init__(
+        self, model: str, checkpoints: Literal["newest", "all"], *, external_folder: Path, benchmark: str
+    ) -> None:
+        self._model, self._selection = model, checkpoints
+        self.run, self._step = _find_run(Path(model))
+        folder = external_folder if self.run is None else self.run.path
         self.scores_path = folder / SCORES_FILE
-        self.work_folder = folder / "glue"
+        self.predictions_path = folder / PREDICTIONS_FILE
+        self.work_folder = folder / benchmark
 
     def checkpoints(self) -> list[CheckpointToScore]:
         """List the checkpoints that exist now, in the order of their steps.
@@ -90,11 +99,11 @@ class CheckpointSource:
                 raise ConfigError(_no_exports_message(self.run))
             if self._step not in steps:
                 raise ConfigError(
-                    f"`glue.model` must be an exported checkpoint of {self.run.path}, got {self.config.model}. "
+                    f"The model must be an exported checkpoint of {self.run.path}, got {self._model}. "
                     f"Choose one of: {', '.join(str(self.run.export_of(step)) for step in steps)}."
                 )
             steps = [self._step]
-        elif self.config.checkpoints == "newest":
+        elif self._selection == "newest":
             steps = steps[-1:]
         if not steps and not self.may_add_checkpoints():
             raise ConfigError(_no_exports_message(self.run))
@@ -102,9 +111,9 @@ class CheckpointSource:
 
     @cached_property
     def _external_checkpoint(self) -> CheckpointToScore:
-        path = Path(self.config.model)
+        path = Path(self._model)
         # Normalized, because shells complete the name of a folder with a slash.
-        model = str(path) if path.is_dir() else self.config.model
+        model = str(path) if path.is_dir() else self._model
         return CheckpointToScore(model=model, step=None, pretraining=None, version=_version_of(model))
 
     def may_add_checkpoints(self) -> bool:
@@ -113,7 +122,7 @@ class CheckpointSource:
 
     @property
     def _scores_all(self) -> bool:
-        return self.config.checkpoints == "all" and self._step is None
+        return self._selection == "all" and self._step is None
 
     def has_removed(self, checkpoint: CheckpointToScore) -> bool:
         """Return whether the run has deleted a checkpoint since it was listed.
@@ -139,9 +148,8 @@ class CheckpointSource:
         try:
             state = read_state(checkpoint_path(run.checkpoints, step))
             environment = json.loads(run.environment.read_text())
-            pretraining = _pretraining_cost(
-                load_recipe(run.recipe), environment, state["position"], state["training_seconds"]
-            )
+            result = summarize(read_metrics(run.metrics), state, StoreRecord.read(run.path))
+            pretraining = _describe_pretraining(load_recipe(run.recipe), environment, result)
         except CheckpointError:
             pass  # the training checkpoint has been deleted, but its export still exists
         return CheckpointToScore(model=str(run.export_of(step)), step=step, pretraining=pretraining)
@@ -199,10 +207,7 @@ def _find_run(path: Path) -> tuple[RunFolder | None, int | None]:
     return None, None
 
 
-def _pretraining_cost(
-    recipe: Recipe, environment: dict[str, Any], position: dict[str, float], seconds: float
-) -> Pretraining:
-    tokens, samples = position["tokens"], position["samples"]
+def _describe_pretraining(recipe: Recipe, environment: dict[str, Any], result: RunResult) -> Pretraining:
     gpus: list[str] = environment["gpus"]
     mask_rate = (
         recipe.data.mask_rate
@@ -212,16 +217,24 @@ def _pretraining_cost(
     # Training does not record the sum of squared lengths. Equal lengths give its minimum, so the FLOPs are a lower
     # bound.
     flops = training_flops(
-        recipe.model, num_tokens=tokens, squared_lengths=tokens * tokens / samples, num_masked=mask_rate * tokens
+        recipe.model,
+        num_tokens=result.tokens,
+        squared_lengths=result.tokens * result.tokens / result.samples,
+        num_masked=mask_rate * result.tokens,
     )
+    is_evaluated = result.eval_step == result.steps
     return Pretraining(
-        steps=int(position["steps"]),
-        tokens=int(tokens),
-        seconds=seconds,
-        wall_seconds=position["seconds"],
+        steps=result.steps,
+        tokens=result.tokens,
+        seconds=result.training_seconds,
+        wall_seconds=result.wall_seconds,
         flops=flops,
         device=gpus[0] if gpus else describe_cpu(environment),
         num_devices=_count_devices(recipe.train.num_processes, len(gpus)),
+        cpu_seconds=result.cpu_seconds,
+        eval_loss=result.eval_loss if is_evaluated else None,
+        eval_bits_per_byte=result.eval_bits_per_byte if is_evaluated else None,
+        seed=recipe.seed,
     )
 
 

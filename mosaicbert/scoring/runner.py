@@ -1,36 +1,72 @@
 """Execution of a scoring plan in parallel processes, including checkpoints that appear during the scoring."""
 
 import os
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.live import Live
 
 from mosaicbert.console import print_line
-from mosaicbert.finetune.glue.checkpoints import CheckpointToScore
-from mosaicbert.finetune.glue.display import describe_score, progress_table
-from mosaicbert.finetune.glue.job import run_job
-from mosaicbert.finetune.glue.job_queue import JobEvent, JobQueue
-from mosaicbert.finetune.glue.scoring_plan import ScoringPlan
+from mosaicbert.filesystem import lock_folder
 from mosaicbert.processes import count_cpus
+from mosaicbert.scoring.checkpoints import CheckpointSource, CheckpointToScore
+from mosaicbert.scoring.display import describe_score, progress_table
+from mosaicbert.scoring.job_queue import JobEvent, JobQueue
+from mosaicbert.scoring.plan import ScoringPlan, ScoringResult
 
+INTERRUPTED = 130  # exit code of shells after SIGINT
 _POLL_SECONDS = 10.0  # between two polls for new checkpoints
 
 
-def run_jobs(plan: ScoringPlan, console: Console) -> bool:
+def run_plan(
+    plan: ScoringPlan, function: Callable[[Any], ScoringResult], num_processes: int | None, console: Console
+) -> int:
     """Run all jobs of a plan, including those of checkpoints that appear during the scoring.
 
     Args:
         plan: Plan that creates the jobs and records their results.
+        function: Function of a module that runs a job, called with the payload in another process.
+        num_processes: Number of processes, see `worker_environments`.
         console: Console for progress and scores.
 
     Returns:
-        True if a job has failed in all attempts.
+        Exit code: 1 if a job has failed in all attempts, `INTERRUPTED` if the user has pressed Ctrl-C, else 0.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Composer's handler exits immediately
+    try:
+        return int(_run_jobs(plan, function, num_processes, console))
+    except KeyboardInterrupt:
+        print_line(console, "Interrupted. Run the same command again to continue.")
+        return INTERRUPTED
+
+
+@contextmanager
+def lock_scores(source: CheckpointSource) -> Iterator[None]:
+    """Create the work folder of a source, and lock the score records of its folder.
+
+    Args:
+        source: Source of the checkpoints.
+
+    Raises:
+        ConfigError: If another process scores the same model.
+    """
+    source.work_folder.mkdir(parents=True, exist_ok=True)
+    message = f"{source.scores_path} is in use by another process. Wait for it to finish, or stop it."
+    with lock_folder(source.work_folder, message):
+        yield
+
+
+def _run_jobs(
+    plan: ScoringPlan, function: Callable[[Any], ScoringResult], num_processes: int | None, console: Console
+) -> bool:
     has_failed, may_add_checkpoints = False, True
     with (
-        JobQueue(run_job, worker_environments(plan.config.num_processes)) as queue,
+        JobQueue(function, worker_environments(num_processes)) as queue,
         Live(console=console, auto_refresh=False, transient=True) as live,
     ):
         while may_add_checkpoints or queue.pending:
@@ -84,7 +120,7 @@ def _handle_event(plan: ScoringPlan, event: JobEvent, console: Console) -> None:
         return
     if event.kind == "done":
         score = plan.record(event.job, event.result)
-        plan.delete_unused_models()
+        plan.finish_job()
         if score is not None:
             print_line(console, f"{event.job.name}: {describe_score(score)}")
         return

@@ -5,8 +5,8 @@ import os
 import psutil
 import pytest
 
-from mosaicbert.finetune.glue.job_queue import Job, JobQueue
-from tests.finetune.glue.work import run_payload
+from mosaicbert.scoring.job_queue import Job, JobQueue
+from tests.scoring.work import run_payload
 
 _ONE_WORKER = [{"WORKER": "a"}]
 
