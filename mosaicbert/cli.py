@@ -123,6 +123,18 @@ def _glue(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     return glue(recipe, Console())
 
 
+def _blimp(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    from mosaicbert.config.blimp import BlimpConfig
+    from mosaicbert.config.load import build_settings
+
+    config = build_settings([f"model={parsed.model}", *parsed.overrides], BlimpConfig)
+    from rich.console import Console
+
+    from mosaicbert.blimp.command import blimp
+
+    return blimp(config, Console())
+
+
 def _show(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     from rich.console import Console
 
@@ -221,6 +233,16 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a recipe key")
 
 
+def _add_blimp(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Settings: checkpoints=all (also those written during the evaluation), data=FOLDER or Hub dataset, revision, "
+        "pairs_per_paradigm, batch_tokens, num_processes, runs_folder. See docs/glue.md."
+    )
+    model = "run folder, Hugging Face folder, or name of a masked language model on the Hub"
+    parser.add_argument("model", metavar="RUN", help=model)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="setting, e.g. checkpoints=all")
+
+
 def _add_pareto(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     checkpoints = "compare the scores of A and B instead, by a paired test; each is a run folder or FOLDER@STEP"
@@ -270,6 +292,7 @@ _COMMANDS = {
     "pretrain": _Command("Pretrain a model, or resume its run, and export it", _pretrain),
     "finetune": _Command("Fine-tune a pretrained encoder on a task dataset", _finetune),
     "glue": _Command("Fine-tune and score a model or the checkpoints of a run on GLUE", _glue),
+    "blimp": _Command("Score a model or the checkpoints of a run on BLiMP, without fine-tuning", _blimp, _add_blimp),
     "export": _Command("Export the newest checkpoint of a run as a Hugging Face folder", _export),
     "pareto": _Command("Plot scores against training time and cost, or compare two checkpoints", _pareto, _add_pareto),
     "bench": _Command(

@@ -93,6 +93,28 @@ def read_hub_shard(
         ) from error
 
 
+def list_subsets(name: str, revision: str) -> list[str]:
+    """List the configurations of a Hub dataset.
+
+    Args:
+        name: Name of the dataset.
+        revision: Branch, tag or commit.
+
+    Raises:
+        ConfigError: If the dataset does not exist, or the Hub cannot be reached.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        return datasets.get_dataset_config_names(name, revision=revision)
+    except (DatasetsError, *_UNREADABLE) as error:
+        raise ConfigError(
+            f"Hub dataset {name}, revision {revision}, cannot be opened ({_first_line(error)}). "
+            "Check its name and revision, and the network connection."
+        ) from error
+
+
 def load_hub_table(name: str, subset: str | None, split: str, revision: str, *, with_names: bool = False) -> pa.Table:
     """Load a whole split of a Hub dataset.
 
