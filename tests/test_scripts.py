@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -38,18 +39,22 @@ def test_the_gpu_suite_prints_its_usage_without_a_folder():
 def test_the_figure_script_prints_its_usage_without_arguments():
     process = subprocess.run(["bash", _ROOT / "scripts" / "pareto_cpu.sh"], capture_output=True, text=True)
     assert process.returncode == 2
-    assert "scripts/pareto_cpu.sh TEXT GLUE [MINUTES ...]" in process.stdout
+    assert "scripts/pareto_cpu.sh [--quick] TEXT GLUE BLIMP" in process.stdout
 
 
-# Replacement of Python for the figure script. Untrained runs end at once. The training FIRST ends with CODE once the
-# other has started, the other ends after SECONDS, and GLUE takes 100 seconds. Sleeping processes write their ids.
+# Replacement of Python for the figure script. Untrained runs and their scores end at once. The training FIRST ends with
+# CODE once the other has started, the other ends after SECONDS, and BLiMP takes 100 seconds. Sleeping processes write
+# their ids.
 _PYTHON = """#!/usr/bin/env bash
 [[ $1 == -c ]] && { echo CORE CORE; exit; }
 sleep_for() { mkdir -p pids; echo $$ > "pids/$1.partial"; mv "pids/$1.partial" "pids/$1"; exec sleep "$2"; }
-[[ $3 == pretrain ]] || sleep_for glue 100
+case $3 in
+    prepare | glue) exit ;;
+    blimp) [[ $4 == *-untrained ]] && exit; sleep_for scoring 100 ;;
+esac
 for word in "$@"; do [[ $word == run_name=* ]] && run=${word#run_name=}; done
 mkdir -p "runs/$run"
-[[ $run == FIRST-cpu-5min ]] || touch "runs/$run/result.json"
+[[ $run == FIRST-cpu-10min ]] || touch "runs/$run/result.json"
 case $run in
     *-untrained) ;;
     FIRST-*) until [[ -f pids/training ]]; do sleep 0.05; done; ((CODE)) || touch "runs/$run/END"; exit CODE ;;
@@ -72,7 +77,7 @@ def start_figure(tmp_path):
         python.write_text(re.sub("|".join(values), lambda match: str(values[match[0]]), _PYTHON))
         python.chmod(0o755)
         # Like a background process of a shell, the script and its child processes ignore interrupts.
-        command = ["bash", "-c", 'trap \'\' INT; exec bash "$0" "$@"', script, "text", "glue", "5"]
+        command = ["bash", "-c", 'trap \'\' INT; exec bash "$0" "$@"', script, "text", "glue", "blimp"]
         environment = os.environ | {"PYTHON": str(python)}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -98,10 +103,10 @@ def test_a_failed_training_stops_the_other_training_and_the_figure_script(first,
 def test_a_stopped_training_ends_the_figure_script_with_an_error(start_figure):
     process = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=0.1, END="stopped")
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (1, "runs/mosaicbert-cpu-5min was stopped.\n")
+    assert (process.returncode, errors) == (1, "runs/mosaicbert-cpu-10min was stopped.\n")
 
 
-@pytest.mark.parametrize("phase, seconds", [("training", 100), ("glue", 0.1)])
+@pytest.mark.parametrize("phase, seconds", [("training", 100), ("scoring", 0.1)])
 def test_terminating_the_figure_script_ends_its_child_processes(phase, seconds, start_figure, tmp_path):
     process = start_figure(FIRST="mosaicbert", CODE=0, SECONDS=seconds, END="result.json")
     pid = _wait_for_pid(tmp_path, phase)
@@ -109,6 +114,36 @@ def test_terminating_the_figure_script_ends_its_child_processes(phase, seconds, 
     process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.slow
+def test_the_quick_figure_is_drawn_from_the_real_data(shared_folder, tmp_path):
+    root = shutil.copytree(_ROOT / "scripts", tmp_path / "root" / "scripts").parent
+    shutil.copytree(_ROOT / "recipes", root / "recipes")
+    data = shared_folder / "data"
+    text, environment = data / "corpus" / "c4_sample" / "train-*.jsonl.zst", os.environ | {"PYTHON": sys.executable}
+    command = ["bash", root / "scripts" / "pareto_cpu.sh", "--quick", text, data / "glue", data / "blimp"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    figure = root / "runs" / "pareto-cpu-quick"
+    points = [json.loads(line) for line in (figure / "pareto.jsonl").read_text().splitlines()]
+    assert [(point["series"], len(point["runs"])) for point in points] == [
+        ("MosaicBERT", 2),
+        ("MosaicBERT", 1),
+        ("BERT", 2),
+        ("BERT", 1),
+        ("BERT with 30% masking", 1),
+        ("MosaicBERT", 1),
+        ("BERT", 1),
+    ]
+    for point in points:
+        assert point["loss"]["value"] > 0 and 0 < point["blimp"]["value"] < 100
+        assert point["glue"]["ci_low"] < point["glue"]["value"] < point["glue"]["ci_high"]
+    assert (figure / "records" / "predictions.jsonl.zst").stat().st_size > 0
+    # The same command computes nothing again.
+    before = {path: path.stat().st_mtime for path in root.glob("runs/*-cpu-*/*.jsonl")}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert {path: path.stat().st_mtime for path in root.glob("runs/*-cpu-*/*.jsonl")} == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available")
