@@ -1,79 +1,70 @@
-"""Records of the CPU comparison: consistency of points, scores and the tables in docs/glue.md."""
+"""Records of the CPU comparisons: consistency with the tables in docs/glue.md."""
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
-from mosaicbert.config.load import load_recipe
-from mosaicbert.config.pareto import ParetoRecipe
-from mosaicbert.pareto.command import pareto
-
 _ROOT = Path(__file__).parents[2]
 _RESULTS = _ROOT / "docs" / "results"
 _PAGE = (_ROOT / "docs" / "glue.md").read_text()
-_RUN = _PAGE[_PAGE.index("## A run on two cores") :]
-_TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
+_FIRST_TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
 
 
-def _record(name):
-    return [json.loads(line) for line in (_RESULTS / f"{name}.jsonl").read_text().splitlines()]
+def _record(folder, name):
+    return [json.loads(line) for line in (_RESULTS / folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def _run_of(architecture, minutes):
-    return f"{architecture.lower()}-cpu-{'untrained' if minutes == '0' else f'{minutes}min'}"
+def _section(title):
+    return _PAGE[_PAGE.index(f"\n## {title}") :].split("\n## ", 2)[1]
 
 
-def _rows(first_column):
+def _rows(section, first_column):
     """Return the cells of the table whose header starts with `first_column`, by row."""
-    table = re.search(rf"^ *\| {re.escape(first_column)} \|.*\n.*\n((?: *\|.*\n)+)", _RUN, flags=re.MULTILINE)[1]
+    table = re.search(rf"^\| {re.escape(first_column)} \|.*\n.*\n((?:\|.*\n)+)", section, flags=re.MULTILINE)[1]
     return [[cell.strip() for cell in row.strip(" |").split("|")] for row in table.splitlines()]
 
 
-def test_the_recorded_points_are_computed_from_the_recorded_scores(console, tmp_path, monkeypatch):
-    recipe = load_recipe(_ROOT / "recipes" / "pareto" / "pareto-cpu.yaml", [], ParetoRecipe)
-    monkeypatch.chdir(tmp_path)
-    for score in _record("pareto-cpu-scores"):
-        folder = Path(*Path(score["model"]).parts[:2])
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "scores.jsonl").open("a") as file:
-            file.write(json.dumps(score) + "\n")
-    pareto(recipe, console)
-    # The last digits depend on the versions of the libraries.
-    computed, recorded = (
-        [json.loads(line, parse_float=lambda text: f"{float(text):.9g}") for line in path.read_text().splitlines()]
-        for path in (recipe.run_folder / "pareto.jsonl", _RESULTS / "pareto-cpu.jsonl")
-    )
-    assert computed == recorded
+def _first_run_of(architecture, minutes):
+    return f"{architecture.lower()}-cpu-{'untrained' if minutes == '0' else f'{minutes}min'}"
 
 
-def test_the_results_table_agrees_with_the_records():
-    points = {Path(point["run"]).name: point for point in _record("pareto-cpu")}
-    losses = {line["run"]: line["eval_loss"] for line in _record("pareto-cpu-pretraining")}
-    copying = {line["run"]: line for line in _record("pareto-cpu-copying")}
-    rows = _rows("model")
-    assert {_run_of(*row[:2]) for row in rows} == set(points)
+def _value(metrics):
+    return 100 * statistics.fmean(metrics.values())
+
+
+def test_the_table_of_the_first_run_agrees_with_the_records():
+    tokens = {line["run"]: line["tokens"] for line in _record("first-cpu-run", "pretraining")}
+    losses = {line["run"]: line["eval_loss"] for line in _record("first-cpu-run", "pretraining")}
+    copying = {line["run"]: line for line in _record("first-cpu-run", "copying")}
+    scores = {}
+    for line in _record("first-cpu-run", "scores"):
+        run = Path(line["model"]).parts[1]
+        scores.setdefault((run, line["task"]), {})[line["seed"]] = _value(line["metrics"])
+    rows = _rows(_section("The first run"), "model")
+    assert len(rows) == 8
     for architecture, minutes, *cells in rows:
-        run = _run_of(architecture, minutes)
-        point = points[run]
+        run = _first_run_of(architecture, minutes)
         copying_gain = copying[run]["loss_same_text_masked"] - copying[run]["loss_same_text"]
+        means = [statistics.fmean(scores[run, task].values()) for task in _FIRST_TASKS]
         expected = [
-            "0" if minutes == "0" else f"{point['tokens'] / 1e6:.1f} M",
+            "0" if minutes == "0" else f"{tokens[run] / 1e6:.1f} M",
             f"{losses[run]:.2f}",
             f"{round(copying_gain, 2) + 0.0:.2f}",  # -0.0 is 0.0
-            *(f"{point['tasks'][task]['mean']:.1f}" for task in _TASKS),
-            f"{point['average']:.1f} [{point['ci_low']:.1f}, {point['ci_high']:.1f}]",
+            *(f"{mean:.1f}" for mean in means),
+            f"{statistics.fmean(means):.1f}",
         ]
         assert cells == expected, run
 
 
 def test_the_probe_table_agrees_with_the_records():
-    metrics = {(line["run"], line["task"]): line["metrics"] for line in _record("pareto-cpu-probing")}
-    rows = _rows("frozen model")
-    assert len(rows) * len(_TASKS) == len(metrics)
+    metrics = {(line["run"], line["task"]): line["metrics"] for line in _record("first-cpu-run", "probing")}
+    rows = _rows(_section("The first run"), "frozen model")
+    assert len(rows) * len(_FIRST_TASKS) == len(metrics)
     for architecture, minutes, *cells in rows:
-        run = _run_of(architecture, minutes)
+        run = _first_run_of(architecture, minutes)
         assert metrics[run, "cola"]["matthews_correlation"] == pytest.approx(0.0, abs=5e-4)
         mrpc, stsb = metrics[run, "mrpc"], metrics[run, "stsb"]
         values = [
@@ -84,3 +75,22 @@ def test_the_probe_table_agrees_with_the_records():
             metrics[run, "rte"]["accuracy"],
         ]
         assert cells == [f"{100 * value:.1f}" for value in values], run
+
+
+def test_the_table_of_settings_agrees_with_the_records():
+    lines = [json.loads(line) for line in (_RESULTS / "pareto-cpu-learning-rates.jsonl").read_text().splitlines()]
+    expected = [
+        [
+            {"bert": "BERT", "mosaicbert": "MosaicBERT"}[line["architecture"]],
+            str(line["hidden_size"]),
+            str(line["num_attention_heads"]),
+            line["optimizer"],
+            f"{line['peak_lr']:g}",
+            line["duration"],
+            f"{line['tokens'] / 1e6:.2f} M",
+            "-" if line["cpu_seconds"] is None else f"{line['cpu_seconds']:,.0f}",
+            f"{line['eval_loss']:.3f}",
+        ]
+        for line in lines
+    ]
+    assert _rows(_section("A run on two cores"), "architecture") == expected
