@@ -46,18 +46,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("statistics.jsonl"), help="file to write")
     arguments = parser.parse_args()
     random = np.random.default_rng(_SEED)
-    cases = [
-        {"num_pretraining_seeds": seeds, "difference": difference}
-        for seeds in (1, 3)
-        for difference in (0.0, 0.5, 1.0, 2.0)
-    ]
+    cases = [(seeds, difference) for seeds in (1, 3) for difference in (0.0, 0.5, 1.0, 2.0)]
     common = {"repetitions": arguments.repetitions, "date": date.today().isoformat()}
     common["environment"] = describe_environment()
     with arguments.output.open("w") as file:
-        for case in cases:
-            result = simulate(random, arguments.repetitions, **case)
-            print(json.dumps(case | result), flush=True)
-            file.write(json.dumps(case | result | common) + "\n")
+        for num_seeds, difference in cases:
+            result = simulate(random, arguments.repetitions, num_pretraining_seeds=num_seeds, difference=difference)
+            line = {"num_pretraining_seeds": num_seeds, "difference": difference} | result
+            print(json.dumps(line), flush=True)
+            file.write(json.dumps(line | common) + "\n")
 
 
 def simulate(

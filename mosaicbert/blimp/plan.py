@@ -6,7 +6,6 @@ from typing import Any
 from mosaicbert.blimp.job import BlimpJob
 from mosaicbert.blimp.pairs import PairData
 from mosaicbert.config.blimp import BlimpConfig
-from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from mosaicbert.scores.records import BLIMP_PREFIX
 from mosaicbert.scoring.checkpoints import CheckpointSource, CheckpointToScore
 from mosaicbert.scoring.job_queue import Job
@@ -30,16 +29,6 @@ class BlimpPlan(ScoringPlan):
         super().__init__(source, {f"{BLIMP_PREFIX}{phenomenon}": settings for phenomenon in data.paradigms})
         self.config = config
         self.data = data
-
-    def check_model(self) -> None:
-        """Check that the model exists, before any process is started.
-
-        Raises:
-            ConfigError: If the model does not exist or has no tokenizer.
-        """
-        for checkpoint in self.source.checkpoints()[:1]:
-            if self.missing_scores(checkpoint):
-                load_pretrained_tokenizer(checkpoint.model)
 
     def seeds_of(self, task: str) -> Sequence[int]:  # noqa: ARG002
         return (_SEED,)

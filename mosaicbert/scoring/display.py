@@ -11,8 +11,9 @@ from mosaicbert.scoring.plan import ScoringPlan
 
 
 def describe_score(score: Score) -> str:
-    """Describe a score in one line: its metrics and its duration."""
-    metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in score.metrics.items())
+    """Describe a score in one line: its metrics, or the mean over the paradigms of BLiMP, and its duration."""
+    values = {"accuracy": score.value / 100} if score.is_blimp else score.metrics
+    metrics = ", ".join(f"{name} {100 * value:.2f}" for name, value in values.items())
     return f"{metrics} ({timedelta(seconds=round(score.seconds))})"
 
 

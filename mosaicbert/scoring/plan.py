@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from mosaicbert.environment import describe_environment
+from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from mosaicbert.scores.predictions import SplitPredictions, append_predictions, make_predictions
 from mosaicbert.scores.records import PRETRAINED, Score, append_score, read_scores
 from mosaicbert.scoring.checkpoints import CheckpointSource, CheckpointToScore
@@ -100,6 +101,16 @@ class ScoringPlan(ABC):
 
     def finish_job(self) -> None:  # noqa: B027 - most plans have nothing to clean up
         """Clean up after a job."""
+
+    def check_model(self) -> None:
+        """Check that the model exists, before any process is started.
+
+        Raises:
+            ConfigError: If the model does not exist or has no tokenizer.
+        """
+        for checkpoint in self.source.checkpoints()[:1]:
+            if self.missing_scores(checkpoint):
+                load_pretrained_tokenizer(checkpoint.model)
 
     def update_queue(self, queue: JobQueue) -> None:
         """Add the jobs of new checkpoints to the queue.

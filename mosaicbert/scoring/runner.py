@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,7 @@ def run_plan(
 
 
 @contextmanager
-def lock_scores(source: CheckpointSource) -> Iterator[None]:
+def lock_scores(source: CheckpointSource) -> Generator[None]:
     """Create the work folder of a source, and lock the score records of its folder.
 
     Args:

@@ -94,3 +94,17 @@ def test_the_table_of_settings_agrees_with_the_records():
         for line in lines
     ]
     assert _rows(_section("A run on two cores"), "architecture") == expected
+
+
+def test_the_table_of_the_simulation_agrees_with_the_record():
+    lines = [json.loads(line) for line in (_RESULTS / "statistics-simulation.jsonl").read_text().splitlines()]
+    names = ("coverage", "coverage_of_seeds_alone", "fraction_significant")
+    expected = [
+        [
+            str(line["num_pretraining_seeds"]),
+            f"{line['difference']:.1f}",
+            *(f"{100 * line[name]:.1f}%" for name in names),
+        ]
+        for line in lines
+    ]
+    assert _rows(_section("Intervals and tests"), "pretraining seeds of each model") == expected

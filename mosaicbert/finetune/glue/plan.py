@@ -11,7 +11,6 @@ from mosaicbert.filesystem import PARTIAL_SUFFIX
 from mosaicbert.finetune.glue.dataset import DataSummary
 from mosaicbert.finetune.glue.job import GlueJob
 from mosaicbert.finetune.glue.settings import describe_settings
-from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from mosaicbert.scores.records import PRETRAINED
 from mosaicbert.scoring.checkpoints import CheckpointSource, CheckpointToScore
 from mosaicbert.scoring.job_queue import Job
@@ -35,16 +34,6 @@ class GluePlan(ScoringPlan):
     def __init__(self, config: GlueConfig, source: CheckpointSource, summaries: Mapping[str, DataSummary]) -> None:
         super().__init__(source, {task: describe_settings(config, task, summaries) for task in summaries})
         self.config = config
-
-    def check_model(self) -> None:
-        """Check that the model exists, before any process is started.
-
-        Raises:
-            ConfigError: If the model does not exist or has no tokenizer.
-        """
-        for checkpoint in self.source.checkpoints()[:1]:
-            if self.missing_scores(checkpoint):
-                load_pretrained_tokenizer(checkpoint.model)
 
     def seeds_of(self, task: str) -> Sequence[int]:
         return SEEDS[: self.config.protocol_of(task).num_seeds]
