@@ -202,15 +202,17 @@ def describe_comparison(comparison: Comparison, *, is_lower_better: bool = False
 
 
 def _remarks(selection: Selection, num_seeds: int) -> list[str]:
+    scope = "The results apply to these checkpoints, not to their recipes with other pretraining seeds."
     if num_seeds > 1:
-        seeds = "of the pretraining seeds, each with its own fine-tuning seeds"
+        test = "Welch's t-test of the pretraining seeds, each with its own fine-tuning seeds"
         scope = "The results apply to the two recipes."
+    elif selection.variants:
+        test = "Welch's t-test of the fine-tuning seeds of a model with one pretraining seed"
     else:
-        seeds = "of the fine-tuning seeds, since a model has one pretraining seed"
-        scope = "The results apply to these checkpoints, not to their recipes with other pretraining seeds."
+        test = "t-test without the variance of seeds, since a model has one pretraining seed"
     return [
-        f"Test: Welch's t-test {seeds}; the variance of the validation examples, on which both models are evaluated, "
-        f"is added. The p-values are not corrected for the number of measures. {scope}",
+        f"Test: {test}; the variance of the validation examples, on which both models are evaluated, is added. "
+        f"The p-values are not corrected for the number of measures. {scope}",
         *explain_initialization(selection),
     ]
 

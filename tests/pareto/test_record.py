@@ -6,6 +6,11 @@ import statistics
 from pathlib import Path
 
 import pytest
+import zstandard
+
+from mosaicbert.config.load import load_recipe
+from mosaicbert.config.pareto import ParetoRecipe
+from mosaicbert.pareto.compare import compare
 
 _ROOT = Path(__file__).parents[2]
 _RESULTS = _ROOT / "docs" / "results"
@@ -108,3 +113,49 @@ def test_the_table_of_the_simulation_agrees_with_the_record():
         for line in lines
     ]
     assert _rows(_section("Intervals and tests"), "pretraining seeds of each model") == expected
+
+
+_GATE_RUNS = {
+    "MosaicBERT": "m30-lr2.5e-3",
+    "BERT": "b30-lr1e-3",
+    "MosaicBERT, random weights": "mosaicbert-untrained",
+    "BERT, random weights": "bert-untrained",
+}
+
+
+def test_the_table_of_blimp_after_30_minutes_agrees_with_the_records():
+    accuracies, losses = {}, {}
+    for line in _record("pareto-cpu-gate", "scores"):
+        run = Path(line["run"]).name
+        accuracies.setdefault(run, []).extend(line["metrics"].values())
+        losses[run] = line["pretraining"]["eval_loss"]
+    assert {len(values) for values in accuracies.values()} == {67}
+    expected = [
+        [model, f"{losses[run]:.2f}", f"{100 * statistics.fmean(accuracies[run]):.1f}"]
+        for model, run in _GATE_RUNS.items()
+    ]
+    assert _rows(_section("A run on two cores"), "model") == expected
+
+
+def test_the_differences_of_blimp_after_30_minutes_are_computed_from_the_records(console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    predictions = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(
+        (_RESULTS / "pareto-cpu-gate" / "predictions.jsonl.zst").read_bytes()
+    )
+    for name, content in (
+        ("scores", (_RESULTS / "pareto-cpu-gate" / "scores.jsonl").read_text()),
+        ("predictions", predictions.decode()),
+    ):
+        for line in map(json.loads, content.splitlines()):
+            folder = Path(Path(line.pop("run")).name)
+            folder.mkdir(exist_ok=True)
+            with (folder / f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    recipe = load_recipe(_ROOT / "recipes" / "pareto" / "pareto-cpu.yaml", [], ParetoRecipe)
+    for title, difference, p_value in _rows(_section("A run on two cores"), "difference"):
+        first, second = title.split(" - ")
+        second = f"{first}, random weights" if second == "random weights" else second
+        test = compare(recipe, _GATE_RUNS[first], _GATE_RUNS[second], console)["blimp"].test
+        low, high = test.interval
+        assert difference == f"{test.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+        assert p_value == ("< 0.001" if test.p_value < 0.001 else f"{test.p_value:.2g}")
