@@ -29,7 +29,7 @@ def scores_table(
         predictions: Predictions of the scores.
     """
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Task and metrics", no_wrap=True)
+    table.add_column("Task and metrics", overflow="fold")  # folded in a narrow terminal, unlike the numbers
     for name in ("Seeds", "Mean", "Std", "95% interval"):
         table.add_column(name, justify="right", no_wrap=True)
     example_terms: list[VarianceTerm] = []
