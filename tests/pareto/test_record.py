@@ -159,3 +159,22 @@ def test_the_differences_of_blimp_after_30_minutes_are_computed_from_the_records
         low, high = test.interval
         assert difference == f"{test.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
         assert p_value == ("< 0.001" if test.p_value < 0.001 else f"{test.p_value:.2g}")
+
+
+def test_the_table_of_the_baselines_agrees_with_the_records():
+    scores = {}
+    for line in _record("glue-baselines", "scores"):
+        metrics = line["metrics"]
+        value = 100 * metrics["accuracy_matched"] if line["task"] == "mnli" else _value(metrics)
+        scores.setdefault(line["run"], {})[line["task"]] = value
+    primary, others = ("mnli", "qqp", "qnli", "sst2"), ("cola", "mrpc", "rte", "stsb")
+    expected = [
+        [
+            run.replace("-", " "),
+            *(f"{values[task]:.1f}" for task in primary),
+            f"{statistics.fmean(values[task] for task in primary):.1f}",
+            *(f"{values[task]:.1f}" for task in others),
+        ]
+        for run, values in scores.items()
+    ]
+    assert _rows(_section("A run on two cores"), "classifier") == expected
