@@ -2,7 +2,7 @@
 # Validation loss, BLiMP and GLUE against pretraining time on a CPU, of a small MosaicBERT and a small BERT of the same
 # width and depth. Both are pretrained for 10, 30 and 120 minutes, for 30 minutes with three seeds, and compared with
 # random weights. The two models of a pair train side by side, one core each, so that other load slows both: stop other
-# work. Each pair is scored before the next one is trained. Takes about 14 hours on two cores (docs/glue.md).
+# work. Each pair is scored before the next one is trained. Takes about 14 hours on two cores (estimate).
 # After an interruption the same command continues. A pair whose training was interrupted is trained again.
 #
 #     scripts/pareto_cpu.sh [--quick] TEXT GLUE BLIMP

@@ -31,7 +31,7 @@ from mosaicbert.scores.statistics import (
 
 _NUM_EXAMPLES = (9_815, 9_928, 5_463, 872)
 _ACCURACIES = (0.55, 0.70, 0.65, 0.80)
-_FINETUNING_DEVIATIONS = (0.4, 0.5, 0.8, 0.8)  # points; those of small models, docs/results/pareto-cpu-scores.jsonl
+_FINETUNING_DEVIATIONS = (0.4, 0.5, 0.8, 0.8)  # points, assumed
 _PRETRAINING_DEVIATION = 0.4  # points
 _NUM_FINETUNING_SEEDS = 3
 _COMMON = 0.5  # correlation of the latent answers of two models to one example

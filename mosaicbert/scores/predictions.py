@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaicbert.config import ConfigError
-from mosaicbert.scores.records import Score, append_line, complete_lines
+from mosaicbert.scores.records import Score, append_line, read_records
 
 PREDICTIONS_FILE = "predictions.jsonl"
 _SIGNIFICANT_DIGITS = 5  # of predicted numbers
@@ -100,20 +100,12 @@ def read_predictions(path: Path) -> list[Predictions]:
     Raises:
         ConfigError: If a line is not a valid record.
     """
-    if not path.exists():
-        return []
-    records: list[Predictions] = []
-    for number, line in enumerate(complete_lines(path.read_bytes()), start=1):
-        try:
-            fields = dict(json.loads(line))
-            splits = {name: SplitPredictions(**split) for name, split in fields.pop("splits").items()}
-            records.append(Predictions(splits=splits, **fields))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"{path}, line {number}, must be a predictions record, got an invalid one ({error}). Fix or delete the "
-                "line."
-            ) from error
-    return records
+    return read_records(path, _parse_predictions, "a predictions record")
+
+
+def _parse_predictions(fields: dict[str, Any]) -> Predictions:
+    splits = {name: SplitPredictions(**split) for name, split in fields.pop("splits").items()}
+    return Predictions(splits=splits, **fields)
 
 
 def append_predictions(path: Path, predictions: Predictions) -> None:

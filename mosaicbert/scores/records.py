@@ -5,12 +5,14 @@ import json
 import os
 import re
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mosaicbert.config import ConfigError
 
+_Record = TypeVar("_Record")
 SCORES_FILE = "scores.jsonl"
 _VERSION = re.compile("@[0-9a-f]{12}$")  # suffix of the name of a model that is not a run folder
 BLIMP_PREFIX = "blimp/"  # of the task names of BLiMP, before the phenomenon
@@ -112,19 +114,36 @@ def read_scores(path: Path) -> list[Score]:
     Raises:
         ConfigError: If a line is not a valid score.
     """
+    return read_records(path, _parse_score, "a score record")
+
+
+def _parse_score(fields: dict[str, Any]) -> Score:
+    cost = fields.pop("pretraining")
+    return Score(pretraining=None if cost is None else Pretraining(**cost), **fields)
+
+
+def read_records(path: Path, parse: Callable[[dict[str, Any]], _Record], kind: str) -> list[_Record]:
+    """Read the records of a JSON Lines file, except for a truncated last line.
+
+    Args:
+        path: Path of the file. A missing file has no records.
+        parse: Function that converts the fields of a line to a record.
+        kind: Name of a record with its article, for the error message.
+
+    Raises:
+        ConfigError: If a line is not a valid record.
+    """
     if not path.exists():
         return []
-    scores: list[Score] = []
-    for number, line in enumerate(complete_lines(path.read_bytes()), start=1):
+    records: list[_Record] = []
+    for number, line in enumerate(_complete_lines(path.read_bytes()), start=1):
         try:
-            fields = dict(json.loads(line))
-            cost = fields.pop("pretraining")
-            scores.append(Score(pretraining=None if cost is None else Pretraining(**cost), **fields))
-        except (ValueError, TypeError, KeyError) as error:
+            records.append(parse(dict(json.loads(line))))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"{path}, line {number}, must be a score record, got an invalid one ({error}). Fix or delete the line."
+                f"{path}, line {number}, must be {kind}, got an invalid one ({error}). Fix or delete the line."
             ) from error
-    return scores
+    return records
 
 
 def append_score(path: Path, score: Score) -> None:
@@ -154,8 +173,7 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def complete_lines(content: bytes) -> list[bytes]:
-    """Split the content of a JSON Lines file into lines, without a truncated last line."""
+def _complete_lines(content: bytes) -> list[bytes]:
     *lines, last = content.split(b"\n")
     return [*lines, last] if _is_complete(last) else lines
 
