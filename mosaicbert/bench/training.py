@@ -106,7 +106,7 @@ class MosaicBertStep(TrainingStep):
         model.to(device_type)
         if compilation.is_enabled:
             compile_model(model, cuda_graphs=compilation.uses_cuda_graphs)
-        optimizer = build_optimizer(model, recipe.optimizer, device_type)
+        optimizer = build_optimizer(model, recipe.optimizer, dtype)
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE
         super().__init__(model, optimizer, dtype)

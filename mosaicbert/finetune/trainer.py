@@ -132,7 +132,7 @@ def fine_tune(
             model=ClassifierComposerModel(model, settings.problem_type, cpu_autocast=settings.precision),
             train_dataloader=_data_spec(loader),
             max_duration=f"{len(loader)}ba",
-            optimizers=build_optimizer(model, optimizer, "cuda" if on_gpu else "cpu"),
+            optimizers=build_optimizer(model, optimizer),
             callbacks=callbacks,
             progress_bar=False,
             device="gpu" if on_gpu else "cpu",

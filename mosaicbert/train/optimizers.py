@@ -30,7 +30,7 @@ _MIN_NORM = 1e-7
 _ADAMW_RMS = 0.2  # typical root mean square of an AdamW update, to which Muon's update is scaled
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device_type: str) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, dtype: torch.dtype = torch.float32) -> Optimizer:
     """Build an optimizer of all parameters of a model.
 
     Muon updates the matrices of the encoder layers, and AdamW the embeddings, heads, norms and biases.
@@ -38,7 +38,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device_type: str)
     Args:
         model: MosaicBERT or Hugging Face's BERT, with or without a head or a wrapper.
         config: Optimizer section of the recipe.
-        device_type: Device of the training, "cuda" or "cpu". The model may be moved to it later.
+        dtype: dtype of the matrix products of Muon. Parameters and momentum are always in fp32.
 
     Raises:
         ValueError: If the optimizer is Muon and the model has no layers with matrices.
@@ -65,7 +65,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, device_type: str)
         {"params": parameters, "num_matrices": count, "peak_lr": config.peak_lr}
         for count, parameters in parameters_by_count.items()
     ]
-    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     return Muon(groups, momentum=config.momentum, dtype=dtype, **common)
 
 

@@ -173,7 +173,7 @@ def build_trainer(session: Session) -> StepTrainer:
             eval_dataloader=data_spec(eval_loader, device_type),
             eval_interval=partial(_is_eval_step, progress, eval_interval),
             max_duration=_NO_END,
-            optimizers=build_optimizer(model, recipe.optimizer, device_type),
+            optimizers=build_optimizer(model, recipe.optimizer, resolved.precision),
             callbacks=_build_callbacks(session, progress, spike_detector, model, faults),
             loggers=build_loggers(recipe.log.loggers, run, recipe.run_name),
             run_name=recipe.run_name,

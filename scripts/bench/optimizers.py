@@ -23,7 +23,7 @@ def main() -> None:
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter) * 1e-3
         optimizers = {
-            optimizer_name: build_optimizer(model, OptimizerConfig(name=optimizer_name, peak_lr=1e-6), "cpu")  # pyright: ignore
+            optimizer_name: build_optimizer(model, OptimizerConfig(name=optimizer_name, peak_lr=1e-6))  # pyright: ignore
             for optimizer_name in _OPTIMIZER_NAMES
         }
         steps = {optimizer_name: optimizer.step for optimizer_name, optimizer in optimizers.items()}

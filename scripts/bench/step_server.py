@@ -32,7 +32,7 @@ def main() -> None:
     model = build_model(ModelConfig(**task["model"])).to(device_type).train()
     if task["is_compiled"]:
         compile_model(model)
-    optimizer = build_optimizer(model, OptimizerConfig(**task["optimizer"]), device_type)
+    optimizer = build_optimizer(model, OptimizerConfig(**task["optimizer"]), dtype)
     for group in optimizer.param_groups:
         group["lr"] = _LEARNING_RATE
     for line in sys.stdin:

@@ -19,7 +19,7 @@ _ARCHITECTURES = ["mosaicbert", "bert"]
 def _start(name, architecture, seed):
     torch.manual_seed(seed)
     model = MaskedLmComposerModel(build_model(ModelConfig(architecture=architecture, **TINY_MODEL)), torch.float32)
-    return model, build_optimizer(model, OptimizerConfig(name=name, peak_lr=1e-2, weight_decay=0.1), "cpu")
+    return model, build_optimizer(model, OptimizerConfig(name=name, peak_lr=1e-2, weight_decay=0.1))
 
 
 def _train(model, optimizer, steps):

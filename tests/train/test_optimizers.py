@@ -58,7 +58,7 @@ def config_of(name):
 
 def start(name, architecture="mosaicbert"):
     model = Wrapper(architecture)
-    return model, build_optimizer(model, config_of(name), "cpu")
+    return model, build_optimizer(model, config_of(name))
 
 
 def gradients(model, step):
@@ -224,7 +224,7 @@ def test_a_run_resumed_from_a_saved_state_is_bitwise_equal_to_an_uninterrupted_o
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_model_memorizes_sixteen_sentences(name, architecture):
     model = Wrapper(architecture).model.train()
-    optimizer = build_optimizer(model, OptimizerConfig(name=name, peak_lr=1e-2), "cpu")
+    optimizer = build_optimizer(model, OptimizerConfig(name=name, peak_lr=1e-2))
     input_ids = torch.randint(5, 512, (16, 6), generator=torch.Generator().manual_seed(3))
     labels = torch.full_like(input_ids, -100)
     labels[:, 2] = input_ids[:, 2]
@@ -294,7 +294,7 @@ def test_every_parameter_is_in_one_group_with_the_peak_learning_rate(name, archi
 def test_muon_updates_only_the_matrices_of_the_layers(architecture, is_wrapped):
     model = Wrapper(architecture)
     trained = model if is_wrapped else model.model
-    optimizer = build_optimizer(trained, config_of("muon"), "cpu")
+    optimizer = build_optimizer(trained, config_of("muon"))
     counts = {parameter: group["num_matrices"] for group in optimizer.param_groups for parameter in group["params"]}
     counts_by_name = {name: counts[parameter] for name, parameter in model.named_parameters() if counts[parameter]}
     names = {name for name, _ in model.named_parameters()}
@@ -304,7 +304,7 @@ def test_muon_updates_only_the_matrices_of_the_layers(architecture, is_wrapped):
 
 def test_muon_for_a_model_without_layers_is_an_error():
     with pytest.raises(ValueError, match="must have layers with matrices for muon, got Linear"):
-        build_optimizer(nn.Linear(2, 2), config_of("muon"), "cpu")
+        build_optimizer(nn.Linear(2, 2), config_of("muon"))
 
 
 def matrix_with_singular_values(values, rows, columns, seed):
@@ -361,7 +361,7 @@ def _copy_tensors(model, optimizer):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_skipped_update_changes_neither_this_step_nor_later_ones(name, num_steps_before, device):
     model, reference_model = (Wrapper("mosaicbert").to(device) for _ in range(2))
-    optimizer, reference = (build_optimizer(each, config_of(name), device) for each in (model, reference_model))
+    optimizer, reference = (build_optimizer(each, config_of(name)) for each in (model, reference_model))
     run(model, optimizer, range(num_steps_before))
     run(reference_model, reference, range(num_steps_before))
     before = _copy_tensors(model, optimizer)
@@ -383,7 +383,7 @@ def test_a_skipped_update_changes_neither_this_step_nor_later_ones(name, num_ste
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_step_does_not_wait_for_the_gpu(name):
     model = Wrapper("mosaicbert")
-    optimizer = build_optimizer(model, config_of(name), "cuda")
+    optimizer = build_optimizer(model, config_of(name), torch.bfloat16)
     model.cuda()
     run(model, optimizer, range(2))
     torch.cuda.set_sync_debug_mode("error")

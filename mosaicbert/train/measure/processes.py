@@ -83,7 +83,7 @@ class _MeasuredStep:
         self.recipe = recipe
         self.dtype = PRECISIONS[recipe.train.precision]
         self.model = build_model(recipe.model).train()
-        self.optimizer = build_optimizer(self.model, recipe.optimizer, "cpu")
+        self.optimizer = build_optimizer(self.model, recipe.optimizer, self.dtype)
 
     def seconds(self, count: int, group: ProcessGroup) -> float:
         """Return the time of a step in seconds, without its loader.
