@@ -4,16 +4,18 @@ Importing this package registers its model classes with Hugging Face's Auto clas
 on the first use of a model class.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from mosaicbert.registration import register_auto_classes
+from mosaicbert.registration import import_models, register_auto_classes
 
 if TYPE_CHECKING:
     from mosaicbert.model.configuration import MosaicBertConfig
     from mosaicbert.model.modeling import (
         MosaicBertForMaskedLM,
+        MosaicBertForMultipleChoice,
+        MosaicBertForQuestionAnswering,
         MosaicBertForSequenceClassification,
+        MosaicBertForTokenClassification,
         MosaicBertModel,
     )
 
@@ -21,7 +23,10 @@ __version__ = "0.1.0"
 __all__ = [
     "MosaicBertConfig",
     "MosaicBertForMaskedLM",
+    "MosaicBertForMultipleChoice",
+    "MosaicBertForQuestionAnswering",
     "MosaicBertForSequenceClassification",
+    "MosaicBertForTokenClassification",
     "MosaicBertModel",
 ]
 
@@ -31,4 +36,4 @@ register_auto_classes()
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mosaicbert' has no attribute {name!r}")
-    return getattr(importlib.import_module("mosaicbert.model.modeling"), name)
+    return getattr(import_models(), name)

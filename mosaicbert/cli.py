@@ -16,6 +16,9 @@ import mosaicbert
 
 _OVERRIDES = "Overrides have the form section.key=value, e.g. train.precision=fp32. All recipe keys can be overridden."
 
+# Keys of `export.onnx.TASKS`, whose module imports torch.
+_ONNX_TASKS = ("feature-extraction", "fill-mask", "text-classification", "token-classification", "question-answering")
+
 # Modules that are installed by mosaicbert[train] only.
 _TRAIN_EXTRA_MODULES = frozenset(
     {
@@ -108,9 +111,16 @@ def _finetune(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     recipe = load(parsed)
     from rich.console import Console
 
-    from mosaicbert.finetune.task.command import finetune
+    from mosaicbert.config.finetune import EMBEDDING_KINDS
 
-    finetune(recipe, Console())
+    if recipe.data.kind in EMBEDDING_KINDS:
+        from mosaicbert.finetune.embedding import finetune_embeddings
+
+        finetune_embeddings(recipe, Console())
+    else:
+        from mosaicbert.finetune.task.command import finetune
+
+        finetune(recipe, Console())
     return 0
 
 
@@ -188,11 +198,33 @@ def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
-    recipe = load(parsed)
-    from mosaicbert.train.results import export_latest
-
     _disable_progress_bars()
-    print(export_latest(recipe).hugging_face)
+    folder = Path(parsed.recipe)
+    is_folder = (folder / "config.json").exists()
+    if is_folder and (parsed.overrides or (parsed.format, parsed.output, parsed.push) == (None, None, None)):
+        from mosaicbert.config import ConfigError
+
+        state = "overrides" if parsed.overrides else "none of them"
+        raise ConfigError(
+            f"`mosaicbert export FOLDER` must have --format, --output or --push and no overrides, got {state}. "
+            "See `mosaicbert export --help`."
+        )
+    if not is_folder:
+        recipe = load(parsed)
+        from mosaicbert.train.results import export_latest
+
+        folder = export_latest(recipe).hugging_face
+        print(folder)
+    if parsed.format is not None or parsed.output is not None:
+        from mosaicbert.commands.export import export_files
+
+        path = export_files(folder, file_format=parsed.format or "huggingface", task=parsed.task, output=parsed.output)
+        print(path)
+        folder = folder if path.is_file() else path
+    if parsed.push is not None:
+        from mosaicbert.export.hub import push
+
+        print(push(folder, parsed.push))
     return 0
 
 
@@ -231,6 +263,24 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe = "YAML file or name of a shipped recipe, e.g. quickstart (see `mosaicbert recipes`)"
     parser.add_argument("recipe", metavar="RECIPE", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a recipe key")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _OVERRIDES
+    recipe = "recipe of a run, whose newest checkpoint is exported, or Hugging Face folder, or published MosaicBERT"
+    parser.add_argument("recipe", metavar="RECIPE|FOLDER", help=recipe)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a recipe key")
+    file_format = (
+        "onnx: model.onnx beside the weights; huggingface: a folder of this package from a published MosaicBERT; "
+        "published: the layout of published MosaicBERTs"
+    )
+    parser.add_argument("--format", choices=("onnx", "huggingface", "published"), help=file_format)
+    task = "task of the ONNX file, e.g. feature-extraction (default: that of the folder)"
+    parser.add_argument("--task", metavar="TASK", choices=_ONNX_TASKS, help=task)
+    output = "new folder, for --format huggingface and published"
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help=output)
+    push = "upload to the Hugging Face Hub, with a revision for each checkpoint of a run"
+    parser.add_argument("--push", metavar="USER/NAME", help=push)
 
 
 def _add_blimp(parser: argparse.ArgumentParser) -> None:
@@ -293,7 +343,7 @@ _COMMANDS = {
     "finetune": _Command("Fine-tune a pretrained encoder on a task dataset", _finetune),
     "glue": _Command("Fine-tune and score a model or the checkpoints of a run on GLUE", _glue),
     "blimp": _Command("Score a model or the checkpoints of a run on BLiMP, without fine-tuning", _blimp, _add_blimp),
-    "export": _Command("Export the newest checkpoint of a run as a Hugging Face folder", _export),
+    "export": _Command("Export a run as a Hugging Face folder, or a folder to another format", _export, _add_export),
     "pareto": _Command("Plot scores against training time and cost, or compare two checkpoints", _pareto, _add_pareto),
     "bench": _Command(
         "Measure the training step of a recipe against Hugging Face's BERT and ModernBERT on the same documents",

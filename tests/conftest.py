@@ -51,9 +51,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def disable_tf32() -> None:
-    """Disable TF32, which Composer enables for the process when it trains on a GPU."""
+def reset_process_settings() -> None:
+    """Reset settings of the process that libraries change when they train.
+
+    Composer enables TF32 on a GPU. accelerate sets the number of threads, on which the bits of sums depend.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ _SCHEMAS = {"": Recipe, "finetune": FinetuneRecipe, "glue": GlueRecipe, "pareto"
 # Import levels: a part of the package imports only from lower levels, which come first. docs/design.md explains them.
 # The part of a module is the longest of these names that is a prefix of the module name.
 _LEVELS = (
-    ("config",),
+    ("config", "modes"),
     ("batch", "ops", "console", "filesystem", "processes"),
     ("environment", "estimate", "train_plan", "model"),
     ("data", "registration"),  # modules of data itself: the token store and the tokenizer

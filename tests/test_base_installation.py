@@ -42,6 +42,17 @@ def test_a_model_is_created_saved_and_loaded_through_the_auto_classes(run_in_bas
     assert finished.stdout.strip() == "mosaicbert.model.modeling", finished.stderr
 
 
+@pytest.mark.parametrize("first_use", ["mosaicbert.MosaicBertForMaskedLM", "transformers.AutoModelForMaskedLM"])
+def test_the_first_use_within_a_device_does_not_fail(first_use, run_in_base_installation):
+    finished = run_in_base_installation(
+        "import mosaicbert, torch, transformers\n"
+        f"with torch.device('meta'): print({first_use}.__name__)\n"
+        "from mosaicbert.model.configuration import MosaicBertConfig\n"
+        "print(transformers.AutoModelForMaskedLM._model_mapping[MosaicBertConfig].__name__)\n"
+    )
+    assert finished.stdout.split() == [first_use.rpartition(".")[2], "MosaicBertForMaskedLM"], finished.stderr
+
+
 def test_a_command_that_needs_the_train_extra_prints_the_install_command(run_in_base_installation):
     recipe = _ROOT / "recipes" / "quickstart.yaml"
     finished = run_in_base_installation(f"from mosaicbert.cli import main; main(['pretrain', {str(recipe)!r}])")
@@ -61,8 +72,8 @@ def test_help_version_and_recipes_do_not_need_the_train_extra(command, run_in_ba
 
 def test_the_listed_train_extra_modules_are_the_imports_missing_in_the_base_installation():
     base = {"torch", "transformers", "safetensors", "numpy"}
-    base |= {"packaging", "tokenizers"}  # requirements of transformers
-    optional = {"triton", "flash_attn", "wandb"}  # imported only if installed
+    base |= {"packaging", "tokenizers", "huggingface_hub"}  # requirements of transformers
+    optional = {"triton", "flash_attn", "wandb", "onnxruntime"}  # imported only if installed
     imported = set[str]()
     for path in (_ROOT / "mosaicbert").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

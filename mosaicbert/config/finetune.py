@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from mosaicbert.config.errors import ConfigError
 from mosaicbert.config.run import RunRecipe
 from mosaicbert.config.validators import POSITIVE, Rule, at_least, validate, within
 
+EMBEDDING_KINDS = ("similarity", "pairs")  # of `data.kind`, which train sentence embeddings
 INSTALLED_PACKAGES = "installed-packages"
 _TEXT_COLUMNS = Rule("one column name, or two for text pairs", lambda columns: len(columns) in (1, 2))
 
@@ -22,11 +24,20 @@ class TaskDataConfig:
     revision: str = "main"  # branch, tag or commit of a Hub dataset
     text_columns: Annotated[list[str], _TEXT_COLUMNS] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
-    kind: Literal["single_label", "multi_label", "regression"] = "single_label"
+    kind: Literal["single_label", "multi_label", "regression", "similarity", "pairs"] = "single_label"
     validation_fraction: Annotated[float, within("(0, 1)")] = 0.1  # chosen by text hash: no duplicates across splits
 
     def __post_init__(self) -> None:
         validate(self, "data")
+        if self.kind in EMBEDDING_KINDS and len(self.text_columns) != 2:
+            raise ConfigError(
+                f"`data.text_columns` must be two columns for `data.kind={self.kind}`, got {self.text_columns}. "
+                "Name the columns of the two texts."
+            )
+        if self.kind in EMBEDDING_KINDS and self.predict is not None:
+            raise ConfigError(
+                f"`data.predict` is not supported with `data.kind={self.kind}`. Encode texts with SentenceTransformer."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,7 @@ class FinetuneConfig:
     max_seq_len: Annotated[int, at_least(4)] = 256  # tokens per example
     precision: Literal["bf16", "fp32", "auto"] = "bf16"
     compare_with_random_weights: bool = False  # also fine-tune the same model from random weights
+    pooling: Literal["mean", "cls"] = "mean"  # of sentence embeddings
 
     def __post_init__(self) -> None:
         validate(self, "train")

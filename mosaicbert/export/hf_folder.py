@@ -11,7 +11,6 @@ from mosaicbert.config import Recipe
 from mosaicbert.config.load import save_recipe
 from mosaicbert.export.model_card import format_model_card
 from mosaicbert.export.parity import check_parity
-from mosaicbert.export.remote_code import AUTO_MAP, write_remote_code
 from mosaicbert.filesystem import atomic_path, partial_path, replace_folder
 
 
@@ -38,8 +37,6 @@ def export_folder(
     (partial / "README.md").write_text(format_model_card(recipe, result, (partial / "recipe.yaml").read_text()))
     modes = ("package",)
     if recipe.model.architecture == "mosaicbert":
-        model.config.auto_map = AUTO_MAP
-        write_remote_code(partial)
         modes = ("package", "remote_code")
     model.save_pretrained(partial)
     check_parity(model, partial, modes)

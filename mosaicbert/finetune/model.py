@@ -18,7 +18,9 @@ from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 from mosaicbert.model.pretrained import first_line, is_mosaicbert
 
 _HEAD_WEIGHTS = re.compile(r"(^|\.)(pooler|classifier|pre_classifier|head|score|sequence_summary|summary)\.|^dense\.")
-_CLASSIFIER_PREFIXES = ("classifier.", "sequence_summary.summary.")  # the output layer; the second name is XLM's
+# Names of the output layer. RoBERTa and MosaicBERT have a pooler and an output layer in their classifier. The last name
+# is XLM's.
+_OUTPUT_LAYER = re.compile(r"^(classifier|classifier\.out_proj|sequence_summary\.summary)\.(weight|bias)$")
 
 
 def load_classifier(
@@ -80,7 +82,7 @@ def _reset_classifier(model: PreTrainedModel, seed: int) -> None:
     torch.manual_seed(seed)
     std = getattr(model.config, "initializer_range", 0.02)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and f"{name}.".startswith(_CLASSIFIER_PREFIXES):
+        if isinstance(module, nn.Linear) and _OUTPUT_LAYER.search(f"{name}.weight"):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
                 nn.init.zeros_(module.bias)
@@ -126,13 +128,13 @@ def is_unpadded(model: PreTrainedModel) -> bool:
 
 
 def save_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a fine-tuned model without its classifier, to initialize other tasks.
+    """Save a fine-tuned model without its output layer, to initialize other tasks.
 
     Args:
         model: Fine-tuned model.
         tokenizer: Tokenizer of the model.
         folder: Path of the new Hugging Face folder.
     """
-    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(_CLASSIFIER_PREFIXES)}
+    weights = {name: value for name, value in model.state_dict().items() if not _OUTPUT_LAYER.search(name)}
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

@@ -1,12 +1,14 @@
-"""Layers of the encoder, in the order of the forward pass. All inputs are unpadded."""
+"""Layers of the encoder, in the order of the forward pass. All inputs are (T, ...) tokens of concatenated documents."""
 
 import torch
 from torch import Tensor, nn
 
 from mosaicbert.model.configuration import MosaicBertConfig
-from mosaicbert.ops.attention import alibi_slopes, attention
+from mosaicbert.ops.attention import PackedDocuments, PaddedDocuments, alibi_slopes, attend
 from mosaicbert.ops.geglu import geglu
 from mosaicbert.ops.layer_norm import dropout_add_layer_norm, layer_norm
+
+Documents = PackedDocuments | PaddedDocuments
 
 
 class LayerNorm(nn.LayerNorm):
@@ -29,7 +31,10 @@ class ResidualNorm(nn.LayerNorm):
 
 
 class Embeddings(nn.Module):
-    """Embeddings: dropout(norm(word + token type)). Positions are encoded by ALiBi in the attention layers."""
+    """Embeddings: dropout(norm(word + token type)). Positions are encoded by ALiBi in the attention layers.
+
+    The inputs are word embeddings, so that callers can pass their own.
+    """
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
@@ -38,10 +43,10 @@ class Embeddings(nn.Module):
         self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:  # (T,) -> (T, C)
+    def forward(self, words: Tensor, token_type_ids: Tensor | None) -> Tensor:  # (T, C) -> (T, C)
         types = self.token_type_embeddings
         token_types = types.weight[0] if token_type_ids is None else types(token_type_ids)
-        return self.dropout(self.norm(self.word_embeddings(input_ids) + token_types))
+        return self.dropout(self.norm(words + token_types))
 
 
 class Attention(nn.Module):
@@ -49,15 +54,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: MosaicBertConfig) -> None:
         super().__init__()
-        self.config = config  # its _attn_implementation may change after construction
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
         self.slopes = alibi_slopes(config.num_attention_heads)
 
-    def forward(self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, documents: Documents, output_indices: Tensor | None) -> Tensor:
         qkv = self.qkv(hidden).unflatten(-1, (3, len(self.slopes), -1))  # (T, 3, H, D)
-        context = attention(qkv, cu_seqlens, max_seqlen, self.slopes, self.config._attn_implementation or "auto")
-        context = context.flatten(1)  # (T, C)
+        context = attend(qkv, documents, self.slopes).flatten(1)  # (T, C)
         return self.out(context if output_indices is None else context[output_indices])
 
 
@@ -85,10 +88,8 @@ class Layer(nn.Module):
         self.mlp = GatedMlp(config)
         self.mlp_norm = ResidualNorm(config, dropout=0.0)  # the feed-forward network applies its own dropout
 
-    def forward(
-        self, hidden: Tensor, cu_seqlens: Tensor, max_seqlen: int, output_indices: Tensor | None = None
-    ) -> Tensor:
-        attended = self.attention(hidden, cu_seqlens, max_seqlen, output_indices)
+    def forward(self, hidden: Tensor, documents: Documents, output_indices: Tensor | None = None) -> Tensor:
+        attended = self.attention(hidden, documents, output_indices)
         residual = hidden if output_indices is None else hidden[output_indices]
         hidden = self.attention_norm(attended, residual)
         return self.mlp_norm(self.mlp(hidden), hidden)
@@ -115,3 +116,28 @@ class Pooler(nn.Module):
 
     def forward(self, first_tokens: Tensor) -> Tensor:  # (B, C) -> (B, C)
         return torch.tanh(self.dense(first_tokens))
+
+
+class ClassificationHead(nn.Module):
+    """Classifier of the first token, [CLS], of each document: out_proj(dropout(tanh(dense(x)))).
+
+    Pooler and output layer are one module, since PEFT saves and trains the module of the name `classifier`.
+    """
+
+    def __init__(self, config: MosaicBertConfig, num_labels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = classifier_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, first_tokens: Tensor) -> Tensor:  # (B, C) -> (B, num_labels)
+        return self.out_proj(self.dropout(torch.tanh(self.dense(first_tokens))))
+
+
+def classifier_dropout(config: MosaicBertConfig) -> nn.Dropout:
+    """Return the dropout of a classifier: `classifier_dropout`, or `hidden_dropout_prob` if it is None.
+
+    Args:
+        config: Configuration of the model.
+    """
+    return nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from mosaicbert.config import ConfigError
+from mosaicbert.model.configuration import PUBLISHED_KEY
 
 _DEFAULT_TOKENIZER = "bert-base-uncased"
-_PUBLISHED_KEY = "alibi_starting_size"  # of the configuration of a published MosaicBERT, whose model_type is `bert`
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
 def is_mosaicbert(config: Mapping[str, Any]) -> bool:
@@ -17,7 +19,7 @@ def is_mosaicbert(config: Mapping[str, Any]) -> bool:
     Args:
         config: Contents of the file.
     """
-    return config.get("model_type") == "mosaicbert" or _PUBLISHED_KEY in config
+    return config.get("model_type") == "mosaicbert" or PUBLISHED_KEY in config
 
 
 def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -32,11 +34,9 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ConfigError: If the model does not have a tokenizer, or its tokenizer has more tokens than the model.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
         config, _ = PreTrainedConfig.get_config_dict(name)
+        tokenizer = _load_published_tokenizer(name) if PUBLISHED_KEY in config else AutoTokenizer.from_pretrained(name)
         num_embeddings = config.get("vocab_size", len(tokenizer))
-        if _has_only_special_tokens(tokenizer) and _PUBLISHED_KEY in config:
-            tokenizer = AutoTokenizer.from_pretrained(_DEFAULT_TOKENIZER)
         if _has_only_special_tokens(tokenizer):
             raise ValueError(f"it must have tokenizer files, got only {len(tokenizer):,} special tokens")
         if len(tokenizer) > num_embeddings:
@@ -47,6 +47,14 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"Model {name} does not have a usable tokenizer ({first_line(error)}). Check the name, or add the "
             "tokenizer that the model was trained with."
         ) from error
+
+
+def _load_published_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    files = [cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _TOKENIZER_FILES]
+    if not any(files):
+        return AutoTokenizer.from_pretrained(_DEFAULT_TOKENIZER)
+    # BertTokenizer also reads a vocab.txt, which AutoTokenizer does for the model type `bert` only.
+    return (BertTokenizer if files == [None, files[1]] else AutoTokenizer).from_pretrained(name)
 
 
 def first_line(error: Exception) -> str:

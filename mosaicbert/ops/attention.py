@@ -11,14 +11,16 @@ import functools
 import importlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaicbert.modes import is_out_of_memory, run_without_modes
 from mosaicbert.ops.packed_attention import MAX_SEQLEN, packed_attention, padded_length
 
 _TF32_EPS = 2.0**-10
@@ -29,6 +31,97 @@ _CPU_PROBE_BATCHES = ((7, 5, 0),)
 # PyTorch's CPU flash kernel converts every bf16 block before multiplying it. For documents up to this length, batched
 # matrix products are faster.
 _MAX_SHORT_BF16_SEQLEN = 192  # tokens; measured by scripts/bench/attention.py
+_MAX_GPU_BIAS_ENTRIES = 2**28  # of a padded call of SDPA, 0.5 GiB in half precision
+
+
+class DocumentLengths:
+    """Lengths of the documents of a packed batch on the host. They are read from the device once, when needed.
+
+    Args:
+        cu_seqlens: (B + 1,) int32, see `attention`.
+    """
+
+    def __init__(self, cu_seqlens: Tensor) -> None:
+        self._cu_seqlens = cu_seqlens
+        self._padded: dict[Any, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    @functools.cached_property
+    def seqlens(self) -> tuple[int, ...]:
+        """Number of tokens of each document, without empty documents."""
+        return tuple(length for length in self._cu_seqlens.diff().tolist() if length)
+
+    def padded(
+        self, slopes: tuple[float, ...] | None, window: int | None, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what the layers need to compute the batch padded to its longest document. It is computed once.
+
+        Args:
+            slopes: See `attention`.
+            window: See `attention`.
+            dtype: dtype of the bias.
+            device: Device of the tensors.
+
+        Returns:
+            (T,) int64, position of each token in the padded batch; and the bias of the scores in chunks of documents,
+            (B, H or 1, L, L) each, the lowest finite value where a key is not visible.
+        """
+        key = (slopes, window, dtype, device)
+        if key not in self._padded:
+            seqlens, longest = self.seqlens, max(self.seqlens)
+            rows = [range(row * longest, row * longest + length) for row, length in enumerate(seqlens)]
+            positions = torch.tensor([*itertools.chain(*rows)], device=device)
+            is_token = torch.zeros(len(seqlens) * longest, dtype=torch.bool, device=device)
+            is_token = is_token.index_fill_(0, positions, True).view(-1, 1, 1, longest)
+            # Finite, since a query at padding may have no key, and NaN would reach the gradients of all keys.
+            lowest = torch.finfo(dtype).min
+            alibi = _bias(slopes, window, longest, dtype, device).clamp_min(lowest)
+            chunk = max(1, _MAX_GPU_BIAS_ENTRIES // (len(alibi) * longest**2))
+            biases = tuple(torch.where(is_key, alibi, lowest) for is_key in is_token.split(chunk))
+            self._padded[key] = positions, biases
+        return self._padded[key]
+
+
+class PackedDocuments(NamedTuple):
+    """Documents of a packed batch, for `attend`.
+
+    Attributes:
+        cu_seqlens: (B + 1,) int32, see `attention`.
+        max_seqlen: Number of tokens of the longest document, or more.
+        backend: Name of the attention backend.
+        lengths: Lengths on the host, for backends that need them.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    backend: str
+    lengths: DocumentLengths
+
+
+class AttentionRecorder:
+    """Attention weights of the layers of one forward pass.
+
+    It is not a list, which hooks of accelerate and FSDP copy when they move the inputs of a layer.
+
+    Attributes:
+        weights: Weights of each layer, (B, H, S, P + S) each.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+
+
+class PaddedDocuments(NamedTuple):
+    """Documents of a padded batch, for `attend`. The attention is computed by SDPA without data-dependent code.
+
+    Attributes:
+        bias: (B, H, S, P + S) bias of the scores, the lowest finite value at padding, see `padded_bias`.
+        recorder: Recorder of the attention weights, or None.
+        prefix: Keys and values of P tokens before those of each sequence, (B, H, P, D) each, or None if P is 0.
+    """
+
+    bias: Tensor
+    recorder: AttentionRecorder | None
+    prefix: tuple[Tensor, Tensor] | None = None
 
 
 def alibi_slopes(num_heads: int) -> tuple[float, ...]:
@@ -76,19 +169,17 @@ def attention_reference(
     return torch.cat(contexts)
 
 
-def _eager(
-    qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
-) -> Tensor:
-    return attention_reference(qkv, cu_seqlens, slopes, window)
+def _eager(qkv: Tensor, documents: PackedDocuments, slopes: tuple[float, ...] | None, window: int | None) -> Tensor:
+    return attention_reference(qkv, documents.cu_seqlens, slopes, window)
 
 
-def _sdpa(
-    qkv: Tensor, cu_seqlens: Tensor, _max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
-) -> Tensor:
-    seqlens: list[int] = [length for length in cu_seqlens.diff().tolist() if length]
+def _sdpa(qkv: Tensor, documents: PackedDocuments, slopes: tuple[float, ...] | None, window: int | None) -> Tensor:
+    seqlens = documents.lengths.seqlens
+    if qkv.device.type != "cpu":
+        return _sdpa_padded(qkv, documents.lengths, slopes, window)
     if max(seqlens) <= MAX_SEQLEN and _has_half_precision_products(qkv.device.type, qkv.dtype):
         length = padded_length(max(seqlens))
-        return packed_attention(qkv, tuple(seqlens), _bias(slopes, window, length, qkv.dtype, qkv.device))
+        return packed_attention(qkv, seqlens, _bias(slopes, window, length, qkv.dtype, qkv.device))
     # Consecutive documents of equal length are processed in one call, so no padding and no document mask is needed.
     # split() is used instead of slices because the gradient of a slice has the size of the whole tensor.
     equal_length_runs = [(length, len(list(group))) for length, group in itertools.groupby(seqlens)]
@@ -99,6 +190,16 @@ def _sdpa(
         for chunk, (length, count) in zip(chunks, equal_length_runs, strict=True)
     ]
     return torch.cat(contexts)
+
+
+def _sdpa_padded(qkv: Tensor, lengths: DocumentLengths, slopes: tuple[float, ...] | None, window: int | None) -> Tensor:
+    # Documents are padded to the longest one, so that a GPU needs few launches.
+    positions, biases = lengths.padded(slopes, window, qkv.dtype, qkv.device)
+    longest = biases[0].shape[-1]
+    padded = qkv.new_zeros(len(lengths.seqlens) * longest, *qkv.shape[1:]).index_copy_(0, positions, qkv)
+    batches = padded.unflatten(0, (-1, longest)).split([len(bias) for bias in biases])
+    contexts = [_fused_kernel(batch, bias) for batch, bias in zip(batches, biases, strict=True)]  # (B, H, L, D) each
+    return torch.cat(contexts).transpose(1, 2).flatten(0, 1)[positions]
 
 
 @functools.cache
@@ -128,27 +229,25 @@ def _batched_products(qkv: Tensor, bias: Tensor) -> Tensor:
 
 def _fused_kernel(qkv: Tensor, bias: Tensor) -> Tensor:
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.expand(len(qkv), *bias.shape))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.expand(len(qkv), *bias.shape[-3:]))
 
 
-def _triton(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
-) -> Tensor:
+def _triton(qkv: Tensor, documents: PackedDocuments, slopes: tuple[float, ...] | None, window: int | None) -> Tensor:
     # torch.compile does not trace into a registered operator. The module that registers it was imported when the
     # backend was chosen.
     operator: Any = torch.ops.mosaicbert.attention
-    context, _log_sum_exp = operator(qkv, cu_seqlens, max_seqlen, slopes, window)
+    context, _log_sum_exp = operator(qkv, documents.cu_seqlens, documents.max_seqlen, slopes, window)
     return context
 
 
 def _flash_attention_2(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: tuple[float, ...] | None, window: int | None
+    qkv: Tensor, documents: PackedDocuments, slopes: tuple[float, ...] | None, window: int | None
 ) -> Tensor:
     flash_attn: Any = importlib.import_module("flash_attn")
     return flash_attn.flash_attn_varlen_qkvpacked_func(
         qkv,
-        cu_seqlens,
-        max_seqlen,
+        documents.cu_seqlens,
+        documents.max_seqlen,
         alibi_slopes=None if slopes is None else _slopes_tensor(slopes, qkv.device),
         window_size=(-1, -1) if window is None else (window, window),
         deterministic=True,
@@ -156,7 +255,7 @@ def _flash_attention_2(
 
 
 # Fallback order, fastest backend first. `auto` selects the first backend that passes the probe.
-_BACKENDS: dict[str, Callable[[Tensor, Tensor, int, tuple[float, ...] | None, int | None], Tensor]] = {
+_BACKENDS: dict[str, Callable[[Tensor, PackedDocuments, tuple[float, ...] | None, int | None], Tensor]] = {
     "flash_attention_2": _flash_attention_2,
     "triton": _triton,
     "sdpa": _sdpa,
@@ -192,7 +291,7 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
 
     The probe runs a forward and a backward pass on a few short documents, on a GPU also on documents of up to 384
     tokens, and compares outputs and gradients with the fp64 PyTorch reference. The result is cached per combination of
-    arguments.
+    arguments. The modes of the caller, such as inference mode or a default device, have no effect on it.
 
     Args:
         implementation: Name of a backend, or "auto" for the first backend of the fallback order that passes the probe.
@@ -206,6 +305,7 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
     Raises:
         ValueError: If implementation is not a known name.
         RuntimeError: If the requested backend, or with "auto" every backend, fails the probe.
+        RuntimeError: If the device has too little memory for the probe.
     """
     if implementation not in ATTENTION_IMPLEMENTATIONS:
         raise ValueError(
@@ -224,7 +324,13 @@ def choose_attention(implementation: str, device_type: str, dtype: torch.dtype, 
         is_gpu_only = name == "triton" and device_type == "cpu"
         failure = "requires a GPU" if is_gpu_only else _probe(name, device_type, dtype, head_dim)
         if failure is None:
-            return AttentionChoice(name, "; ".join(failures) or "first in the fallback order")
+            choice = AttentionChoice(name, "; ".join(failures) or "first in the fallback order")
+            if device_type == "cuda" and name in ("sdpa", "eager"):
+                warnings.warn(
+                    f"{choice}. It computes padding. Install flash-attn, or this package for its Triton kernels.",
+                    stacklevel=2,
+                )
+            return choice
         failures.append(f"{name} unavailable: {failure.rstrip('.')}")
     raise RuntimeError(
         f"No attention backend is supported on device {device_type!r} with {dtype}: {'; '.join(failures)}. "
@@ -262,10 +368,98 @@ def attention(
         RuntimeError: If the requested backend is not supported on this machine.
     """
     _check_arguments(qkv, slopes, window)
-    name = _choose_backend_name(implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
-    if name == "triton":
-        return _triton(qkv, cu_seqlens, max_seqlen, slopes, window)
-    return _run_uncompiled(name, qkv, cu_seqlens, max_seqlen, slopes, window)
+    documents = pack_documents(cu_seqlens, max_seqlen, implementation, qkv.device.type, qkv.dtype, qkv.shape[-1])
+    return attend(qkv, documents, slopes, window)
+
+
+def pack_documents(
+    cu_seqlens: Tensor, max_seqlen: int, implementation: str, device_type: str, dtype: torch.dtype, head_dim: int
+) -> PackedDocuments:
+    """Choose the attention backend of a packed batch, once for all layers.
+
+    Args:
+        cu_seqlens: (B + 1,) int32, see `attention`.
+        max_seqlen: Number of tokens of the longest document, or more.
+        implementation: Name of a backend, or "auto", see `choose_attention`.
+        device_type: Device type as in torch.device, for example "cuda".
+        dtype: dtype of queries, keys and values.
+        head_dim: Head size D.
+
+    Raises:
+        ValueError: If implementation is not a known name.
+        RuntimeError: If the requested backend is not supported on this machine.
+    """
+    backend = _choose_backend_name(implementation, device_type, dtype, head_dim)
+    return PackedDocuments(cu_seqlens, max_seqlen, backend, DocumentLengths(cu_seqlens))
+
+
+def padded_bias(
+    is_token: Tensor, is_prefix: Tensor, is_start: Tensor | None, slopes: tuple[float, ...], dtype: torch.dtype
+) -> Tensor:
+    """Compute the bias of the scores of a padded batch: -slope * |i - j|, the lowest finite value if j is not visible.
+
+    Args:
+        is_token: (B, S) bool, True for real tokens. Distances count real tokens only.
+        is_prefix: (B, P) bool, True for the visible tokens before each sequence, which have no position (bias 0).
+        is_start: (B, S) bool, True for the first token of a document within a row, or None if each row is a document.
+        slopes: H positive numbers, see `alibi_slopes`.
+        dtype: dtype of the bias.
+
+    Returns:
+        (B, H, S, P + S).
+    """
+    position = is_token.int().cumsum(dim=1)  # (B, S)
+    distance = (position[:, :, None] - position[:, None, :]).abs()  # (B, S, S)
+    alibi = -torch.tensor(slopes, device=is_token.device)[:, None, None] * distance[:, None]  # (B, H, S, S) fp32
+    is_visible = is_token[:, None, :].expand(distance.shape)
+    if is_start is not None:
+        document = is_start.int().cumsum(dim=1)
+        is_visible = is_visible & (document[:, :, None] == document[:, None, :])
+    prefix_length = is_prefix.shape[1]
+    if prefix_length:
+        alibi = F.pad(alibi, (prefix_length, 0))
+        is_visible = torch.cat([is_prefix[:, None, :].expand(-1, distance.shape[1], -1), is_visible], dim=2)
+    return torch.where(is_visible[:, None], alibi.to(dtype), torch.finfo(dtype).min)
+
+
+def attend(
+    qkv: Tensor,
+    documents: PackedDocuments | PaddedDocuments,
+    slopes: tuple[float, ...] | None,
+    window: int | None = None,
+) -> Tensor:
+    """Compute `attention` with the backend that `pack_documents` has chosen, or of a padded batch.
+
+    Args:
+        qkv: (T, 3, H, D), for a padded batch (B * S, 3, H, D).
+        documents: Documents of the batch.
+        slopes: H positive numbers, or None. Not used for a padded batch, whose bias contains them.
+        window: See `attention`. None for a padded batch.
+
+    Returns:
+        (T, H, D), same dtype as qkv.
+    """
+    if isinstance(documents, PaddedDocuments):
+        return _attend_padded(qkv, documents)
+    if documents.backend == "triton":
+        return _triton(qkv, documents, slopes, window)
+    return _run_uncompiled(documents.backend, qkv, documents, slopes, window)
+
+
+def _attend_padded(qkv: Tensor, documents: PaddedDocuments) -> Tensor:
+    rows = qkv.reshape(-1, documents.bias.shape[-2], *qkv.shape[1:])  # (B, S, 3, H, D)
+    query, key, value = rows.permute(2, 0, 3, 1, 4)  # each (B, H, S, D)
+    if documents.prefix is not None:
+        key, value = (torch.cat(pair, dim=2) for pair in zip(documents.prefix, (key, value), strict=True))
+    bias = documents.bias.to(qkv.dtype)
+    if documents.recorder is None:
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    else:
+        scores = query @ key.transpose(2, 3) / math.sqrt(qkv.shape[-1]) + bias
+        weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(qkv.dtype, torch.float32)).to(qkv.dtype)
+        documents.recorder.weights.append(weights)
+        context = weights @ value
+    return context.transpose(1, 2).flatten(0, 1)
 
 
 @torch.compiler.assume_constant_result
@@ -295,18 +489,23 @@ def _check_arguments(qkv: Tensor, slopes: tuple[float, ...] | None, window: int 
 
 def _probe(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Return the reason why a backend does not work, or None if it works."""
+
+    def compare() -> str | None:
+        for seqlens in _CPU_PROBE_BATCHES if device_type == "cpu" else _GPU_PROBE_BATCHES:
+            if failure := _compare_with_reference(name, device_type, dtype, head_dim, seqlens):
+                return failure
+        return None
+
     try:
         if name in _REQUIRED_MODULES:
             importlib.import_module(_REQUIRED_MODULES[name])
-        with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
-            for seqlens in _CPU_PROBE_BATCHES if device_type == "cpu" else _GPU_PROBE_BATCHES:
-                if failure := _compare_with_reference(name, device_type, dtype, head_dim, seqlens):
-                    return failure
+        return run_without_modes(compare)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed"
     except Exception as error:  # drivers, compilers and wheels fail in many ways, each of which is a reason
+        if is_out_of_memory(error):
+            raise
         return str(error).strip().split("\n")[0] or type(error).__name__
-    return None
 
 
 def _compare_with_reference(
@@ -315,8 +514,8 @@ def _compare_with_reference(
     """Return where a backend differs from the fp64 PyTorch reference by more than rounding, or None."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(sum(seqlens), 4, 2, head_dim, generator=generator, dtype=torch.float64).to(dtype)
-    actual = _output_and_gradients(_BACKENDS[name], inputs.to(device_type), seqlens)
-    expected = _output_and_gradients(_eager, inputs.double(), seqlens)
+    actual = _output_and_gradients(name, inputs.to(device_type), seqlens)
+    expected = _output_and_gradients("eager", inputs.double(), seqlens)
     tolerance = _probe_tolerance(name, device_type, dtype)
     for result in expected:
         # Each document has its own tolerance: the results of long documents are averages, and smaller.
@@ -338,13 +537,12 @@ def _probe_tolerance(name: str, device_type: str, dtype: torch.dtype) -> float:
     return 512 * torch.finfo(dtype).eps if name == "triton" else 4 * _TF32_EPS
 
 
-def _output_and_gradients(
-    backend: Callable[..., Tensor], inputs: Tensor, seqlens: tuple[int, ...]
-) -> dict[str, Tensor]:
+def _output_and_gradients(name: str, inputs: Tensor, seqlens: tuple[int, ...]) -> dict[str, Tensor]:
     """Run a backend on queries, keys, values and the gradient of the output, (T, 4, H, D)."""
     cu_seqlens = torch.tensor([0, *itertools.accumulate(seqlens)], dtype=torch.int32, device=inputs.device)
     qkv = inputs[:, :3].contiguous().requires_grad_()
-    context = backend(qkv, cu_seqlens, max(seqlens), alibi_slopes(inputs.shape[2]), None)
+    documents = PackedDocuments(cu_seqlens, max(seqlens), name, DocumentLengths(cu_seqlens))
+    context = _BACKENDS[name](qkv, documents, alibi_slopes(inputs.shape[2]), None)
     (gradient,) = torch.autograd.grad(context, qkv, inputs[:, 3].contiguous())
     results = (context.detach(), *gradient.unbind(1))
     names = ("output", "gradient of the queries", "gradient of the keys", "gradient of the values")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaicbert.modes import autocast_dtype, without_autocast
 from mosaicbert.ops.dispatch import choose_kernels
 
 # Exported folders contain this file, and their copies register the operator in the same process. A namespace per module
@@ -81,10 +82,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: T
             f"{tuple(hidden.shape)}, {tuple(weight.shape)}, {tuple(bias.shape)} and {tuple(labels.shape)}. "
             f"Select the rows of the masked tokens first."
         )
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     needs_grad = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight, bias)]
-    loss, num_correct, *_ = _linear_cross_entropy(hidden.to(dtype), weight, bias, labels, needs_grad)
+    hidden = hidden.to(autocast_dtype(hidden.device.type, hidden.dtype))
+    loss, num_correct, *_ = _linear_cross_entropy(hidden, weight, bias, labels, needs_grad)
     return loss, num_correct
 
 
@@ -99,7 +99,7 @@ def _linear_cross_entropy(
     grad_bias.zero_()
     if not num_rows:
         grad_weight.zero_()
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device.type):
         weight, bias = weight.to(hidden.dtype), bias.to(hidden.dtype)
         losses = loss.new_empty(num_rows)
         is_correct = labels.new_empty(num_rows, dtype=torch.int32)

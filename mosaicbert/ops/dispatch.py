@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaicbert.modes import is_out_of_memory, is_traced, run_without_modes
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the kernels compute in fp32
 
 _GEGLU_SHAPE = (2, 1100)  # one complete and one partial block of columns
@@ -51,6 +53,9 @@ def choose_kernels(device_type: str) -> KernelChoice:
 
     Returns:
         The selection and the reason.
+
+    Raises:
+        RuntimeError: If the GPU has too little memory for the probe.
     """
     if device_type == "cpu":
         return KernelChoice("none", "the CPU uses the PyTorch reference")
@@ -63,12 +68,13 @@ def choose_kernels(device_type: str) -> KernelChoice:
 def uses_kernels(tensor: Tensor) -> bool:
     """Return True if an operation on a tensor uses its Triton kernel.
 
-    The result is False while torch.compile traces, because the compiler fuses the PyTorch reference itself.
+    The result is False in traced and transformed functions, see `modes.is_traced`. A compiler fuses the PyTorch
+    reference itself.
 
     Args:
         tensor: Input of the operation. The kernels compute in fp32, so fp64 inputs use the PyTorch reference.
     """
-    if torch.compiler.is_compiling() or tensor.dtype not in _DTYPES:
+    if tensor.dtype not in _DTYPES or is_traced(tensor):
         return False
     return choose_kernels(tensor.device.type).name == "triton"
 
@@ -88,16 +94,21 @@ def draw_seed(device: torch.device) -> Tensor:
 
 def _probe(device_type: str) -> str | None:
     """Return the reason why the kernels do not work, or None if they work."""
+    return run_without_modes(functools.partial(_compare_with_references, device_type))
+
+
+def _compare_with_references(device_type: str) -> str | None:
     probes = {"GEGLU": _probe_geglu, "LayerNorm": _probe_layer_norm, "cross-entropy": _probe_cross_entropy}
-    with torch.autocast(device_type, enabled=False), torch.enable_grad(), torch.inference_mode(False):
-        try:
-            for operation, probe in probes.items():
-                if difference := _find_difference(operation, probe(device_type)):
-                    return difference
-        except ModuleNotFoundError as error:
-            return f"{error.name} is not installed"
-        except Exception as error:  # drivers, C compilers and Triton raise many types; the reference remains usable
-            return str(error).strip().split("\n")[0] or type(error).__name__
+    try:
+        for operation, probe in probes.items():
+            if difference := _find_difference(operation, probe(device_type)):
+                return difference
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # drivers, C compilers and Triton raise many types; the reference remains usable
+        if is_out_of_memory(error):
+            raise
+        return str(error).strip().split("\n")[0] or type(error).__name__
     return None
 
 

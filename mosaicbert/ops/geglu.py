@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mosaicbert.modes import is_traced
 from mosaicbert.ops.dispatch import draw_seed, uses_kernels
 
 
@@ -68,7 +69,7 @@ def geglu(gate_up: Tensor, dropout_p: float = 0.0) -> Tensor:
     if gate_up.ndim != 2 or gate_up.shape[1] % 2:
         shape = tuple(gate_up.shape)
         raise ValueError(f"`geglu` input must be (T, 2F), got {shape}. Flatten batch and sequence first.")
-    if gate_up.device.type == "cpu" and not torch.compiler.is_compiling():
+    if gate_up.device.type == "cpu" and not is_traced(gate_up):
         activated: Any = _CpuGeglu.apply(gate_up)
         return F.dropout(activated, dropout_p) if dropout_p else activated
     if not uses_kernels(gate_up):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mosaicbert.modes import autocast_dtype, is_traced, without_autocast
 from mosaicbert.ops.dispatch import draw_seed, uses_kernels
 
 _CHUNK_TOKENS = 512  # the fp32 copies of a chunk fit the CPU cache
@@ -61,10 +62,10 @@ def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
         (..., C), in the autocast dtype if autocast is enabled, otherwise in the dtype of hidden.
     """
     device = hidden.device.type
-    dtype = _output_dtype(device, hidden.dtype)
-    with torch.autocast(device, enabled=False):
+    dtype = autocast_dtype(device, hidden.dtype)
+    with without_autocast(device):
         hidden = hidden.to(dtype)
-        if device == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        if device == "cpu" and dtype in (torch.bfloat16, torch.float16) and not is_traced(hidden):
             normed: Any = _HalfPrecisionCpuLayerNorm.apply(hidden.reshape(-1, hidden.shape[-1]), weight, bias, eps)
             return normed.view_as(hidden)
         return F.layer_norm(hidden, weight.shape, weight.to(dtype), bias.to(dtype), eps)
@@ -113,14 +114,10 @@ def dropout_add_layer_norm(
         return dropout_add_layer_norm_reference(hidden, residual, weight, bias, eps, dropout_p)
     # Imported by name: transformers requires every module in an import statement of an exported file.
     kernels: Any = importlib.import_module("mosaicbert.ops.layer_norm_kernels")
-    dtype = _output_dtype(hidden.device.type, torch.promote_types(hidden.dtype, residual.dtype))
+    dtype = autocast_dtype(hidden.device.type, torch.promote_types(hidden.dtype, residual.dtype))
     hidden, residual = hidden.to(dtype), residual.to(dtype)
     differentiable = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (hidden, residual, weight, bias)
     )
     seed = draw_seed(hidden.device) if dropout_p else None
     return kernels.dropout_add_layer_norm(hidden, residual, weight, bias, eps, dropout_p, seed, differentiable)[0]
-
-
-def _output_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype

@@ -98,7 +98,7 @@ def test_remote_code_loads_without_this_package_and_composer(finished, tmp_path)
         "encoder = AutoModel.from_pretrained(folder, trust_remote_code=True)\n"
         "Classifier = AutoModelForSequenceClassification\n"
         "classifier = Classifier.from_pretrained(folder, trust_remote_code=True, num_labels=4)\n"
-        "print(type(encoder).__name__, classifier.classifier.out_features)\n"
+        "print(type(encoder).__name__, classifier.classifier.out_proj.out_features)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     completed = subprocess.run(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaicbert.model.padding import compute_unpadding, repad, unpad
+from mosaicbert.model.padding import compute_unpadding, real_tokens, repad, unpad
 
 
 @st.composite
@@ -52,23 +52,36 @@ def test_max_seqlen_counts_real_tokens(mask):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32], ids=["bool", "int", "float"])
 def test_nonzero_mask_values_of_any_dtype_mark_real_tokens(dtype, device):
     mask = torch.tensor([[2, 1, 0], [0, 3, 0]], device=device, dtype=dtype)
-    assert compute_unpadding(mask).indices.tolist() == [0, 1, 4]
+    assert compute_unpadding(real_tokens(mask)).indices.tolist() == [0, 1, 4]
 
 
 def test_only_real_tokens_receive_gradients(device):
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]], device=device)
+    mask = torch.tensor([[True, True, False], [True, False, False]], device=device)
     states = torch.ones(2, 3, 2, device=device, requires_grad=True)
     unpadding = compute_unpadding(mask)
     repad(unpad(states, unpadding), unpadding).sum().backward()
     assert torch.equal(states.grad, mask[..., None].expand(2, 3, 2).float())
 
 
-def test_a_row_without_tokens_is_an_error_that_names_the_row():
-    with pytest.raises(ValueError, match=r"must have a token in every row, got none in row 1\. Remove empty sequences"):
-        compute_unpadding(torch.tensor([[1, 0], [0, 0]]))
+def test_padding_has_the_given_value():
+    mask = torch.tensor([[True, False], [True, True]])
+    unpadding = compute_unpadding(mask)
+    assert torch.equal(repad(torch.tensor([1.0, 2.0, 3.0]), unpadding, -7.0), torch.tensor([[1.0, -7.0], [2.0, 3.0]]))
+
+
+def test_a_batch_without_padding_is_not_copied():
+    states = torch.randn(2, 3, 4)
+    unpadding = compute_unpadding(torch.ones(2, 3, dtype=torch.bool))
+    tokens = unpad(states, unpadding)
+    assert tokens.data_ptr() == repad(tokens, unpadding).data_ptr() == states.data_ptr()
+
+
+def test_the_first_token_of_a_row_without_tokens_counts_as_real():
+    mask = torch.tensor([[0, 1, 0], [0, 0, 0]])
+    assert real_tokens(mask).tolist() == [[False, True, False], [True, False, False]]
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 1, 4)], ids=["flat", "extended"])
 def test_a_mask_that_is_not_two_dimensional_is_an_error(shape):
     with pytest.raises(ValueError, match=r"`attention_mask` must be \(B, S\), got \(.*\)"):
-        compute_unpadding(torch.ones(shape))
+        real_tokens(torch.ones(shape))

@@ -7,8 +7,11 @@ import sys
 import pytest
 import torch
 
+from mosaicbert.ops import attention as attention_module
 from mosaicbert.ops.attention import (
     _MAX_SHORT_BF16_SEQLEN,
+    DocumentLengths,
+    _sdpa_padded,
     alibi_slopes,
     attention,
     attention_reference,
@@ -372,6 +375,34 @@ def test_the_choice_of_a_backend_is_the_same_in_inference_mode(backend, device):
         inside = choose_attention(backend, device, FP32, HEAD_DIM)
     choose_attention.cache_clear()
     assert inside == choose_attention(backend, device, FP32, HEAD_DIM)
+
+
+@pytest.mark.parametrize("max_entries", [2**28, 1000], ids=["one-call", "several-calls"])
+@pytest.mark.parametrize("slopes, window", [(alibi_slopes(3), None), (alibi_slopes(3), 4), (None, None)])
+@pytest.mark.parametrize("seqlens", SEQLENS.values(), ids=SEQLENS.keys())
+def test_the_padded_calls_of_a_gpu_give_the_attention_of_each_document(
+    seqlens, slopes, window, max_entries, device, monkeypatch
+):
+    monkeypatch.setattr(attention_module, "_MAX_GPU_BIAS_ENTRIES", max_entries)
+    cu_seqlens = cumulative(seqlens, device)
+    qkv = random_qkv(sum(seqlens), 3, device)
+    grad_context = random_qkv(sum(seqlens), 3, device)[:, 0].contiguous()
+    actual = with_gradient(
+        lambda qkv: _sdpa_padded(qkv, DocumentLengths(cu_seqlens), slopes, window), qkv, grad_context
+    )
+    expected = with_gradient(lambda qkv: formula(qkv, cu_seqlens, slopes, window), qkv, grad_context)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gpu_without_faster_backends_is_warned_once(monkeypatch):
+    failures = {"flash_attention_2": "flash_attn is not installed", "triton": "mosaicbert is not installed"}
+    monkeypatch.setattr(attention_module, "_probe", lambda name, *_: failures.get(name))
+    choose_attention.cache_clear()
+    with pytest.warns(UserWarning, match=r"attention: sdpa .* Install flash-attn, or this package") as warned:
+        for _ in range(2):
+            assert choose_attention("auto", "cuda", BF16, HEAD_DIM).name == "sdpa"
+    assert len(warned) == 1
+    choose_attention.cache_clear()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash_attn is installed")

@@ -36,18 +36,18 @@ def test_the_kernels_pass_the_probe_of_a_gpu(dtype, device):
         assert _compare_with_reference("triton", device, dtype, 64, seqlens) is None
 
 
-def wrong_output(qkv, cu_seqlens, _max_seqlen, slopes, window):
-    context = attention_reference(qkv, cu_seqlens, slopes, window)
+def wrong_output(qkv, documents, slopes, window):
+    context = attention_reference(qkv, documents.cu_seqlens, slopes, window)
     return torch.cat([context[:-64], 1.2 * context[-64:]])
 
 
-def no_gradient_of_the_last_of_129_tokens(qkv, cu_seqlens, _max_seqlen, slopes, window):
-    is_last = torch.arange(len(qkv), device=qkv.device)[:, None, None, None] == cu_seqlens[2] - 1
-    return attention_reference(torch.where(is_last, qkv.detach(), qkv), cu_seqlens, slopes, window)
+def no_gradient_of_the_last_of_129_tokens(qkv, documents, slopes, window):
+    is_last = torch.arange(len(qkv), device=qkv.device)[:, None, None, None] == documents.cu_seqlens[2] - 1
+    return attention_reference(torch.where(is_last, qkv.detach(), qkv), documents.cu_seqlens, slopes, window)
 
 
-def undefined_output(qkv, cu_seqlens, _max_seqlen, slopes, window):
-    return attention_reference(qkv, cu_seqlens, slopes, window) * torch.nan
+def undefined_output(qkv, documents, slopes, window):
+    return attention_reference(qkv, documents.cu_seqlens, slopes, window) * torch.nan
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     """
     folder = recipe.run_folder
     metrics_path = folder / "metrics.json"
-    _check_run_folder(recipe, folder / "recipe.yaml", is_finished=metrics_path.exists())
+    check_finetune_folder(recipe, folder / "recipe.yaml", is_finished=metrics_path.exists())
     if metrics_path.exists():
         print_line(console, f"{folder}: this run is finished.")
         _print_metrics(folder, console)
@@ -119,7 +119,17 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     return folder
 
 
-def _check_run_folder(recipe: FinetuneRecipe, path: Path, *, is_finished: bool) -> None:
+def check_finetune_folder(recipe: FinetuneRecipe, path: Path, *, is_finished: bool) -> None:
+    """Check that a run folder is new, unfinished, or that of a finished run with the same recipe.
+
+    Args:
+        recipe: Recipe of the fine-tuning.
+        path: Path of the recipe in the run folder.
+        is_finished: Whether the run in the folder is finished.
+
+    Raises:
+        ConfigError: If the folder contains another kind of run, or a finished run of a different recipe.
+    """
     if not path.exists():
         return
     previous = load_recipe(path, [], FinetuneRecipe)

@@ -1,6 +1,6 @@
 """Task datasets: labeled texts for training and validation, and texts to predict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
@@ -76,6 +76,48 @@ def read_task_dataset(config: TaskDataConfig) -> TaskDataset:
     return TaskDataset(label_set=label_set, train=train, validation=validation, predict=predict)
 
 
+def read_text_pairs(config: TaskDataConfig) -> tuple[Examples, Examples]:
+    """Read and check the examples of sentence embeddings.
+
+    Args:
+        config: Data section of the recipe, with the kind "similarity" or "pairs".
+
+    Returns:
+        Training and validation examples: pairs of texts, with numbers as labels for "similarity".
+
+    Raises:
+        ConfigError: If a file, split or column does not exist, a text or label is invalid, or a split is empty.
+    """
+    if config.kind == "similarity":
+        data = read_task_dataset(replace(config, kind="regression"))
+        return data.train, data.validation
+    train = _read_pairs(config, config.train, config.train_split)
+    if config.validation is None:
+        is_validation = [_is_in_validation(row, config.validation_fraction) for row in zip(*train.texts, strict=True)]
+        validation = _select(train, is_validation)
+        train = _select(train, [not is_selected for is_selected in is_validation])
+    else:
+        validation = _read_pairs(config, _validation_source(config), config.validation)
+    for name, examples in (("training", train), ("validation", validation)):
+        if not len(examples):
+            raise ConfigError(
+                f"{config.train} must have at least one {name} pair, got none. Add pairs or change "
+                "data.validation_fraction."
+            )
+    return train, validation
+
+
+def _read_pairs(config: TaskDataConfig, name: str, split: str) -> Examples:
+    if is_file_name(name):
+        table, source = read_file(Path(name), config.text_columns), name
+    else:
+        table, source = (
+            load_hub_table(name, config.subset, split, config.revision, with_names=True),
+            f"{name} ({split})",
+        )
+    return Examples(texts=get_text_columns(table, tuple(config.text_columns), source), labels=None)
+
+
 def _read_labeled(config: TaskDataConfig, name: str, split: str) -> tuple[tuple[list[str], ...], list[object], str]:
     # The last item is the name of the label column in error messages.
     if name == INSTALLED_PACKAGES:
@@ -110,8 +152,7 @@ def _is_in_validation(texts: tuple[str, ...], fraction: float) -> bool:
 
 
 def _select(examples: Examples, is_selected: list[bool]) -> Examples:
-    assert examples.labels is not None
     return Examples(
         texts=tuple(list(compress(column, is_selected)) for column in examples.texts),
-        labels=list(compress(examples.labels, is_selected)),
+        labels=None if examples.labels is None else list(compress(examples.labels, is_selected)),
     )

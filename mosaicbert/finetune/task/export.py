@@ -7,10 +7,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from mosaicbert.config import TrainingFault
-from mosaicbert.export.remote_code import AUTO_MAP, write_remote_code
 from mosaicbert.filesystem import partial_path, replace_folder
 from mosaicbert.finetune.collator import ClassificationCollator, encode
-from mosaicbert.finetune.model import is_unpadded, max_input_length, pad_token_id_of
+from mosaicbert.finetune.model import max_input_length, pad_token_id_of
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset
 
@@ -41,9 +40,6 @@ def export_classifier(
     if names:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: index for index, name in enumerate(names)}
-    if is_unpadded(model):
-        model.config.auto_map = AUTO_MAP
-        write_remote_code(partial)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     _check_logits(model, partial, tokenizer, data.validation)

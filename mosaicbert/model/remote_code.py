@@ -15,8 +15,13 @@ _IMPORT = re.compile(r"^from mosaicbert\.([\w.]+) import", flags=re.MULTILINE)
 AUTO_MAP = {
     "AutoConfig": "configuration.MosaicBertConfig",
     "AutoModel": "modeling.MosaicBertModel",
+    "AutoModelForTextEncoding": "modeling.MosaicBertModel",
+    "AutoModelForPreTraining": "modeling.MosaicBertForMaskedLM",
     "AutoModelForMaskedLM": "modeling.MosaicBertForMaskedLM",
     "AutoModelForSequenceClassification": "modeling.MosaicBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling.MosaicBertForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling.MosaicBertForQuestionAnswering",
+    "AutoModelForMultipleChoice": "modeling.MosaicBertForMultipleChoice",
 }
 
 

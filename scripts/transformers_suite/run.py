@@ -1,0 +1,102 @@
+"""Run transformers' common model tests on the model classes of this package, and on Hugging Face's BERT.
+
+The tests are those of the source distribution of the installed version, which pip downloads. Parts of them that the
+distribution does not contain are replaced by empty classes. The script exits with an error if a test fails that is not
+listed in EXCLUDED with its reason.
+
+Run: python scripts/transformers_suite/run.py [--output docs/results/transformers-tests.jsonl]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import xml.etree.ElementTree
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MISSING_CLASSES = {
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+}
+# Tests that do not apply, with the reason.
+EXCLUDED: dict[str, str] = {}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="file for a JSON line per model and test")
+    parser.add_argument("--source", type=Path, help="downloaded source distribution, to skip the download")
+    arguments = parser.parse_args()
+    version = metadata.version("transformers")
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = arguments.source or download(version, Path(scratch))
+        tests = unpack(archive, Path(scratch))
+        outcomes = {prefix: run_tests(tests, prefix) for prefix in ("Bert", "MosaicBert")}
+    lines = [
+        {"transformers": version, "model": prefix, "test": test, "outcome": outcome, "message": message}
+        for prefix, results in outcomes.items()
+        for test, (outcome, message) in results.items()
+    ]
+    if arguments.output:
+        arguments.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for prefix, results in outcomes.items():
+        counts = Counter(outcome for outcome, _ in results.values())
+        print(f"{prefix}: " + ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")))
+    failures = {test: message for test, (outcome, message) in outcomes["MosaicBert"].items() if outcome == "failed"}
+    unexpected = {test: message for test, message in failures.items() if test not in EXCLUDED}
+    for test, message in failures.items():
+        print(f"{test}: {EXCLUDED.get(test, message)}")
+    for test in EXCLUDED.keys() - failures.keys():
+        print(f"{test} is excluded and passes")
+    return 1 if unexpected else 0
+
+
+def download(version: str, folder: Path) -> Path:
+    """Download the source distribution of transformers, and return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "--no-binary", "transformers", f"transformers=={version}"], cwd=folder, check=True)
+    return next(folder.glob("transformers-*.tar.gz"))
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack the tests, add the missing classes and the tests of this folder, and return the folder of the tests."""
+    with tarfile.open(archive) as source:
+        names = [name for name in source.getnames() if "/tests/" in name and name.endswith(".py")]
+        source.extractall(folder, [source.getmember(name) for name in names], filter="data")
+    tests = next(folder.glob("transformers-*/tests"))
+    for name, content in MISSING_CLASSES.items():
+        (tests / name).parent.mkdir(exist_ok=True)
+        (tests / name).write_text(content)
+    target = tests / "models" / "encoder"
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(Path(__file__).with_name("common_tests.py"), target / "test_modeling_encoder.py")
+    for package in (tests, tests / "models", target, *((tests / name).parent for name in MISSING_CLASSES)):
+        (package / "__init__.py").touch()
+    return tests
+
+
+def run_tests(tests: Path, prefix: str) -> dict[str, tuple[str, str]]:
+    """Run the tests of a model, and return outcome and first line of the message by test."""
+    report = tests.parent / f"{prefix}.xml"
+    environment = os.environ | {"COMMON_TESTS_PREFIX": prefix, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests.parent)]
+    command += ["-n", "2", "-W", "ignore", "--junitxml", str(report), "tests/models/encoder"]
+    subprocess.run(command, cwd=tests.parent, env=environment, stdout=subprocess.DEVNULL, check=False)
+    results: dict[str, tuple[str, str]] = {}
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        problem = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        message = "" if problem is None else problem.get("message", "").strip().split("\n")[0]
+        outcome = {None: "passed", "skipped": "skipped"}.get(problem if problem is None else problem.tag, "failed")
+        results[case.get("name", "")] = (outcome, message)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())
