@@ -24,7 +24,8 @@ def is_traced(*tensors: Tensor) -> bool:
     Args:
         *tensors: Inputs of the function.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    jit: Any = torch.jit
+    if torch.compiler.is_compiling() or jit.is_tracing():
         return True
     functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 - not in the type stubs
     if functorch.maybe_current_level() is not None or any(tensor.is_meta for tensor in tensors):

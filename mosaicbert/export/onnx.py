@@ -174,7 +174,7 @@ def _check_outputs(model: _Outputs, path: Path, folder: Path, vocab_size: int) -
         with torch.no_grad():
             expected: tuple[Tensor, ...] = model(**inputs)
         feeds: Mapping[str, NDArray[Any]] = {name: tensor.numpy() for name, tensor in inputs.items()}
-        actual: list[NDArray[Any]] = session.run(None, dict(feeds))
+        actual: Any = session.run(None, dict(feeds))
         is_token = feeds["attention_mask"].astype(bool)
         for name, output, reference in zip(model.outputs, actual, expected, strict=True):
             values = reference.numpy()

@@ -34,8 +34,10 @@ import torch, transformers
 inputs = {"input_ids": torch.arange(5, 25).reshape(2, 10), "attention_mask": torch.ones(2, 10, dtype=torch.int64)}
 inputs["attention_mask"][0, 6:] = 0
 for folder in folders:
-    for name in json.load(open(f"{folder}/config.json"))["auto_map"]:
-        if name == "AutoConfig":
+    config = json.load(open(f"{folder}/config.json"))
+    for name in config["auto_map"]:
+        has_other_size = name.endswith("Choice") and config["architectures"][0].endswith("Classification")
+        if name == "AutoConfig" or has_other_size:
             continue
         auto_class = getattr(transformers, name)
         batch = {key: value[:, None] for key, value in inputs.items()} if name.endswith("Choice") else inputs

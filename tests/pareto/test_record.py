@@ -139,18 +139,7 @@ def test_the_table_of_blimp_after_30_minutes_agrees_with_the_records():
 
 def test_the_differences_of_blimp_after_30_minutes_are_computed_from_the_records(console, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    predictions = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(
-        (_RESULTS / "pareto-cpu-gate" / "predictions.jsonl.zst").read_bytes()
-    )
-    for name, content in (
-        ("scores", (_RESULTS / "pareto-cpu-gate" / "scores.jsonl").read_text()),
-        ("predictions", predictions.decode()),
-    ):
-        for line in map(json.loads, content.splitlines()):
-            folder = Path(Path(line.pop("run")).name)
-            folder.mkdir(exist_ok=True)
-            with (folder / f"{name}.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+    _restore("pareto-cpu-gate")
     recipe = load_recipe(_ROOT / "recipes" / "pareto" / "pareto-cpu.yaml", [], ParetoRecipe)
     for title, difference, p_value in _rows(_section("A run on two cores"), "difference"):
         first, second = title.split(" - ")
@@ -159,6 +148,53 @@ def test_the_differences_of_blimp_after_30_minutes_are_computed_from_the_records
         low, high = test.interval
         assert difference == f"{test.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
         assert p_value == ("< 0.001" if test.p_value < 0.001 else f"{test.p_value:.2g}")
+
+
+_LONG_RUNS = {"MosaicBERT": "mosaicbert-cpu-120min", "BERT": "bert-cpu-120min"}
+
+
+def test_the_tables_of_120_minutes_agree_with_the_records():
+    accuracies = {}
+    for line in _record("pareto-cpu-120min", "scores"):
+        phenomenon = line["task"].removeprefix("blimp/").replace("_", " ")
+        accuracies.setdefault(Path(line["run"]).name, {})[phenomenon] = [*line["metrics"].values()]
+    pretraining = {Path(line["run"]).name: line for line in _record("pareto-cpu-120min", "pretraining")}
+    section = _section("A run on two cores")
+    expected = []
+    for model, run in _LONG_RUNS.items():
+        line, paradigms = pretraining[run], [value for values in accuracies[run].values() for value in values]
+        assert len(paradigms) == 67
+        cells = [f"{line['tokens'] / 1e6:.1f} M", f"{line['cpu_seconds']:,.0f}", f"{line['eval_loss']:.2f}"]
+        expected.append(
+            [model, *cells, f"{line['eval_bits_per_byte']:.2f}", f"{100 * statistics.fmean(paradigms):.1f}"]
+        )
+    assert _rows(section, "model after 120 minutes") == expected
+    assert _rows(section, "phenomenon") == [
+        [name, *(f"{100 * statistics.fmean(accuracies[run][name]):.1f}" for run in _LONG_RUNS.values())]
+        for name in sorted(accuracies["bert-cpu-120min"])
+    ]
+
+
+def test_the_difference_of_blimp_after_120_minutes_is_computed_from_the_records(console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _restore("pareto-cpu-120min")
+    recipe = load_recipe(_ROOT / "recipes" / "pareto" / "pareto-cpu.yaml", [], ParetoRecipe)
+    test = compare(recipe, *_LONG_RUNS.values(), console)["blimp"].test
+    low, high = test.interval
+    assert f"The difference in BLiMP is {test.difference:+.2f} points [{low:+.2f}, {high:+.2f}]" in _PAGE
+
+
+def _restore(folder):
+    """Write the records of runs to folders of their names in the current folder."""
+    compressed = (_RESULTS / folder / "predictions.jsonl.zst").read_bytes()
+    predictions = zstandard.ZstdDecompressor(max_window_size=2**27).decompress(compressed).decode()
+    scores = (_RESULTS / folder / "scores.jsonl").read_text()
+    for name, content in (("scores", scores), ("predictions", predictions)):
+        for line in map(json.loads, content.splitlines()):
+            path = Path(Path(line.pop("run")).name)
+            path.mkdir(exist_ok=True)
+            with (path / f"{name}.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def test_the_table_of_the_baselines_agrees_with_the_records():
