@@ -118,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     files[value["path"]] = self.server.blobs[value["oid"]]
             commit = commit_of(match[1], match[2], files)
-            return self.reply(200, {"success": True, "commitOid": commit, "commitUrl": f"{self.server.url}/{commit}"})
+            url = f"{self.server.url}/{match[1]}/commit/{commit}"
+            return self.reply(200, {"success": True, "commitOid": commit, "commitUrl": url})
         return self.reply(404, {"error": f"unknown: {path}"})
 
     def do_PUT(self) -> None:
