@@ -1,5 +1,6 @@
 """Tests of docs/huggingface.md: its Python snippets run, and its commands parse."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -25,6 +26,16 @@ def test_the_snippets_run_in_order(finished, tmp_path, monkeypatch):
     assert namespace["output"].logits.shape[:2] == namespace["inputs"]["input_ids"].shape
     assert namespace["one_layer"].config.num_hidden_layers == 1
     assert any("lora" in name for name, _ in namespace["adapted"].named_parameters())
+
+
+def test_the_table_of_longer_inputs_agrees_with_the_record():
+    losses = {}
+    for line in map(json.loads, (_ROOT / "docs" / "results" / "extrapolation.jsonl").read_text().splitlines()):
+        losses[line["run"].partition("-")[0], line["length"]] = f"{line['loss']:.3f}"
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| (\S+) \|$", _PAGE, flags=re.MULTILINE)
+    assert [(int(length), *cells) for length, *cells in rows] == [
+        (length, losses["mosaicbert", length], losses.get(("bert", length), "-")) for length in (128, 256, 512, 1024)
+    ]
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

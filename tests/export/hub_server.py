@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
             if "Bearer token" not in self.headers.get("Authorization", ""):
                 return self.reply(401, {"error": "Invalid credentials"})
             if (name, "main") in branches:
-                return self.reply(409, {"error": "exists"})
+                return self.reply(409, {"error": "exists", "url": f"{self.server.url}/{name}"})
             branches[name, "main"] = {}
             return self.reply(200, {"url": f"{self.server.url}/{name}", "name": name})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
