@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from mosaicbert.config import ConfigError
 
+# Of the network, the Hub and the access token. The HTTP library, whose errors are a base class, depends on the version.
+_ERRORS = (*HfHubHTTPError.__bases__, HFValidationError)
 _EXPORTS = "step-*[0-9]"  # folders of the exported checkpoints of a run
 
 
@@ -31,7 +34,7 @@ def push(folder: Path, name: str) -> str:
             api.create_branch(name, branch=step.name, exist_ok=True)
             _upload(api, step, name, step.name)
         _upload(api, steps[-1] if steps else folder, name, "main")
-    except Exception as error:  # the HTTP library, and so the type of its errors, depends on the version of the client
+    except _ERRORS as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ConfigError(
             f"{folder} cannot be uploaded to {name} ({reason}). Check the name, and log in with `hf auth login`."
