@@ -200,7 +200,7 @@ def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
 def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     _disable_progress_bars()
     folder = Path(parsed.recipe)
-    is_folder = (folder / "config.json").exists()
+    is_folder = (folder / "config.json").exists() or folder.suffix == ".pt"
     if is_folder and (parsed.overrides or (parsed.format, parsed.output, parsed.push) == (None, None, None)):
         from mosaicbert.config import ConfigError
 
@@ -267,7 +267,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _OVERRIDES
-    recipe = "recipe of a run, whose newest checkpoint is exported, or Hugging Face folder, or published MosaicBERT"
+    recipe = (
+        "recipe of a run, whose newest checkpoint is exported, or Hugging Face folder, or published MosaicBERT, or "
+        "Composer checkpoint (.pt) of one"
+    )
     parser.add_argument("recipe", metavar="RECIPE|FOLDER", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a recipe key")
     file_format = (

@@ -1,11 +1,13 @@
 """Command `export`: Hugging Face folders of runs and of published checkpoints, and their ONNX files."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mosaicbert.config import ConfigError
+from mosaicbert.export.composer_checkpoint import convert_composer_checkpoint
 from mosaicbert.export.hf_folder import publish
 from mosaicbert.export.onnx import export_onnx
 from mosaicbert.export.published import save_published
@@ -24,10 +26,10 @@ _CLASSES = {
 
 
 def export_files(folder: Path, *, file_format: str, task: str | None, output: Path | None) -> Path:
-    """Convert a Hugging Face folder, or a published MosaicBERT, to another format.
+    """Convert a Hugging Face folder, a published MosaicBERT or a Composer checkpoint of one to another format.
 
     Args:
-        folder: Hugging Face folder, or folder of a published MosaicBERT.
+        folder: Hugging Face folder, folder of a published MosaicBERT, or Composer checkpoint, a .pt file.
         file_format: "onnx" for model.onnx in the folder; "huggingface" for a folder of this package; "published" for
             the layout of published MosaicBERT checkpoints.
         task: Task of the ONNX file, or None for that of the folder.
@@ -40,6 +42,8 @@ def export_files(folder: Path, *, file_format: str, task: str | None, output: Pa
         ConfigError: If the folder cannot be loaded, `output` is missing or exists, or an option does not apply.
     """
     if file_format == "onnx":
+        if folder.is_file():
+            raise ConfigError(f"{folder} must be a folder for `--format onnx`. Convert it with `--output FOLDER` first.")
         if output is not None:
             raise ConfigError("`--output` is not supported with `--format onnx`, which writes beside the weights.")
         latest = folder / "latest"
@@ -54,7 +58,11 @@ def export_files(folder: Path, *, file_format: str, task: str | None, output: Pa
         raise ConfigError(f"`--output` must be a new folder for `--format {file_format}`, got {state}. Set a new path.")
     if task is not None:
         raise ConfigError(f"`--task` is not supported with `--format {file_format}`. Remove it.")
-    model, tokenizer = _load(folder), load_pretrained_tokenizer(str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder.is_file():
+            convert_composer_checkpoint(folder, Path(scratch))
+            folder = Path(scratch)
+        model, tokenizer = _load(folder), load_pretrained_tokenizer(str(folder))
     if file_format == "published":
         save_published(model, output)
     else:

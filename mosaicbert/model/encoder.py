@@ -92,6 +92,25 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
         return True
 
 
+class StateRecorder:
+    """Recorder of hidden states in the layout of the inputs.
+
+    The computation continues from the recorded tensors, so that they have gradients, as those of Hugging Face's BERT.
+
+    Args:
+        layout: Layout of the inputs.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.recorded: list[Tensor] = []
+
+    def record(self, hidden: Tensor) -> Tensor:
+        """Record the hidden states of the tokens, and return them, (T, C)."""
+        self.recorded.append(self.layout.restore(hidden))
+        return self.layout.flatten(self.recorded[-1])
+
+
 class EncodedBatch(NamedTuple):
     """Output of the encoder for the inputs of a Hugging Face model.
 
@@ -169,13 +188,13 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         hidden: Tensor,
         documents: Documents,
         output_indices: Tensor | None,
-        states: list[Tensor] | None = None,
         prefixes: list[tuple[Tensor, Tensor]] | None = None,
+        recorder: StateRecorder | None = None,
     ) -> Tensor:
-        """Run the layers. If `states` is a list, append the input and the output of each layer to it."""
+        """Run the layers. The recorder, if any, receives the input and the output of each layer."""
         for number, layer in enumerate(self.layers, start=1):
-            if states is not None:
-                states.append(hidden)
+            if recorder is not None:
+                hidden = recorder.record(hidden)
             if prefixes is not None and isinstance(documents, PaddedDocuments):
                 documents = documents._replace(prefix=prefixes[number - 1])
             arguments = (hidden, documents, output_indices if number == len(self.layers) else None)
@@ -183,9 +202,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
                 hidden = self._gradient_checkpointing_func(layer.__call__, *arguments)
             else:
                 hidden = layer(*arguments)
-        if states is not None:
-            states.append(hidden)
-        return hidden
+        return hidden if recorder is None else recorder.record(hidden)
 
     def encode_batch(
         self,
@@ -240,14 +257,14 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
             check_shape("token_type_ids", token_type_ids, words.shape[:-1])
             token_type_ids = layout.flatten(token_type_ids)
         hidden = self.embeddings(layout.flatten(words), token_type_ids)
-        states: list[Tensor] | None = [] if returns_states else None
+        states = StateRecorder(layout) if returns_states else None
         # The last layer computes other tokens only for the hidden states.
         output_indices = layout.first_indices if first_tokens_only and states is None else None
         documents = layout.documents(config, autocast_dtype(hidden.device.type, hidden.dtype))
-        last = self._run_layers(hidden, documents, output_indices, states, prefixes)
+        last = self._run_layers(hidden, documents, output_indices, prefixes, states)
         if first_tokens_only and output_indices is None:
             last = last[layout.first_indices]
-        hidden_states = None if states is None else tuple(layout.restore(state) for state in states)
+        hidden_states = None if states is None else tuple(states.recorded)
         attentions = None if recorder is None else tuple(recorder.weights)
         return EncodedBatch(last, layout, words.shape[:-1], hidden_states, attentions)
 

@@ -6,7 +6,16 @@ import shutil
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from composer import Trainer
+from composer.models import HuggingFaceModel
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+)
 
 from mosaicbert.cli import _ONNX_TASKS, main
 from mosaicbert.export.onnx import TASKS
@@ -64,6 +73,73 @@ def test_a_published_checkpoint_with_a_tokenizer_is_converted(original_mosaicber
     config = json.loads((tmp_path / "converted" / "config.json").read_text())
     assert config["model_type"] == "mosaicbert" and "AutoModelForMaskedLM" in config["auto_map"]
     assert (tmp_path / "converted" / "tokenizer.json").exists()
+
+
+def save_composer_checkpoint(model, tokenizer, config, folder):
+    """Let Composer's Trainer save a checkpoint of a Hugging Face model, with the configuration of the original code."""
+    examples = [{name: tensor[0] for name, tensor in make_inputs().items()}]
+    wrapped = HuggingFaceModel(model, tokenizer=tokenizer)
+    wrapped.config = BertConfig(**config)
+    trainer = Trainer(
+        model=wrapped,
+        train_dataloader=DataLoader(examples),
+        max_duration="0ba",
+        optimizers=torch.optim.AdamW(model.parameters()),
+        progress_bar=False,
+    )
+    path = trainer.save_checkpoint(str(folder / "ep0-ba0-rank0.pt"))
+    trainer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    "name, model_class, auto_class",
+    [
+        ("masked_lm", MosaicBertForMaskedLM, AutoModelForMaskedLM),
+        ("sequence_classification", MosaicBertForSequenceClassification, AutoModelForSequenceClassification),
+    ],
+)
+def test_a_composer_checkpoint_of_the_original_code_is_converted(
+    name, model_class, auto_class, original_mosaicbert, finished, tmp_path
+):
+    folder = original_mosaicbert / name
+    expected = model_class.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(finished[1].hugging_face)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("architectures")  # as if the model had not been created by from_pretrained
+    weights = torch.load(folder / "pytorch_model.bin")
+    checkpoint = save_composer_checkpoint(expected, tokenizer, config, tmp_path)
+    state = torch.load(checkpoint, weights_only=False)
+    state["state"]["model"] = {f"model.{key}": tensor for key, tensor in weights.items()}
+    torch.save(state, checkpoint)
+    assert run(checkpoint, "--output", tmp_path / "converted") == 0
+    converted = auto_class.from_pretrained(tmp_path / "converted")
+    assert all(torch.equal(weight, converted.state_dict()[key]) for key, weight in expected.state_dict().items())
+    assert AutoTokenizer.from_pretrained(tmp_path / "converted").get_vocab() == tokenizer.get_vocab()
+
+
+class Code:
+    def __reduce__(self):
+        return print, ("code of the file",)
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({"state": {"model": {"model.x": Code()}}}, "got UnpicklingError while reading it"),
+        ({"model": {}}, "got KeyError while reading it"),
+        ({"state": {"model": {}, "integrations": {}}}, "got KeyError while reading it"),
+        (
+            {"state": {"model": {}, "integrations": {"huggingface": {"model": {"config": {"content": {}}}}}}},
+            "has no `alibi_starting_size`",
+        ),
+    ],
+)
+def test_another_file_than_a_checkpoint_of_mosaicbert_is_an_error(state, message, tmp_path, capsys):
+    torch.save(state, tmp_path / "other.pt")
+    assert run(tmp_path / "other.pt", "--output", tmp_path / "new") == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and "code of the file" not in printed.out
 
 
 @pytest.mark.parametrize(
