@@ -43,7 +43,7 @@ def export_files(folder: Path, *, file_format: str, task: str | None, output: Pa
     """
     if file_format == "onnx":
         if folder.is_file():
-            raise ConfigError(f"{folder} must be a folder for `--format onnx`. Convert it with `--output FOLDER` first.")
+            raise ConfigError(f"`--format onnx` must have a folder, got {folder}. Convert it with `--output` first.")
         if output is not None:
             raise ConfigError("`--output` is not supported with `--format onnx`, which writes beside the weights.")
         latest = folder / "latest"

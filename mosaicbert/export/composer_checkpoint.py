@@ -14,8 +14,8 @@ from mosaicbert.config import ConfigError
 from mosaicbert.model.configuration import PUBLISHED_KEY
 
 _PREFIX = "model."  # of the weights within Composer's HuggingFaceModel
-# Types of the random states, times and versions in a checkpoint, which torch.load refuses without this list. A file that
-# needs other types is refused, so that reading a checkpoint never runs code of the file.
+# Types of the random states, times and versions in a checkpoint, which torch.load refuses without this list. A file
+# that needs other types is refused, so that reading a checkpoint never runs code of the file.
 _RECONSTRUCT: Any = np.empty(0).__reduce__()[0]  # pyright: ignore[reportIndexIssue]
 _TYPES: list[Any] = [
     *(datetime.timedelta, TorchVersion, np.ndarray, np.dtype, np.dtypes.UInt32DType),
@@ -52,9 +52,8 @@ def convert_composer_checkpoint(checkpoint: Path, folder: Path) -> None:
             f"{checkpoint} must be a checkpoint of a MosaicBERT, got one whose configuration has no `{PUBLISHED_KEY}`. "
             "Load checkpoints of other models with Composer."
         )
-    config["architectures"] = [
-        next((name for part, name in _ARCHITECTURES.items() if any(key.startswith(part) for key in weights)), "BertModel")
-    ]
+    names = (name for part, name in _ARCHITECTURES.items() if any(key.startswith(part) for key in weights))
+    config["architectures"] = [next(names, "BertModel")]
     torch.save(weights, folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name, file in tokenizer_files.items():

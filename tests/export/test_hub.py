@@ -1,5 +1,6 @@
 """Upload of exports to a local stand-in of the Hub, and loading from there."""
 
+import json
 import os
 import subprocess
 import sys
@@ -71,3 +72,42 @@ def test_a_rejected_upload_prints_one_line(name, token, finished, tmp_path):
     assert completed.returncode == 2
     (line,) = completed.stderr.splitlines()
     assert f"cannot be uploaded to {name} (" in line and line.endswith("log in with `hf auth login`.")
+
+
+# Loads the length variants of a published checkpoint by their names.
+_PUBLISHED_PROGRAM = """
+import sys
+import mosaicbert
+import torch
+from transformers import AutoModel, AutoModelForMaskedLM
+
+folder, *names = sys.argv[1:]
+expected = AutoModelForMaskedLM.from_pretrained(folder)
+inputs = {"input_ids": torch.arange(300)[None] % 512}
+for name in names:
+    loaded = AutoModelForMaskedLM.from_pretrained(name)
+    assert type(loaded).__name__ == "MosaicBertForMaskedLM"
+    assert torch.equal(loaded(**inputs).logits, expected(**inputs).logits)
+    assert type(AutoModel.from_pretrained(name)).__name__ == "MosaicBertModel"
+"""
+
+
+@pytest.mark.slow
+def test_the_length_variants_of_a_published_checkpoint_load_by_name(original_mosaicbert, tmp_path):
+    folder = original_mosaicbert / "masked_lm"
+    lengths = {"": 512, "-seqlen-256": 256, "-seqlen-512": 512, "-seqlen-1024": 1024, "-seqlen-2048": 2048}
+    names = {f"mosaicml/mosaic-bert-base{suffix}": length for suffix, length in lengths.items()}
+    with serve_hub() as server:
+        for name, length in names.items():
+            # The variants differ in these values of config.json. The dropout of the longest one selects PyTorch's
+            # attention in the original code.
+            config = json.loads((folder / "config.json").read_text()) | {
+                "alibi_starting_size": length,
+                "attention_probs_dropout_prob": 0.1 if length == 2048 else 0.0,
+            }
+            server.branches[name, "main"] = {
+                "config.json": json.dumps(config).encode(),
+                "pytorch_model.bin": (folder / "pytorch_model.bin").read_bytes(),
+            }
+        completed = run(_PUBLISHED_PROGRAM, [folder, *names], server.url, tmp_path)
+    assert completed.returncode == 0, completed.stderr
