@@ -5,6 +5,21 @@ from typing import Any
 from mosaicbert.config import Recipe
 from mosaicbert.estimate import count_parameters
 
+# Inputs of MosaicBERT up to this multiple of the length in pretraining have been measured, see docs/huggingface.md.
+_MEASURED_LENGTH_FACTOR = 8
+
+
+def max_input_length(recipe: Recipe) -> int:
+    """Return the number of tokens at which the exported tokenizer truncates.
+
+    Position embeddings limit BERT to the length in pretraining. ALiBi has no such limit.
+
+    Args:
+        recipe: Training recipe.
+    """
+    factor = _MEASURED_LENGTH_FACTOR if recipe.model.architecture == "mosaicbert" else 1
+    return factor * recipe.data.max_seq_len
+
 
 def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) -> str:
     """Format the model card: architecture, training data, metrics, usage and recipe.
@@ -31,6 +46,13 @@ def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) 
         if is_mosaicbert
         else ""
     )
+    length_note = (
+        f"\nThe tokenizer truncates inputs at {max_input_length(recipe):,} tokens, {_MEASURED_LENGTH_FACTOR} times the "
+        "length in pretraining.\nThe positions are ALiBi biases, so longer inputs are possible. The loss of a small "
+        "model at up to this multiple\nof its length is in docs/huggingface.md of the package.\n"
+        if is_mosaicbert
+        else ""
+    )
     return f"""{front_matter}
 
 # {recipe.run_name}
@@ -54,7 +76,7 @@ by masked language modeling on {_format_sources(recipe)}, up to {recipe.data.max
 
 pipeline("fill-mask", model="path/to/this/folder")
 ```
-{remote_code_note}
+{remote_code_note}{length_note}
 ## Recipe
 
 ```yaml

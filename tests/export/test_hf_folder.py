@@ -141,7 +141,7 @@ def test_the_exported_tokenizer_equals_that_of_the_token_store(finished):
     expected_tokenizer = open_tokenizer(recipe.store_folder, StoreRecord.read(recipe.store_folder))
     assert exported_tokenizer("Return the object.")["input_ids"] == expected_tokenizer.encode("Return the object.").ids
     assert exported_tokenizer.mask_token_id == expected_tokenizer.token_to_id("[MASK]")
-    assert exported_tokenizer.model_max_length == recipe.data.max_seq_len
+    assert exported_tokenizer.model_max_length == 8 * recipe.data.max_seq_len  # the longest measured inputs
 
 
 def test_the_fill_mask_pipeline_returns_sorted_probabilities(finished):
@@ -301,4 +301,6 @@ def test_a_bert_baseline_is_exported_as_hugging_face_bert(finished, tmp_path):
     result = json.loads(run.result.read_text())
     export_folder(build_model(shape).eval(), tokenizer, baseline, result, tmp_path / "hf")
     assert isinstance(AutoModelForMaskedLM.from_pretrained(tmp_path / "hf"), BertForMaskedLM)
+    # The embeddings of later positions are untrained.
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").model_max_length == recipe.data.max_seq_len
     assert not list((tmp_path / "hf").glob("*.py"))
