@@ -247,7 +247,7 @@ def _bench(parsed: argparse.Namespace, _arguments: list[str]) -> int:
         num_steps=parsed.steps,
         seconds=parsed.seconds,
         output=parsed.output,
-        inference=parsed.inference,
+        embedding_batch=parsed.embeddings,
     )
     return 0
 
@@ -315,8 +315,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", metavar="S", type=float, default=1800.0, help=seconds)
     output = "folder for the records and the chart (default: bench/ in the run folder)"
     parser.add_argument("--output", metavar="FOLDER", type=Path, help=output)
-    inference = "compare embeddings of batches of 32 documents instead of training steps"
-    parser.add_argument("--inference", action="store_true", help=inference)
+    embeddings = "compare embeddings of batches of N documents instead of training steps"
+    parser.add_argument("--embeddings", metavar="N", type=int, help=embeddings)
 
 
 def _add_no_arguments(_parser: argparse.ArgumentParser) -> None:

@@ -38,7 +38,13 @@ _CLEARLY_SLOW_RATIO = 4.0  # time of a step in a precision relative to the other
 
 
 def bench(
-    recipe: Recipe, console: Console, *, num_steps: int, seconds: float, output: Path | None, inference: bool
+    recipe: Recipe,
+    console: Console,
+    *,
+    num_steps: int,
+    seconds: float,
+    output: Path | None,
+    embedding_batch: int | None,
 ) -> None:
     """Measure MosaicBERT, Hugging Face's BERT and ModernBERT in turn on the same documents of a recipe.
 
@@ -51,33 +57,38 @@ def bench(
         num_steps: Number of timed rounds of each version.
         seconds: Approximate total time in seconds, without the preparation of the store.
         output: Folder of the records and the chart, or None for the folder `bench` in the run folder.
-        inference: True to measure embeddings, False to measure training steps.
+        embedding_batch: Documents of a batch to measure embeddings, None to measure training steps.
 
     Raises:
         ConfigError: If an argument is invalid, the recipe does not train MosaicBERT, or the store cannot be prepared.
     """
-    _check(recipe, num_steps, seconds)
+    _check(recipe, num_steps, seconds, embedding_batch)
     recipe, _ = resolve_precision(recipe, RunFolder(recipe.run_folder))
     dtype, _ = choose_precision(recipe.train.precision)
     compilation = choose_compilation(recipe.model, recipe.train, dtype)
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     record = prepare(recipe, console)
     num_rounds = NUM_WARMUP_ROUNDS + num_steps
-    if inference:
+    if embedding_batch is not None:
         name, workloads = "embeddings", read_embedding_workloads(recipe, record, num_rounds)
-        versions = embedding_versions(recipe, dtype, device_type)
+        versions = embedding_versions(recipe, dtype, device_type, embedding_batch)
     else:
         name, workloads = "training_step", read_workloads(recipe, record, num_rounds)
         versions = training_versions(recipe, dtype, compilation, device_type)
     if device_type == "cpu":
         versions = _drop_slow_precision(versions, recipe, dtype, console)
     print_line(console, f"{len(versions)} versions, at most {num_rounds} rounds and about {seconds:.0f} s ...")
-    records = _measure(versions, workloads, name, recipe, seconds, device_type)
+    what = f"{name.replace('_', ' ')}, {recipe.run_name}"
+    if embedding_batch is not None:
+        what += f", batches of {embedding_batch}"
+    records = _measure(versions, workloads, what, seconds, device_type)
     folder = recipe.run_folder / "bench" if output is None else output
     _report(versions, records, folder, name, recipe, console, device_type)
 
 
-def _check(recipe: Recipe, num_steps: int, seconds: float) -> None:
+def _check(recipe: Recipe, num_steps: int, seconds: float, embedding_batch: int | None) -> None:
+    if embedding_batch is not None and embedding_batch < 1:
+        raise ConfigError(f"`--embeddings` must be at least 1, got {embedding_batch}. Set e.g. 32.")
     if num_steps < _MIN_STEPS:
         raise ConfigError(f"`--steps` must be at least {_MIN_STEPS}, got {num_steps}. Raise it.")
     if not seconds > 0:
@@ -92,8 +103,7 @@ def _check(recipe: Recipe, num_steps: int, seconds: float) -> None:
 def _measure(
     versions: Sequence[Version],
     workloads: Sequence[Workload],
-    name: str,
-    recipe: Recipe,
+    what: str,
     seconds: float,
     device_type: str,
 ) -> list[dict[str, Any]]:
@@ -130,7 +140,7 @@ def _measure(
         make_record(
             version,
             measurements[version.name],
-            what=f"{name.replace('_', ' ')}, {recipe.run_name}",
+            what=what,
             workloads=workloads,
             baseline=baseline,
             subject=subjects.get(version.name),

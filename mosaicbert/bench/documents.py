@@ -18,7 +18,7 @@ from mosaicbert.data.loading.dataset import TrainDataset
 from mosaicbert.data.loading.loader import build_train_loader, make_train_plan, open_store
 from mosaicbert.data.store import StoreRecord
 
-_NUM_EMBEDDED = 32  # documents of a batch of embeddings
+_NUM_EMBEDDED = 128  # documents of a round of embeddings
 _MIN_MICRO_BATCHES = 4  # of a round, so that documents sorted by length have little padding
 
 
@@ -41,7 +41,7 @@ class Workload:
 
     Attributes:
         steps: Step batches of the data loader; none for embeddings.
-        documents: Documents of the steps, in random order within each step, or a batch of embeddings.
+        documents: Documents of the steps, in random order within each step, or documents to embed.
         loader_seconds: Time in which one process created a step batch, in seconds; None for embeddings.
     """
 
@@ -129,12 +129,12 @@ def read_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list
 
 
 def read_embedding_workloads(recipe: Recipe, record: StoreRecord, num_rounds: int) -> list[Workload]:
-    """Read batches of 32 documents from the first steps of a run, in random order.
+    """Read rounds of 128 documents from the first steps of a run, in random order.
 
     Args:
         recipe: Recipe of the run.
         record: Record of its token store.
-        num_rounds: Number of batches.
+        num_rounds: Number of rounds.
     """
     num_rounds_of_steps = -(-num_rounds * _NUM_EMBEDDED // recipe.train.min_batch_samples)
     workloads = read_workloads(recipe, record, num_rounds_of_steps)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mosaicbert.bench.documents import Workload, pad_documents, unmask
+from mosaicbert.bench.documents import Workload, cut_in_order, pad_documents, sort_by_length, unmask
 from mosaicbert.bench.peers import (
     bert_sizes,
     build_bert,
@@ -31,11 +31,15 @@ class Embedding(Subject):
         recipe: Recipe with the sizes of the model.
         dtype: dtype of weights and activations.
         device_type: Device, "cuda" or "cpu".
+        batch_size: Documents of a batch.
+        is_sorted: Whether the documents of a round are sorted by length before they are cut into batches.
     """
 
-    def __init__(self, family: str, recipe: Recipe, dtype: torch.dtype, device_type: str) -> None:
+    def __init__(
+        self, family: str, recipe: Recipe, dtype: torch.dtype, device_type: str, batch_size: int, is_sorted: bool
+    ) -> None:
         torch.manual_seed(recipe.seed)
-        self.family = family
+        self.family, self.batch_size, self.is_sorted = family, batch_size, is_sorted
         self.sizes = recipe.model
         if family == MOSAICBERT:
             self.model: Any = getattr(build_model(self.sizes), "model")  # noqa: B009
@@ -51,8 +55,12 @@ class Embedding(Subject):
         self.device = torch.device(device_type)
 
     def load(self, workload: Workload) -> list[Any]:
-        batch = pad_documents([unmask(document) for document in workload.documents], self.sizes.pad_token_id)
-        return [{name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}]
+        documents = [unmask(document) for document in workload.documents]
+        if self.is_sorted:
+            documents = sort_by_length(documents)
+        batches = cut_in_order(documents, -(-len(documents) // self.batch_size))
+        padded = (pad_documents(batch, self.sizes.pad_token_id) for batch in batches)
+        return [{name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")} for batch in padded]
 
     @torch.inference_mode()
     def embed(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -87,18 +95,25 @@ class Embedding(Subject):
         return step_flops(sizes, workload.seqlens, num_masked=0) / _TRAINING_FACTOR
 
 
-def embedding_versions(recipe: Recipe, dtype: torch.dtype, device_type: str) -> list[Version]:
+def embedding_versions(recipe: Recipe, dtype: torch.dtype, device_type: str, batch_size: int) -> list[Version]:
     """Return the versions of the embeddings, those in the precision of the recipe first.
 
     Args:
         recipe: Recipe with the sizes of the models.
         dtype: dtype of matrix products of the recipe.
         device_type: Device of all versions, "cuda" or "cpu".
+        batch_size: Documents of a batch.
     """
+    settings = [(MOSAICBERT, "unpadded", False)]
+    settings += [(family, "padded", False) for family in (BERT, MODERNBERT)]
+    if batch_size > 1:  # otherwise there is no padding
+        settings += [(family, "padded, sorted by length", True) for family in (BERT, MODERNBERT)]
 
-    def version(family: str, weight_dtype: torch.dtype) -> Version:
-        setting = "unpadded" if family == MOSAICBERT else "padded"
-        return Version(family, setting, weight_dtype, lambda: Embedding(family, recipe, weight_dtype, device_type))
+    def version(family: str, setting: str, is_sorted: bool, weight_dtype: torch.dtype) -> Version:
+        def start() -> Embedding:
+            return Embedding(family, recipe, weight_dtype, device_type, batch_size, is_sorted)
+
+        return Version(family, setting, weight_dtype, start)
 
     other = torch.float32 if dtype == torch.bfloat16 else torch.bfloat16
-    return [version(family, precision) for precision in (dtype, other) for family in (MOSAICBERT, BERT, MODERNBERT)]
+    return [version(*setting, precision) for precision in (dtype, other) for setting in settings]

@@ -17,7 +17,7 @@ _README = Path(__file__).parents[2] / "docs" / "benchmarks" / "README.md"
 
 
 def _bench(recipe, console, output, **arguments):
-    defaults = {"num_steps": 3, "seconds": 300.0, "inference": False}
+    defaults = {"num_steps": 3, "seconds": 300.0, "embedding_batch": None}
     bench(recipe, console, output=output, **(defaults | arguments))
     path = next(output.glob("*.jsonl"))
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -98,23 +98,40 @@ def test_the_compiled_versions_are_measured(finished, console, tmp_path):
 @pytest.mark.usefixtures("forked")
 def test_the_command_measures_embeddings(finished, tmp_path):
     save_recipe(finished[0], tmp_path / "tiny.yaml")
-    command = [sys.executable, "-m", "mosaicbert", "bench", tmp_path / "tiny.yaml", "--inference", "--steps", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "mosaicbert",
+        "bench",
+        tmp_path / "tiny.yaml",
+        "--embeddings",
+        "40",
+        "--steps",
+        "3",
+    ]
     process = subprocess.run([*command, "--output", tmp_path / "out"], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     records = [json.loads(line) for line in (tmp_path / "out" / "embeddings.jsonl").read_text().splitlines()]
-    assert len(records) == 6
+    assert len(records) == 10
     measured = {record["by"]: record for record in records if "error" not in record}
     assert measured["MosaicBERT, unpadded, fp32"]["documents_per_second"] > 0
     assert list(measured["MosaicBERT, unpadded, fp32"]["phases_us"]) == ["forward"]
     assert measured["MosaicBERT, unpadded, fp32"]["padding_fraction"] == 0.0
+    paddings = [measured[f"BERT, padded{suffix}, fp32"]["padding_fraction"] for suffix in ("", ", sorted by length")]
+    assert paddings[0] > paddings[1] >= 0.0
+    assert all(record["what"].endswith(", batches of 40") for record in records)
     assert all("loader_us" not in record for record in records)
     assert (tmp_path / "out" / "embeddings.png").exists()
 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"num_steps": 2}, "`--steps` must be at least 3, got 2"), ({"seconds": 0.0}, "`--seconds` must be positive")],
-    ids=["steps", "seconds"],
+    [
+        ({"num_steps": 2}, "`--steps` must be at least 3, got 2"),
+        ({"seconds": 0.0}, "`--seconds` must be positive"),
+        ({"embedding_batch": 0}, "`--embeddings` must be at least 1, got 0"),
+    ],
+    ids=["steps", "seconds", "embeddings"],
 )
 def test_an_invalid_argument_is_an_error(arguments, message, finished, console, tmp_path):
     with pytest.raises(ConfigError, match=message):

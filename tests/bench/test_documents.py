@@ -85,9 +85,9 @@ def test_unmasked_documents_are_those_of_the_store(finished, workloads):
         assert tuple(unmask(document).input_ids[1:-1].tolist()) in texts
 
 
-def test_embedding_workloads_are_batches_of_32_documents_of_the_first_steps(finished, workloads):
+def test_embedding_workloads_are_128_documents_of_the_first_steps(finished, workloads):
     recipe, folder, _ = finished
     batches = read_embedding_workloads(recipe, StoreRecord.read(folder.path), num_rounds=3)
-    assert [len(batch.documents) for batch in batches] == [32, 32, 32]
+    assert [len(batch.documents) for batch in batches] == [128, 128, 128]
     expected = [document.input_ids for workload in workloads[:2] for document in workload.documents]  # 16 per step
     assert all(map(torch.equal, (document.input_ids for document in batches[0].documents), expected))
