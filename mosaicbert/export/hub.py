@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from mosaicbert.config import ConfigError
 
 # Of the network, the Hub and the access token. The HTTP library, whose errors are a base class, depends on the version.
-_ERRORS = (*HfHubHTTPError.__bases__, HFValidationError)
+_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, HFValidationError)
 _EXPORTS = "step-*[0-9]"  # folders of the exported checkpoints of a run
 
 
