@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import mosaicbert  # noqa: F401 - registers the model classes
+from mosaicbert.config.load import load_recipe
 from mosaicbert.environment import describe_environment
 from mosaicbert.train.run_folder import RunFolder, newest_export
 
@@ -45,10 +46,11 @@ def main() -> None:
         run = RunFolder(path)
         export, result = newest_export(run), json.loads(run.result.read_text())
         tokenizer = AutoTokenizer.from_pretrained(export)
-        documents = read_documents(arguments.text, tokenizer, max(FACTORS) * tokenizer.model_max_length)
-        for length, loss, standard_error in measure(export, tokenizer, documents):
+        trained_length = load_recipe(run.recipe).data.max_seq_len
+        documents = read_documents(arguments.text, tokenizer, max(FACTORS) * trained_length)
+        for length, loss, standard_error in measure(export, tokenizer, documents, trained_length):
             print(f"{path.name}, {length} tokens: {loss:.3f} nats (standard error {standard_error:.3f})", flush=True)
-            line = {"run": path.name, "trained_length": tokenizer.model_max_length, "length": length, "loss": loss}
+            line = {"run": path.name, "trained_length": trained_length, "length": length, "loss": loss}
             line |= {"standard_error": standard_error, "tokens": result["tokens"], "num_documents": len(documents)}
             lines.append(line | common)
     arguments.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -90,7 +92,9 @@ def texts_of(path: str) -> Iterator[str]:
 
 
 @torch.no_grad()
-def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: Tensor) -> Iterator[tuple[int, float, float]]:
+def measure(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, documents: Tensor, trained_length: int
+) -> Iterator[tuple[int, float, float]]:
     """Yield the length of the inputs, the mean loss of the masked tokens in nats, and its standard error.
 
     The standard error is that of the mean over documents.
@@ -101,7 +105,7 @@ def measure(folder: Path, tokenizer: PreTrainedTokenizerBase, documents: Tensor)
     masked = torch.where(is_masked, tokenizer.mask_token_id, documents)
     num_documents, content = documents.shape
     for factor in FACTORS:
-        length = tokenizer.model_max_length * factor
+        length = trained_length * factor
         if max_length is not None and length > max_length:
             return
         # Fewer special tokens per document leave room in longer inputs, which is not used.
