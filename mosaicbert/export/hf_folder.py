@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mosaicbert.config import Recipe
 from mosaicbert.config.load import save_recipe
-from mosaicbert.export.model_card import format_model_card, max_input_length
+from mosaicbert.export.model_card import format_model_card, truncation_length
 from mosaicbert.export.parity import check_parity
 from mosaicbert.filesystem import atomic_path, partial_path, replace_folder
 
@@ -33,7 +33,7 @@ def export_folder(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_recipe(recipe, partial / "recipe.yaml")
-    wrap_tokenizer(tokenizer, max_input_length(recipe)).save_pretrained(partial)
+    wrap_tokenizer(tokenizer, truncation_length(recipe)).save_pretrained(partial)
     (partial / "README.md").write_text(format_model_card(recipe, result, (partial / "recipe.yaml").read_text()))
     modes = ("package",)
     if recipe.model.architecture == "mosaicbert":

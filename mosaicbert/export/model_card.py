@@ -9,7 +9,7 @@ from mosaicbert.estimate import count_parameters
 _MEASURED_LENGTH_FACTOR = 8
 
 
-def max_input_length(recipe: Recipe) -> int:
+def truncation_length(recipe: Recipe) -> int:
     """Return the number of tokens at which the exported tokenizer truncates.
 
     Position embeddings limit BERT to the length in pretraining. ALiBi has no such limit.
@@ -47,7 +47,7 @@ def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) 
         else ""
     )
     length_note = (
-        f"\nThe tokenizer truncates inputs at {max_input_length(recipe):,} tokens, {_MEASURED_LENGTH_FACTOR} times the "
+        f"\nThe tokenizer truncates inputs at {truncation_length(recipe):,} tokens, {_MEASURED_LENGTH_FACTOR} times the "
         "length in pretraining.\nThe positions are ALiBi biases, so longer inputs are possible. The loss of a small "
         "model at up to this multiple\nof its length is in docs/huggingface.md of the package.\n"
         if is_mosaicbert

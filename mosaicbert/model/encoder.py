@@ -204,6 +204,11 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
                 hidden = layer(*arguments)
         return hidden if recorder is None else recorder.record(hidden)
 
+    def _embed_words(self, input_ids: Tensor) -> Tensor:  # (B, S) -> (B, S, C), or (T,) -> (T, C)
+        words = self.embeddings.word_embeddings
+        # Hooks on the word embeddings, such as that of NEFTune, require three dimensions.
+        return words(input_ids) if input_ids.ndim > 1 else words(input_ids[None])[0]
+
     def encode_batch(
         self,
         input_ids: Tensor | None,
@@ -249,7 +254,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         config = self.config
         returns_weights = config.output_attentions if output_attentions is None else output_attentions
         returns_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        words = self.embeddings.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        words = self._embed_words(input_ids) if input_ids is not None else inputs_embeds
         prefixes = _layer_prefixes(past_key_values, config.num_hidden_layers)
         recorder = AttentionRecorder() if returns_weights else None
         layout = _choose_layout(words, attention_mask, position_ids, cu_seqlens, max_seqlen, recorder, prefixes)

@@ -14,6 +14,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from transformers.integrations.neftune import activate_neftune
 
 from mosaicbert import MosaicBertConfig, MosaicBertForMaskedLM, MosaicBertForSequenceClassification, MosaicBertModel
 from tests.model.test_inputs import SIZES
@@ -37,6 +38,17 @@ def test_the_trainer_trains(arguments, tmp_path):
     result = train(model, tmp_path, [example] * 8, learning_rate=1e-2, **arguments)
     assert 0 < result.training_loss < 2
     assert not torch.equal(model.classifier.out_proj.weight, before)
+
+
+def test_neftune_adds_noise_to_unpadded_input():
+    model = MosaicBertForMaskedLM(MosaicBertConfig(**SIZES)).eval()
+    inputs = {"input_ids": torch.arange(5, 12), "cu_seqlens": torch.tensor([0, 3, 7], dtype=torch.int32)}
+    expected = model(**inputs).logits
+    handle = activate_neftune(model, 5.0, accelerator=None)
+    model.get_input_embeddings().train()  # the noise is for training
+    assert not torch.allclose(model(**inputs).logits, expected)
+    handle.remove()
+    assert torch.equal(model(**inputs).logits, expected)
 
 
 def test_flattened_batches_are_trained_as_separate_documents(tmp_path):
