@@ -47,9 +47,9 @@ def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) 
         else ""
     )
     length_note = (
-        f"\nThe tokenizer truncates inputs at {truncation_length(recipe):,} tokens, {_MEASURED_LENGTH_FACTOR} times the "
-        "length in pretraining.\nThe positions are ALiBi biases, so longer inputs are possible. The loss of a small "
-        "model at up to this multiple\nof its length is in docs/huggingface.md of the package.\n"
+        f"\nThe tokenizer truncates at {truncation_length(recipe):,} tokens, {_MEASURED_LENGTH_FACTOR} times the length "
+        "in pretraining. The positions are ALiBi\nbiases, so longer inputs are possible. The loss of a small model up "
+        "to this multiple is in docs/huggingface.md of the package.\n"
         if is_mosaicbert
         else ""
     )
