@@ -46,10 +46,11 @@ def format_model_card(recipe: Recipe, result: dict[str, Any], recipe_yaml: str) 
         if is_mosaicbert
         else ""
     )
+    length, factor = truncation_length(recipe), _MEASURED_LENGTH_FACTOR
     length_note = (
-        f"\nThe tokenizer truncates at {truncation_length(recipe):,} tokens, {_MEASURED_LENGTH_FACTOR} times the length "
-        "in pretraining. The positions are ALiBi\nbiases, so longer inputs are possible. The loss of a small model up "
-        "to this multiple is in docs/huggingface.md of the package.\n"
+        f"\nThe tokenizer truncates at {length:,} tokens, {factor} times as many as in pretraining. The positions are "
+        f"ALiBi biases, so\nlonger inputs are possible. The loss of a small model at up to {factor} times its length "
+        "is in docs/huggingface.md of the package.\n"
         if is_mosaicbert
         else ""
     )

@@ -1,7 +1,7 @@
 """Encoder with the Hugging Face interface, and base class of the models: loading, saving and initialization."""
 
 import re
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -254,7 +254,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         config = self.config
         returns_weights = config.output_attentions if output_attentions is None else output_attentions
         returns_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        words = self._embed_words(input_ids) if input_ids is not None else inputs_embeds
+        words = self._embed_words(cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
         prefixes = _layer_prefixes(past_key_values, config.num_hidden_layers)
         recorder = AttentionRecorder() if returns_weights else None
         layout = _choose_layout(words, attention_mask, position_ids, cu_seqlens, max_seqlen, recorder, prefixes)
