@@ -25,6 +25,7 @@ class TaskDataConfig:
     text_columns: Annotated[list[str], _TEXT_COLUMNS] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
     kind: Literal["single_label", "multi_label", "regression", "similarity", "pairs"] = "single_label"
+    positive_class: str | None = None  # of two classes: its precision, recall and F1 are reported
     validation_fraction: Annotated[float, within("(0, 1)")] = 0.1  # chosen by text hash: no duplicates across splits
 
     def __post_init__(self) -> None:
@@ -33,6 +34,11 @@ class TaskDataConfig:
             raise ConfigError(
                 f"`data.text_columns` must be two columns for `data.kind={self.kind}`, got {self.text_columns}. "
                 "Name the columns of the two texts."
+            )
+        if self.positive_class is not None and self.kind != "single_label":
+            raise ConfigError(
+                f"`data.positive_class` must be null for `data.kind={self.kind}`, got {self.positive_class!r}. Remove "
+                "the key."
             )
         if self.kind in EMBEDDING_KINDS and self.predict is not None:
             raise ConfigError(

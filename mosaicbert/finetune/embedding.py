@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
 
 from mosaicbert.config import ConfigError
 from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe
@@ -58,6 +60,8 @@ def finetune_embeddings(recipe: FinetuneRecipe, console: Console) -> Path:
         importlib.import_module("accelerate")
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed. Run `pip install 'mosaicbert[embeddings]'`.") from error
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
     train, validation = read_text_pairs(recipe.data)
     name = newest_model(recipe.model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,6 @@ def _fit(library: Any, model: Any, train: Examples, recipe: FinetuneRecipe) -> N
         columns["score"] = [float(label) for label in train.labels if isinstance(label, (int, float))]
     config = recipe.train
     on_gpu = torch.cuda.is_available()
-    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = library.SentenceTransformerTrainingArguments(
             output_dir=scratch,
@@ -150,7 +153,7 @@ def _fit(library: Any, model: Any, train: Examples, recipe: FinetuneRecipe) -> N
             per_device_train_batch_size=config.batch_size,
             learning_rate=config.peak_lr,
             weight_decay=config.weight_decay / config.peak_lr,
-            warmup_ratio=_WARMUP_FRACTION,
+            warmup_steps=_WARMUP_FRACTION,  # below 1: a fraction of the steps
             bf16=on_gpu and config.precision != "fp32",
             use_cpu=not on_gpu,
             seed=recipe.seed,
@@ -158,12 +161,14 @@ def _fit(library: Any, model: Any, train: Examples, recipe: FinetuneRecipe) -> N
             report_to=[],
             disable_tqdm=True,
         )
-        library.SentenceTransformerTrainer(
+        trainer = library.SentenceTransformerTrainer(
             model=model,
             args=arguments,
             train_dataset=datasets.Dataset.from_dict(columns),
             loss=getattr(losses, _LOSSES[recipe.data.kind])(model),
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)  # prints a dictionary per logged step
+        trainer.train()
 
 
 def _print_metrics(folder: Path, console: Console) -> None:

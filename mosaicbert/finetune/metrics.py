@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_sq
 from torch import Tensor
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+_F1_AVERAGES: dict[str, Any] = {"f1": "binary", "macro_f1": "macro", "micro_f1": "micro"}
 
 
 def problem_type_of(num_labels: int) -> str:
@@ -25,9 +26,11 @@ def compute_metrics(names: tuple[str, ...], problem_type: str, logits: Tensor, l
     """Compute metrics as fractions between 0 and 1 (correlations between -1 and 1).
 
     Args:
-        names: Names of metrics. `accuracy` of multi-hot labels is the fraction of correct entries. `f1` is the F1 of
-            class 1 for two classes, else the mean over classes. The other names are `matthews_correlation`, `pearson`,
-            `spearman` and `mean_squared_error`, which is not a fraction.
+        names: Names of metrics. For single labels: `accuracy`, `f1` of class 1 of two, `macro_f1`, and
+            `matthews_correlation`. For multi-hot labels: `subset_accuracy`, the fraction of examples whose labels are
+            all correct, `label_accuracy`, that of correct entries, `micro_f1` of all entries, and `macro_f1`. For
+            numbers: `pearson`, `spearman` and `mean_squared_error`, which is not a fraction. `macro_f1` is the mean
+            over the L classes, including those that do not occur.
         problem_type: `SINGLE_LABEL`, `MULTI_LABEL` or `REGRESSION`.
         logits: (N, L) logits of the model.
         labels: (N,) classes or numbers, or (N, L) multi-hot labels.
@@ -38,18 +41,21 @@ def compute_metrics(names: tuple[str, ...], problem_type: str, logits: Tensor, l
     """
     predictions = predict_labels(problem_type, logits).double().numpy()
     targets = labels.double().numpy()
-    is_binary = problem_type == SINGLE_LABEL and logits.shape[1] == 2
+    num_classes = logits.shape[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SciPy and scikit-learn warn about undefined metrics
-        return {name: _compute(name, predictions, targets, is_binary) for name in names}
+        return {name: _compute(name, predictions, targets, num_classes) for name in names}
 
 
-def _compute(name: str, predictions: NDArray[np.float64], targets: NDArray[np.float64], is_binary: bool) -> float:
-    if name == "accuracy":
+def _compute(name: str, predictions: NDArray[np.float64], targets: NDArray[np.float64], num_classes: int) -> float:
+    if name in ("accuracy", "subset_accuracy"):
+        value = accuracy_score(targets, predictions)
+    elif name == "label_accuracy":
         value = accuracy_score(targets.ravel(), predictions.ravel())
-    elif name == "f1":
+    elif name in _F1_AVERAGES:
         zero: Any = 0.0  # the type stubs accept only the default
-        value = f1_score(targets, predictions, average="binary" if is_binary else "macro", zero_division=zero)
+        classes = None if name == "f1" else range(num_classes)
+        value = f1_score(targets, predictions, labels=classes, average=_F1_AVERAGES[name], zero_division=zero)
     elif name == "matthews_correlation":
         value = matthews_corrcoef(targets, predictions)
     elif name == "mean_squared_error":

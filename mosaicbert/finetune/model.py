@@ -99,6 +99,28 @@ def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return type(model)(model.config)
 
 
+def scale_output(model: PreTrainedModel, scale: float, offset: float) -> None:
+    """Change the output layer of a regression so that the model returns `scale * output + offset`.
+
+    Args:
+        model: Classifier with one output, which is changed in place.
+        scale: Factor of the output.
+        offset: Added to the scaled output.
+
+    Raises:
+        ConfigError: If the model does not have one linear layer with one output and a bias.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
+    if len(layers) != 1 or layers[0].bias is None:  # pyright: ignore[reportUnnecessaryComparison]
+        raise ConfigError(
+            f"{type(model).__name__} must have one linear layer with one output and a bias for a regression, got "
+            f"{len(layers)} layers. Choose another encoder."
+        )
+    with torch.no_grad():
+        layers[0].weight.mul_(scale)
+        layers[0].bias.mul_(scale).add_(offset)
+
+
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token id of padding, or 0 if the tokenizer does not define one."""
     return cast(int, tokenizer.pad_token_id or 0)

@@ -32,9 +32,9 @@ def test_metrics_of_two_classes_match_values_computed_by_hand():
 
 def test_metrics_of_three_classes_match_values_computed_by_hand():
     labels, predictions = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
-    metrics = _single_label_metrics(("accuracy", "f1"), labels, predictions, 3)
+    metrics = _single_label_metrics(("accuracy", "macro_f1"), labels, predictions, 3)
     assert metrics["accuracy"] == pytest.approx(4 / 6)
-    assert metrics["f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 2 * 2 / (2 + 3), 2 * 1 / (2 + 1)]))
+    assert metrics["macro_f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 2 * 2 / (2 + 3), 2 * 1 / (2 + 1)]))
 
 
 @pytest.mark.parametrize("prediction", [0, 1])
@@ -81,9 +81,28 @@ def test_metrics_of_multi_hot_labels_match_values_computed_by_hand():
     logits = torch.tensor([[1.0, -1.0], [2.0, 0.5], [-1.0, 3.0]])
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     assert predict_labels(MULTI_LABEL, logits).tolist() == [[1, 0], [1, 1], [0, 1]]
-    metrics = compute_metrics(("accuracy", "f1"), MULTI_LABEL, logits, labels)
-    assert metrics["accuracy"] == pytest.approx(4 / 6)
-    assert metrics["f1"] == pytest.approx(np.mean([2 * 1 / (2 + 2), 1.0]))
+    names = ("subset_accuracy", "label_accuracy", "micro_f1", "macro_f1")
+    metrics = compute_metrics(names, MULTI_LABEL, logits, labels)
+    assert metrics == pytest.approx(
+        {
+            "subset_accuracy": 1 / 3,
+            "label_accuracy": 4 / 6,
+            "micro_f1": 2 * 3 / (2 * 3 + 1 + 1),
+            "macro_f1": np.mean([2 * 1 / (2 + 2), 2 * 2 / (2 + 2)]),
+        }
+    )
+
+
+def test_the_macro_f1_contains_classes_that_do_not_occur():
+    metrics = _single_label_metrics(("macro_f1",), [0, 1], [0, 1], num_classes=4)
+    assert metrics["macro_f1"] == pytest.approx(2 / 4)
+    absent = compute_metrics(("macro_f1",), MULTI_LABEL, torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0]]))
+    assert absent["macro_f1"] == pytest.approx(1 / 2)
+
+
+def test_the_macro_f1_shows_that_a_rare_class_is_not_found():
+    metrics = _single_label_metrics(("accuracy", "macro_f1"), [0] * 97 + [1] * 3, [0] * 100)
+    assert metrics == pytest.approx({"accuracy": 0.97, "macro_f1": (2 * 97 / (97 + 100) + 0) / 2})
 
 
 def test_a_task_with_one_label_is_a_regression():

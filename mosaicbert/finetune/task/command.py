@@ -2,10 +2,11 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,17 +20,27 @@ from mosaicbert.console import print_line
 from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import write_file
 from mosaicbert.finetune.metrics import REGRESSION
-from mosaicbert.finetune.model import load_classifier, with_random_weights
+from mosaicbert.finetune.model import load_classifier, scale_output, with_random_weights
+from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset, read_task_dataset
 from mosaicbert.finetune.task.export import export_classifier
 from mosaicbert.finetune.task.labels import PROBLEM_TYPES
 from mosaicbert.finetune.task.plots import draw_predictions
-from mosaicbert.finetune.task.report import evaluate, label_arrays, prediction_lines, write_report
+from mosaicbert.finetune.task.report import (
+    class_scores,
+    describe_metric,
+    evaluate,
+    label_arrays,
+    prediction_lines,
+    write_report,
+)
 from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
 from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from mosaicbert.scoring.checkpoints import newest_model
 from mosaicbert.train.composer import release_memory
 from mosaicbert.train.device import choose_precision
+
+_MAX_PRINTED_CLASSES = 10  # report.md has all of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +80,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     check_finetune_folder(recipe, folder / "recipe.yaml", is_finished=metrics_path.exists())
     if metrics_path.exists():
         print_line(console, f"{folder}: this run is finished.")
-        _print_metrics(folder, console)
+        _print_metrics(folder, recipe.data.positive_class, console)
         return folder
     logging.disable_progress_bar()
 
@@ -95,9 +106,11 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
 
     export_classifier(model, tokenizer, data, folder / "hf")
 
+    is_classifier = data.label_set.problem_type != REGRESSION
     metrics = {
         "validation": evaluate(data, fit.validation_logits),
         **baseline,
+        **({"classes": class_scores(data.label_set, data.validation, fit.validation_logits)} if is_classifier else {}),
         "examples": {"train": len(data.train), "validation": len(data.validation)},
         "seconds": round(fit.seconds, 2),
         "environment": describe_environment(),
@@ -106,7 +119,6 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
         recipe.run_name,
         data,
         metrics,
-        fit.validation_logits,
         model=recipe.model,
         dataset=recipe.data.train,
         num_epochs=recipe.train.epochs,
@@ -115,7 +127,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     write_file(folder / "report.md", report.encode())
     # Written last, because the file marks the run as finished.
     write_file(metrics_path, (json.dumps(metrics, indent=2) + "\n").encode())
-    _print_metrics(folder, console)
+    _print_metrics(folder, recipe.data.positive_class, console)
     return folder
 
 
@@ -173,12 +185,29 @@ def _fit(
 ) -> _FitResult:
     evaluation_sets = [data.validation] if data.predict is None else [data.validation, data.predict]
     start_time = time.monotonic()
-    logits = fine_tune(model, tokenizer, data.train, evaluation_sets, settings, lambda line: print_line(console, line))
+    train, mean, scale = data.train, 0.0, 1.0
+    if settings.problem_type == REGRESSION:
+        train, mean, scale = _standardize(data.train)
+    logits = fine_tune(model, tokenizer, train, evaluation_sets, settings, lambda line: print_line(console, line))
+    if settings.problem_type == REGRESSION:
+        scale_output(model, scale, mean)
+        logits = [values * scale + mean for values in logits]
     return _FitResult(
         validation_logits=logits[0],
         predict_logits=None if data.predict is None else logits[1],
         seconds=time.monotonic() - start_time,
     )
+
+
+def _standardize(examples: Examples) -> tuple[Examples, float, float]:
+    """Return examples whose labels have the mean 0 and the standard deviation 1, with the mean and the deviation.
+
+    A new output layer returns values near zero, and learns labels of a different scale slowly or not at all.
+    """
+    labels = np.array(examples.labels, dtype=np.float64)
+    mean, deviation = float(labels.mean()), float(labels.std())
+    scale = deviation if deviation > 0 else 1.0  # of equal labels
+    return replace(examples, labels=((labels - mean) / scale).tolist()), mean, scale
 
 
 def _write_predictions(data: TaskDataset, fit: _FitResult, folder: Path, title: str) -> None:
@@ -190,11 +219,17 @@ def _write_predictions(data: TaskDataset, fit: _FitResult, folder: Path, title: 
     write_file(folder / "predictions.png", draw_predictions(data.label_set, targets, predictions, title))
 
 
-def _print_metrics(folder: Path, console: Console) -> None:
+def _print_metrics(folder: Path, positive: str | None, console: Console) -> None:
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     baseline: dict[str, float] = metrics.get("random_weights", {})
+    titles = {name: f"{describe_metric(name, positive)}:" for name in metrics["validation"]}
+    width = max(map(len, titles.values())) + 1
     for name, value in metrics["validation"].items():
         comparison = f"   (random weights: {baseline[name]:.4f})" if name in baseline else ""
-        print_line(console, f"{name + ':':22}{value:.4f}{comparison}")
+        print_line(console, f"{titles[name]:{width}}{value:.4f}{comparison}")
+    scores = metrics.get("classes", {})
+    if 0 < len(scores) <= _MAX_PRINTED_CLASSES:
+        by_class = ", ".join(f"{name} {values['f1']:.4f}" for name, values in scores.items())
+        print_line(console, f"F1 by class: {by_class}")
     for name in ("hf", "report.md", "predictions.jsonl"):
         print_line(console, str(folder / name))

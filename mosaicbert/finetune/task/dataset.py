@@ -49,7 +49,7 @@ def read_task_dataset(config: TaskDataConfig) -> TaskDataset:
         ConfigError: If a file, split or column does not exist, a text or label is invalid, or a split is empty.
     """
     texts, cells, source = _read_labeled(config, config.train, config.train_split)
-    label_set = LabelSet.from_column(config.kind, cells, source)
+    label_set = LabelSet.from_column(config.kind, cells, source, config.positive_class)
     train = Examples(texts=texts, labels=label_set.encode(cells, source))
     if config.validation is None:
         is_validation = [_is_in_validation(row, config.validation_fraction) for row in zip(*texts, strict=True)]

@@ -15,7 +15,7 @@ from mosaicbert.finetune.task.dataset import TaskDataset
 
 _NUM_PROBES = 8  # examples whose logits are compared
 _MAX_PROBE_LENGTH = 256  # tokens
-_MAX_DIFFERENCE = 1e-4  # absolute difference of logits that are both computed on the CPU
+_MAX_DIFFERENCE = 1e-4  # of logits that are both computed on the CPU, relative to the largest one if it exceeds 1
 
 
 def export_classifier(
@@ -53,9 +53,11 @@ def _check_logits(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTok
     batch = ClassificationCollator(is_unpadded=False, pad_token_id=pad_token_id_of(tokenizer))(encoded)
     del batch["labels"]
     with torch.no_grad():
-        difference = float((model(**batch).logits - reloaded(**batch).logits).abs().max())
-    if not difference <= _MAX_DIFFERENCE:
+        expected = model(**batch).logits
+        difference = float((expected - reloaded(**batch).logits).abs().max())
+    limit = _MAX_DIFFERENCE * max(1.0, float(expected.abs().max()))
+    if not difference <= limit:
         raise TrainingFault(
-            f"Logits of the exported model in {folder} must differ by at most {_MAX_DIFFERENCE} from those of the "
+            f"Logits of the exported model in {folder} must differ by at most {limit:.2g} from those of the "
             f"trained model, got a difference of {difference}. Report this as a bug."
         )

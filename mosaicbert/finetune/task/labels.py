@@ -20,22 +20,26 @@ class LabelSet:
     Attributes:
         problem_type: Hugging Face problem type.
         names: Class names in the order of the logits; empty for a regression.
+        positive: Class whose precision, recall and F1 are metrics, of a task with two classes; None for no such class.
     """
 
     problem_type: str
     names: tuple[str, ...]
+    positive: str | None = None
 
     @classmethod
-    def from_column(cls, kind: str, column: Sequence[Any], source: str) -> "LabelSet":
+    def from_column(cls, kind: str, column: Sequence[Any], source: str, positive: str | None = None) -> "LabelSet":
         """Collect the classes of a training column: numbers in numerical order, then names in alphabetical order.
 
         Args:
             kind: Value of `data.kind`.
             column: Cells of the label column.
             source: File and column in error messages.
+            positive: Value of `data.positive_class`.
 
         Raises:
-            ConfigError: If a cell is empty or has the wrong type, or fewer than two classes occur.
+            ConfigError: If a cell is empty or has the wrong type, fewer than two classes occur, or the positive class
+                is not one of two classes.
         """
         problem_type = PROBLEM_TYPES[kind]
         if problem_type == REGRESSION:
@@ -51,7 +55,13 @@ class LabelSet:
                 f"{source} must contain at least two classes, got {', '.join(names) or 'none'}. Add examples of "
                 "a different class."
             )
-        return cls(problem_type=problem_type, names=tuple(sorted(names, key=_sort_key)))
+        ordered = tuple(sorted(names, key=_sort_key))
+        if positive is not None and (len(ordered) != 2 or positive not in ordered):
+            raise ConfigError(
+                f"`data.positive_class` must be one of two classes, got {positive!r} with {', '.join(ordered)} in "
+                f"{source}. Correct or remove the key."
+            )
+        return cls(problem_type=problem_type, names=ordered, positive=positive)
 
     @property
     def num_outputs(self) -> int:

@@ -15,9 +15,19 @@ from mosaicbert.finetune.task.dataset import TaskDataset
 from mosaicbert.finetune.task.labels import LabelSet
 
 _METRICS = {
-    SINGLE_LABEL: ("accuracy", "f1", "matthews_correlation"),
-    MULTI_LABEL: ("accuracy", "f1"),
+    SINGLE_LABEL: ("accuracy", "macro_f1", "matthews_correlation"),
+    MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy", "label_accuracy"),
     REGRESSION: ("pearson", "spearman", "mean_squared_error"),
+}
+_FULL_NAMES = {
+    "f1": "F1",
+    "macro_f1": "macro F1 (mean over classes)",
+    "micro_f1": "micro F1 (all labels)",
+    "matthews_correlation": "Matthews correlation",
+    "subset_accuracy": "subset accuracy (all labels of a text)",
+    "label_accuracy": "label accuracy (single labels)",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
 }
 
 
@@ -29,10 +39,47 @@ def evaluate(data: TaskDataset, logits: Tensor) -> dict[str, float]:
         logits: (N, L) logits of the validation examples.
 
     Returns:
-        Metrics by name.
+        Metrics by name. With a positive class, `precision`, `recall` and `f1` are those of this class.
     """
-    problem_type = data.label_set.problem_type
-    return compute_metrics(_METRICS[problem_type], problem_type, logits, torch.tensor(data.validation.labels))
+    label_set = data.label_set
+    problem_type = label_set.problem_type
+    metrics = compute_metrics(_METRICS[problem_type], problem_type, logits, torch.tensor(data.validation.labels))
+    if label_set.positive is not None:
+        scores = class_scores(label_set, data.validation, logits)[label_set.positive]
+        metrics |= {name: scores[name] for name in ("precision", "recall", "f1")}
+    return metrics
+
+
+def class_scores(label_set: LabelSet, examples: Examples, logits: Tensor) -> dict[str, dict[str, float]]:
+    """Compute precision, recall, F1 and number of examples of each class.
+
+    Args:
+        label_set: Problem type and class names of a classification.
+        examples: Labeled examples.
+        logits: (N, L) logits of the examples.
+
+    Returns:
+        Scores by name of the class. An undefined score is 0.
+    """
+    targets, predictions = label_arrays(label_set, examples, logits)
+    zero: Any = 0.0  # the type stubs accept only the default
+    by_class: Any = precision_recall_fscore_support(
+        targets, predictions, labels=range(len(label_set.names)), average=None, zero_division=zero
+    )
+    fields = ("precision", "recall", "f1", "examples")
+    rows = zip(*(scores.tolist() for scores in by_class), strict=True)
+    return {name: dict(zip(fields, row, strict=True)) for name, row in zip(label_set.names, rows, strict=True)}
+
+
+def describe_metric(name: str, positive: str | None) -> str:
+    """Return the full name of a metric.
+
+    Args:
+        name: Name in metrics.json.
+        positive: Positive class, or None.
+    """
+    full = _FULL_NAMES.get(name, name.replace("_", " "))
+    return f"{full} of {positive}" if name in ("precision", "recall", "f1") else full
 
 
 def prediction_lines(label_set: LabelSet, examples: Examples, logits: Tensor, split: str) -> Iterator[str]:
@@ -62,7 +109,6 @@ def write_report(
     title: str,
     data: TaskDataset,
     metrics: Mapping[str, Any],
-    logits: Tensor,
     *,
     model: str,
     dataset: str,
@@ -74,7 +120,6 @@ def write_report(
         title: Title of the report.
         data: Dataset of the task.
         metrics: Content of metrics.json.
-        logits: (N, L) logits of the validation examples.
         model: Name of the pretrained model.
         dataset: Name of the training data.
         num_epochs: Number of epochs.
@@ -93,7 +138,8 @@ def write_report(
         _markdown_row("---", *["---:"] * len(columns)),
     ]
     for name in metrics["validation"]:
-        lines.append(_markdown_row(name, *(f"{values[name]:.4f}" for values in columns.values())))
+        title_of_metric = describe_metric(name, label_set.positive)
+        lines.append(_markdown_row(title_of_metric, *(f"{values[name]:.4f}" for values in columns.values())))
     if "random_weights" in metrics:
         lines += ["", "Random weights: the same model, data and hyperparameters, without pretraining."]
     if label_set.problem_type != REGRESSION:
@@ -102,13 +148,9 @@ def write_report(
             _markdown_row("Class", "Precision", "Recall", "F1", "Validation examples"),
             _markdown_row("---", *["---:"] * 4),
         ]
-        targets, predictions = label_arrays(label_set, data.validation, logits)
-        zero: Any = 0.0  # the type stubs accept only the default
-        by_class: Any = precision_recall_fscore_support(
-            targets, predictions, labels=range(len(label_set.names)), average=None, zero_division=zero
-        )
-        for name, *scores, num_examples in zip(label_set.names, *by_class, strict=True):
-            lines.append(_markdown_row(name, *(f"{score:.3f}" for score in scores), f"{int(num_examples):,}"))
+        for name, scores in metrics["classes"].items():
+            values = (f"{scores[field]:.3f}" for field in ("precision", "recall", "f1"))
+            lines.append(_markdown_row(name, *values, f"{scores['examples']:,}"))
     return "\n".join([*lines, "", "![Predictions](predictions.png)", ""])
 
 

@@ -80,10 +80,13 @@ def fine_tuned(finished, tmp_path_factory):
 def test_classes_are_learned_and_metrics_are_written(fine_tuned):
     _, folder, output = fine_tuned
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["validation"] == {"accuracy": 1.0, "f1": 1.0, "matthews_correlation": 1.0}
+    assert metrics["validation"] == {"accuracy": 1.0, "macro_f1": 1.0, "matthews_correlation": 1.0}
+    assert metrics["classes"]["class 1"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "examples": 6}
     assert set(metrics["random_weights"]) == set(metrics["validation"])
     assert metrics["examples"] == {"train": 40, "validation": 12}
-    assert "accuracy:             1.0000   (random weights: " in output
+    assert re.search(r"^accuracy: +1\.0000   \(random weights: ", output, flags=re.MULTILINE)
+    assert re.search(r"^macro F1 \(mean over classes\): 1\.0000 ", output, flags=re.MULTILINE)
+    assert "F1 by class: class 0 1.0000, class 1 1.0000\n" in output
     assert (
         len(re.findall(r"^step \d+/50  loss \d\.\d{3}  \d:\d\d:\d\d remaining$", output, flags=re.MULTILINE)) == 2 * 50
     )
@@ -161,11 +164,34 @@ def test_a_multi_label_task_with_text_pairs_is_fine_tuned(finished, tmp_path):
     assert 1 <= len(lines) < 20
     assert all(set(line["probabilities"]) == {"even", "multiple of 3"} and len(line["texts"]) == 2 for line in lines)
     assert all(isinstance(line["predicted"], list) for line in lines)
-    assert set(json.loads((folder / "metrics.json").read_text())["validation"]) == {"accuracy", "f1"}
+    assert set(json.loads((folder / "metrics.json").read_text())["validation"]) == {
+        "micro_f1",
+        "macro_f1",
+        "subset_accuracy",
+        "label_accuracy",
+    }
 
 
-def test_a_regression_is_trained_in_fp32_with_any_precision(finished, tmp_path):
-    rows = _rows(40, label=lambda index: 4.0 * (index % 2))
+def test_scores_of_the_positive_class_show_that_a_rare_class_is_not_found(finished, tmp_path):
+    labels = ["fraud" if index % 20 == 0 else "legit" for index in range(60)]
+    rows = [{"text": f"returns the value {index}", "label": label} for index, label in enumerate(labels)]
+    path = _write(tmp_path / "train.csv", rows)
+    data = TaskDataConfig(train=path, validation=path, positive_class="fraud")
+    console = Console(record=True, width=150)
+    folder = finetune(_recipe(finished[1].hugging_face, tmp_path, data, epochs=1, peak_lr=1e-5), console)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    scores = metrics["classes"]["fraud"]
+    assert scores["examples"] == 3
+    assert metrics["validation"]["f1"] == scores["f1"] and metrics["validation"]["recall"] == scores["recall"]
+    output = console.export_text()
+    assert re.search(rf"^F1 of fraud: +{scores['f1']:.4f}$", output, flags=re.MULTILINE)
+    assert f"| recall of fraud | {scores['recall']:.4f} |" in (folder / "report.md").read_text()
+
+
+# Labels of a new output layer near zero, and labels such as prices.
+@pytest.mark.parametrize("low, high", [(0.0, 4.0), (20_000.0, 140_000.0)])
+def test_a_regression_is_trained_in_fp32_with_any_precision(low, high, finished, tmp_path):
+    rows = _rows(40, label=lambda index: (low, high)[index % 2])
     data = TaskDataConfig(train=_write(tmp_path / "train.csv", rows), kind="regression", validation_fraction=0.3)
     recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=20, precision="bf16")
     recipe.run_folder.mkdir()
@@ -173,6 +199,7 @@ def test_a_regression_is_trained_in_fp32_with_any_precision(finished, tmp_path):
     folder = finetune(recipe, Console(quiet=True))
     metrics = json.loads((folder / "metrics.json").read_text())["validation"]
     assert metrics["pearson"] > 0.9
+    assert metrics["mean_squared_error"] < (0.2 * (high - low)) ** 2
     lines = _lines(folder)
     assert all(isinstance(line["predicted"], float) and "probabilities" not in line for line in lines)
     predictions = torch.tensor([line["predicted"] for line in lines])
@@ -180,7 +207,26 @@ def test_a_regression_is_trained_in_fp32_with_any_precision(finished, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(folder / "hf").eval()
     inputs = AutoTokenizer.from_pretrained(folder / "hf")([lines[0]["texts"][0]], return_tensors="pt")
     with torch.no_grad():
-        assert float(model(**inputs).logits) == pytest.approx(lines[0]["predicted"], abs=1e-4)
+        assert float(model(**inputs).logits) == pytest.approx(lines[0]["predicted"], abs=1e-4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"positive_class": "spam"}, "must be one of two classes, got 'spam' with class 0, class 1"),
+        ({"positive_class": "class 0", "kind": "multi_label"}, r"must be null for `data\.kind=multi_label`"),
+    ],
+)
+def test_an_invalid_positive_class_is_an_error(changes, message, tmp_path):
+    path = _write(tmp_path / "train.jsonl", _rows(20))
+    with pytest.raises(ConfigError, match=message):
+        read_task_dataset(TaskDataConfig(train=path, **changes))
+
+
+def test_a_positive_class_of_three_classes_is_an_error(tmp_path):
+    path = _write(tmp_path / "train.jsonl", _rows(20, label=lambda index: index % 3))
+    with pytest.raises(ConfigError, match="must be one of two classes, got '1' with 0, 1, 2"):
+        read_task_dataset(TaskDataConfig(train=path, positive_class="1"))
 
 
 def test_classes_of_a_hub_dataset_have_its_class_names(tmp_path):
