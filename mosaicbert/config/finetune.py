@@ -24,6 +24,7 @@ class TaskDataConfig:
     revision: str = "main"  # branch, tag or commit of a Hub dataset
     text_columns: Annotated[list[str], _TEXT_COLUMNS] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
+    label_separator: str | None = None  # between the classes of a multi_label cell; None: ";", checked for plausibility
     kind: Literal["single_label", "multi_label", "regression", "similarity", "pairs"] = "single_label"
     positive_class: str | None = None  # of two classes: its precision, recall and F1 are reported
     validation_fraction: Annotated[float, within("(0, 1)")] = 0.1  # chosen by text hash: no duplicates across splits
@@ -34,6 +35,11 @@ class TaskDataConfig:
             raise ConfigError(
                 f"`data.text_columns` must be two columns for `data.kind={self.kind}`, got {self.text_columns}. "
                 "Name the columns of the two texts."
+            )
+        if self.label_separator is not None and (self.kind != "multi_label" or not self.label_separator.strip()):
+            raise ConfigError(
+                f"`data.label_separator` must be null or a text between classes for `data.kind=multi_label`, got "
+                f"{self.label_separator!r} for {self.kind}. Correct or remove the key."
             )
         if self.positive_class is not None and self.kind != "single_label":
             raise ConfigError(

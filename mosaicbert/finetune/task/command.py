@@ -20,7 +20,7 @@ from mosaicbert.console import print_line
 from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import write_file
 from mosaicbert.finetune.metrics import REGRESSION
-from mosaicbert.finetune.model import load_classifier, scale_output, with_random_weights
+from mosaicbert.finetune.model import load_classifier, max_input_length, scale_output, with_random_weights
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset, read_task_dataset
 from mosaicbert.finetune.task.export import export_classifier
@@ -34,6 +34,7 @@ from mosaicbert.finetune.task.report import (
     prediction_lines,
     write_report,
 )
+from mosaicbert.finetune.task.summary import summarize_data, summary_lines
 from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
 from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from mosaicbert.scoring.checkpoints import newest_model
@@ -92,8 +93,10 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     model = load_classifier(name, num_labels=num_outputs, problem_type=settings.problem_type, seed=recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "recipe.yaml")
+    summary = summarize_data(data, tokenizer, max_input_length(model, recipe.train.max_seq_len))
     counts = f"{len(data.train):,} training examples, {len(data.validation):,} validation examples"
-    print_line(console, f"{name}: {counts}")
+    for line in (f"{name}: {counts}", *summary_lines(summary, len(data.validation))):
+        print_line(console, line)
 
     baseline: dict[str, Any] = {}
     if recipe.train.compare_with_random_weights:
@@ -112,6 +115,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
         **baseline,
         **({"classes": class_scores(data.label_set, data.validation, fit.validation_logits)} if is_classifier else {}),
         "examples": {"train": len(data.train), "validation": len(data.validation)},
+        "data": summary,
         "seconds": round(fit.seconds, 2),
         "environment": describe_environment(),
     }

@@ -1,9 +1,11 @@
 """Task datasets: labeled texts for training and validation, and texts to predict."""
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from mosaicbert.config import ConfigError
@@ -13,6 +15,7 @@ from mosaicbert.data.prepare.tokenize import hash_text
 from mosaicbert.finetune.tables import (
     TABLE_SUFFIXES,
     Examples,
+    Label,
     get_column,
     get_text_columns,
     is_file_name,
@@ -49,12 +52,10 @@ def read_task_dataset(config: TaskDataConfig) -> TaskDataset:
         ConfigError: If a file, split or column does not exist, a text or label is invalid, or a split is empty.
     """
     texts, cells, source = _read_labeled(config, config.train, config.train_split)
-    label_set = LabelSet.from_column(config.kind, cells, source, config.positive_class)
+    label_set = LabelSet.from_column(config.kind, cells, source, config.positive_class, config.label_separator)
     train = Examples(texts=texts, labels=label_set.encode(cells, source))
     if config.validation is None:
-        is_validation = [_is_in_validation(row, config.validation_fraction) for row in zip(*texts, strict=True)]
-        validation = _select(train, is_validation)
-        train = _select(train, [not is_selected for is_selected in is_validation])
+        train, validation = hold_out(train, config.validation_fraction)
     else:
         texts, cells, source = _read_labeled(config, _validation_source(config), config.validation)
         validation = Examples(texts=texts, labels=label_set.encode(cells, source))
@@ -93,9 +94,7 @@ def read_text_pairs(config: TaskDataConfig) -> tuple[Examples, Examples]:
         return data.train, data.validation
     train = _read_pairs(config, config.train, config.train_split)
     if config.validation is None:
-        is_validation = [_is_in_validation(row, config.validation_fraction) for row in zip(*train.texts, strict=True)]
-        validation = _select(train, is_validation)
-        train = _select(train, [not is_selected for is_selected in is_validation])
+        train, validation = hold_out(train, config.validation_fraction)
     else:
         validation = _read_pairs(config, _validation_source(config), config.validation)
     for name, examples in (("training", train), ("validation", validation)):
@@ -147,8 +146,49 @@ def _validation_source(config: TaskDataConfig) -> str:
     return config.train
 
 
-def _is_in_validation(texts: tuple[str, ...], fraction: float) -> bool:
-    return hash_text("\0".join(texts))[0] < fraction * 2**64
+def text_keys(examples: Examples) -> list[str]:
+    """Return a string per example that identifies its text or pair of texts."""
+    return ["\0".join(row) for row in zip(*examples.texts, strict=True)]
+
+
+def hold_out(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
+    """Divide examples into training and validation examples.
+
+    The examples of each class are divided separately, by a hash of their texts. Equal texts are in one split, and the
+    order of the examples has no effect. A class with one text has no validation example, a class with more has at
+    least one of each kind.
+
+    Args:
+        examples: Examples with or without labels.
+        fraction: Fraction of the texts of each class to validate on.
+
+    Returns:
+        Training and validation examples.
+    """
+    keys = text_keys(examples)
+    # Multi-hot labels and numbers are divided together. Equal texts of several classes count for the first of these.
+    labels = examples.labels or []
+    classes = [label if isinstance(label, int) else 0 for label in labels] or [0] * len(keys)
+    class_of: dict[str, int] = {}
+    for key, label in zip(keys, classes, strict=True):
+        class_of[key] = min(label, class_of.get(key, label))
+    keys_of: defaultdict[int, list[str]] = defaultdict(list)
+    for key, label in class_of.items():
+        keys_of[label].append(key)
+    selected: set[str] = set()
+    for group in keys_of.values():
+        group.sort(key=hash_text)
+        selected.update(group[: min(len(group) - 1, max(1, round(fraction * len(group))))])
+    # A text with a class that no training example would have is trained on.
+    indices = [(key, _class_indices(label)) for key, label in zip(keys, labels, strict=False)]
+    trained = {index for key, applying in indices if key not in selected for index in applying}
+    selected -= {key for key, applying in indices if not trained.issuperset(applying)}
+    is_validation = [key in selected for key in keys]
+    return _select(examples, [not value for value in is_validation]), _select(examples, is_validation)
+
+
+def _class_indices(label: Label) -> list[int]:  # of a multi-hot label
+    return np.flatnonzero(label).tolist() if isinstance(label, list) else []
 
 
 def _select(examples: Examples, is_selected: list[bool]) -> Examples:

@@ -1,5 +1,6 @@
 """Conversion between the cells of a label column and the labels of a classifier."""
 
+import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.tables import Label
 
 PROBLEM_TYPES = {"single_label": SINGLE_LABEL, "multi_label": MULTI_LABEL, "regression": REGRESSION}
-_SEPARATOR = ";"  # between the class names of a cell
+DEFAULT_SEPARATOR = ";"  # between the class names of a cell
+_OTHER_SEPARATORS = ("|", ",", "/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +23,23 @@ class LabelSet:
         problem_type: Hugging Face problem type.
         names: Class names in the order of the logits; empty for a regression.
         positive: Class whose precision, recall and F1 are metrics, of a task with two classes; None for no such class.
+        separator: Text between the class names of a multi-label cell.
     """
 
     problem_type: str
     names: tuple[str, ...]
     positive: str | None = None
+    separator: str = DEFAULT_SEPARATOR
 
     @classmethod
-    def from_column(cls, kind: str, column: Sequence[Any], source: str, positive: str | None = None) -> "LabelSet":
+    def from_column(
+        cls,
+        kind: str,
+        column: Sequence[Any],
+        source: str,
+        positive: str | None = None,
+        separator: str | None = None,
+    ) -> "LabelSet":
         """Collect the classes of a training column: numbers in numerical order, then names in alphabetical order.
 
         Args:
@@ -36,10 +47,11 @@ class LabelSet:
             column: Cells of the label column.
             source: File and column in error messages.
             positive: Value of `data.positive_class`.
+            separator: Value of `data.label_separator`; None for `;`, unless the cells seem to have another one.
 
         Raises:
-            ConfigError: If a cell is empty or has the wrong type, fewer than two classes occur, or the positive class
-                is not one of two classes.
+            ConfigError: If a cell is empty or has the wrong type, fewer than two classes occur, the positive class is
+                not one of two classes, or the cells seem to have another separator.
         """
         problem_type = PROBLEM_TYPES[kind]
         if problem_type == REGRESSION:
@@ -49,7 +61,14 @@ class LabelSet:
                 f"{source} must contain class names for data.kind=multi_label, got multi-hot labels of "
                 f"{len(column[0])} classes. List the names of the classes that apply."
             )
-        names = {name for row, cell in enumerate(column) for name in _class_names_in(problem_type, cell, row, source)}
+        if problem_type == MULTI_LABEL and separator is None:
+            _check_separator(column, source)
+        separator = DEFAULT_SEPARATOR if separator is None else separator
+        names = {
+            name
+            for row, cell in enumerate(column)
+            for name in _class_names_in(problem_type, cell, row, source, separator)
+        }
         if len(names) < 2:
             raise ConfigError(
                 f"{source} must contain at least two classes, got {', '.join(names) or 'none'}. Add examples of "
@@ -61,7 +80,7 @@ class LabelSet:
                 f"`data.positive_class` must be one of two classes, got {positive!r} with {', '.join(ordered)} in "
                 f"{source}. Correct or remove the key."
             )
-        return cls(problem_type=problem_type, names=ordered, positive=positive)
+        return cls(problem_type=problem_type, names=ordered, positive=positive, separator=separator)
 
     @property
     def num_outputs(self) -> int:
@@ -83,7 +102,7 @@ class LabelSet:
         index_of = {name: index for index, name in enumerate(self.names)}
         encoded: list[Label] = []
         for row, cell in enumerate(column):
-            names = _class_names_in(self.problem_type, cell, row, source)
+            names = _class_names_in(self.problem_type, cell, row, source, self.separator)
             unknown = [name for name in names if name not in index_of]
             if unknown:
                 raise ConfigError(
@@ -104,26 +123,68 @@ def _is_multi_hot(column: Sequence[Any]) -> bool:
     return is_rectangular and all(value in (0, 1) for cell in column for value in cell)
 
 
-def _class_names_in(problem_type: str, cell: Any, row: int, source: str) -> list[str]:
+def _class_names_in(problem_type: str, cell: Any, row: int, source: str, separator: str) -> list[str]:
+    where = f"{source}, row {row + 1},"
     if problem_type == MULTI_LABEL:
-        items = cell.split(_SEPARATOR) if isinstance(cell, str) else cell
+        items = _parse_list(cell, separator) if isinstance(cell, str) else cell
         if not isinstance(items, list) or None in items:
             raise ConfigError(
-                f"{source}, row {row + 1}, must be a list of class names or a string with {_SEPARATOR!r} between them, "
-                f"got {cell!r}. Fix the cell or remove the row."
+                f"{where} must be a list of class names or a string with {separator!r} between them, got {cell!r}. "
+                "Fix the cell or remove the row."
             )
-        return [name for item in items if (name := str(item).strip())]
+        return [name for item in items if (name := _class_name(item, where, cell))]
     if cell is None or isinstance(cell, (list, dict)) or (isinstance(cell, float) and not cell.is_integer()):
         raise ConfigError(
-            f"{source}, row {row + 1}, must be a class name or a whole number, got {cell!r}. Fix the cell or change "
-            "data.kind."
+            f"{where} must be a class name or a whole number, got {cell!r}. Fix the cell or change data.kind."
         )
-    name = str(int(cell) if isinstance(cell, float) else cell).strip()
+    name = _class_name(cell, where, cell)
     if not name:
-        raise ConfigError(
-            f"{source}, row {row + 1}, must be a class name, got {cell!r}. Fill in the cell or remove the row."
-        )
+        raise ConfigError(f"{where} must be a class name, got {cell!r}. Fill in the cell or remove the row.")
+    if _is_written_list(name):
+        raise ConfigError(f"{where} must be one class name, got the list {cell!r}. Set data.kind=multi_label.")
     return [name]
+
+
+def _class_name(value: Any, where: str, cell: Any) -> str:
+    """Return the name of a class: that of a CSV file and of JSON are equal for whole numbers and true and false."""
+    if isinstance(value, bytes):
+        raise ConfigError(f"{where} must be a class name, got the bytes {value!r}. Convert the column to text.")
+    if isinstance(value, bool):
+        return str(value).lower()
+    name = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    if len(name.splitlines()) > 1:
+        raise ConfigError(f"{where} must be a class name of one line, got {cell!r}. Remove the line breaks.")
+    return name
+
+
+def _is_written_list(text: str) -> bool:
+    return text.startswith("[") and text.endswith("]")
+
+
+def _parse_list(cell: str, separator: str) -> list[Any] | None:
+    """Return the items of a cell such as "a;b" or "['a', 'b']", or None if such a list cannot be read."""
+    if not _is_written_list(cell.strip()):
+        return cell.split(separator)
+    try:
+        items = ast.literal_eval(cell.strip())  # reads JSON lists of strings and numbers as well
+    except (ValueError, SyntaxError):
+        return None
+    return items if isinstance(items, list) else None
+
+
+def _check_separator(column: Sequence[Any], source: str) -> None:
+    """Raise an error if the cells seem to have another separator than the default."""
+    texts = [cell for cell in column if isinstance(cell, str) and not _is_written_list(cell.strip())]
+    if any(DEFAULT_SEPARATOR in text for text in texts):
+        return
+    for row, cell in enumerate(column):
+        found = next((char for char in _OTHER_SEPARATORS if isinstance(cell, str) and char in cell), None)
+        if found is not None and not _is_written_list(cell.strip()):
+            raise ConfigError(
+                f"{source} must have {DEFAULT_SEPARATOR!r} between the class names of a cell, got {cell!r} in row "
+                f"{row + 1} and no {DEFAULT_SEPARATOR!r} in any row. Set data.label_separator={found!r}, or "
+                f"data.label_separator={DEFAULT_SEPARATOR!r} if this is one class."
+            )
 
 
 def _regression_label(cell: Any, row: int, source: str) -> float:

@@ -13,6 +13,7 @@ from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, c
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset
 from mosaicbert.finetune.task.labels import LabelSet
+from mosaicbert.finetune.task.summary import summary_lines
 
 _METRICS = {
     SINGLE_LABEL: ("accuracy", "macro_f1", "matthews_correlation"),
@@ -133,6 +134,8 @@ def write_report(
         "",
         f"Model {model}, fine-tuned on {dataset}: {len(data.train):,} training examples, {len(data.validation):,} "
         f"validation examples, {num_epochs} epochs, {metrics['seconds']:.0f} s.",
+        "",
+        *(f"- {line}" for line in summary_lines(metrics["data"], len(data.validation))),
         "",
         _markdown_row("Validation metric", *columns),
         _markdown_row("---", *["---:"] * len(columns)),

@@ -13,8 +13,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -23,7 +21,7 @@ from mosaicbert.config.finetune import FinetuneConfig, FinetuneRecipe, TaskDataC
 from mosaicbert.config.load import save_recipe
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.task.command import finetune
-from mosaicbert.finetune.task.dataset import _is_in_validation, read_task_dataset
+from mosaicbert.finetune.task.dataset import read_task_dataset
 from mosaicbert.finetune.task.demo_dataset import read_demo_examples
 from mosaicbert.finetune.task.labels import LabelSet
 from mosaicbert.finetune.task.plots import draw_predictions
@@ -91,6 +89,10 @@ def test_classes_are_learned_and_metrics_are_written(fine_tuned):
         len(re.findall(r"^step \d+/50  loss \d\.\d{3}  \d:\d\d:\d\d remaining$", output, flags=re.MULTILINE)) == 2 * 50
     )
     report = (folder / "report.md").read_text()
+    assert "classes: class 0 20 (50.0%), class 1 20 (50.0%)\n" in output
+    assert "- classes: class 0 20 (50.0%), class 1 20 (50.0%)\n" in report
+    assert metrics["data"]["validation_in_training"] == 12
+    assert "warning: 12 of 12 validation texts are also training texts" in output
     assert "| class 1 | 1.000 | 1.000 | 1.000 | 6 |" in report
     assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
 
@@ -261,18 +263,6 @@ def test_multi_label_classes_of_a_hub_dataset_have_its_class_names(tmp_path):
     assert data.train.labels == [[0, 1], [1, 1], [0, 0], [1, 0]]
 
 
-@given(texts=st.lists(st.text(max_size=8), min_size=1, max_size=40), fraction=st.floats(0.05, 0.95))
-def test_a_larger_fraction_extends_the_validation_examples(texts, fraction):
-    larger = min(0.99, fraction + 0.01)
-    selected = [text for text in texts if _is_in_validation((text,), fraction)]
-    assert all(_is_in_validation((text,), larger) for text in selected)
-
-
-def test_the_validation_examples_have_about_the_configured_fraction():
-    fraction = np.mean([_is_in_validation((f"text {index}",), 0.2) for index in range(4000)])
-    assert 0.17 < fraction < 0.23
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -285,13 +275,14 @@ def test_the_validation_examples_have_about_the_configured_fraction():
         ),
         ({"validation": "valid.json"}, r"`data\.validation` must be a file .* got valid\.json"),
         ({"validation": "validation"}, r"`data\.validation` must be a file .* got validation"),
-        ({"validation_fraction": 1e-9}, "must have at least one validation example, got none"),
+        ({"train": "single.csv"}, "must have at least one validation example, got none"),
         ({"kind": "regression", "validation_fraction": 0.5}, "must be a finite number"),
     ],
 )
 def test_invalid_data_are_rejected_before_anything_is_written(changes, message, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty.csv").write_text("text\n")
+    Path("single.csv").write_text("text,label\nfirst,a\nsecond,b\n")  # one text of each class
     fields = {"train": _write(tmp_path / "train.jsonl", _rows(20))} | changes
     with pytest.raises(ConfigError, match=message):
         finetune(_recipe(finished[1].path, tmp_path, TaskDataConfig(**fields)), Console(quiet=True))

@@ -1,5 +1,7 @@
 """Tests of label columns: class names, multi-label cells, numbers and invalid cells."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from mosaicbert.config import ConfigError
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from mosaicbert.finetune.task.labels import LabelSet
 
-_NAME = st.text(st.characters(exclude_characters=";", exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=6)
+_NAME = st.text(st.characters(exclude_characters=";|,/[]", exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=6)
 
 
 def _encode(kind, column, source="t.csv"):
@@ -31,7 +33,32 @@ def test_numbers_are_sorted_numerically_and_booleans_are_classes():
         [2, 1, 0, 1],
     )
     assert _encode("single_label", [1.0, 0.0])[0].names == ("0", "1")
-    assert _encode("single_label", [True, False])[0].names == ("False", "True")
+    assert _encode("single_label", [True, False])[0] == _encode("single_label", ["true", "false"])[0]
+
+
+@pytest.mark.parametrize("cells", [["['a', 'b']", "['c']"], ['["a", "b"]', '["c"]'], ["a;b", "c"], [["a", "b"], ["c"]]])
+def test_written_lists_and_separated_names_are_the_same_labels(cells):
+    assert _encode("multi_label", cells) == (
+        LabelSet(problem_type=MULTI_LABEL, names=("a", "b", "c")),
+        [[1, 1, 0], [0, 0, 1]],
+    )
+
+
+@pytest.mark.parametrize("separator", ["|", ",", "/"])
+def test_another_separator_is_found_and_can_be_set(separator):
+    column = ["sports", f"sports{separator}politics"]
+    message = rf"t\.csv must have ';' between .* in row 2 .* Set data\.label_separator='{re.escape(separator)}'"
+    with pytest.raises(ConfigError, match=message):
+        LabelSet.from_column("multi_label", column, "t.csv")
+    label_set = LabelSet.from_column("multi_label", column, "t.csv", separator=separator)
+    assert label_set.names == ("politics", "sports")
+    assert label_set.encode(column, "t.csv") == [[0, 1], [1, 1]]
+    one_class = LabelSet.from_column("multi_label", [*column, "other"], "t.csv", separator=";")
+    assert one_class.names == ("other", "sports", column[1])
+
+
+def test_a_separator_within_names_is_kept_where_the_default_separates():
+    assert _encode("multi_label", ["a, b;c", "c"])[0].names == ("a, b", "c")
 
 
 _MULTI_LABEL_COLUMN = st.lists(st.lists(_NAME, max_size=4, unique=True), min_size=1, max_size=20)
@@ -63,6 +90,16 @@ def test_regression_labels_may_be_numeric_strings():
         ("single_label", ["a", " "], ", row 2, must be a class name, got ' '"),
         ("single_label", [0.5, 1.0], r", row 1, .* got 0\.5\. Fix the cell or change data\.kind"),
         ("single_label", [["a"], ["b"]], r", row 1, .* got \['a'\]"),
+        (
+            "single_label",
+            ["a", "['a', 'b']"],
+            r", row 2, must be one class name, got the list .* data\.kind=multi_label",
+        ),
+        ("single_label", [b"a", b"b"], ", row 1, must be a class name, got the bytes b'a'"),
+        ("single_label", ["a", "b\nc"], ", row 2, must be a class name of one line"),
+        ("single_label", [1.0, float("nan")], ", row 2, must be a class name or a whole number, got nan"),
+        ("multi_label", ["a;b", "[a, b]"], ", row 2, must be a list of class names or a string"),
+        ("multi_label", [[b"a"], [b"b"]], ", row 1, must be a class name, got the bytes"),
         ("single_label", ["a", "a"], " must contain at least two classes, got a. Add examples"),
         ("multi_label", [["a"], None], ", row 2, must be a list of class names or a string .* got None"),
         ("multi_label", [[0, 1, 0], [1.0, 0, 1]], " must contain class names .* got multi-hot labels of 3 classes"),
