@@ -197,6 +197,17 @@ def _pretrain(parsed: argparse.Namespace, arguments: list[str]) -> int:
     return launch(recipe, arguments, Console())
 
 
+def _predict(parsed: argparse.Namespace, _arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from mosaicbert.finetune.task.predict import predict_file
+
+    columns = None if parsed.text_columns is None else parsed.text_columns.split(",")
+    console = Console(stderr=True)  # stdout has the path of the result
+    print(predict_file(parsed.model, parsed.file, console, output=parsed.output, text_columns=columns))
+    return 0
+
+
 def _export(parsed: argparse.Namespace, _arguments: list[str]) -> int:
     _disable_progress_bars()
     folder = Path(parsed.recipe)
@@ -263,6 +274,15 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     recipe = "YAML file or name of a shipped recipe, e.g. quickstart (see `mosaicbert recipes`)"
     parser.add_argument("recipe", metavar="RECIPE", help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="override of a recipe key")
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a fine-tuning run, Hugging Face folder, or Hub name")
+    parser.add_argument("file", metavar="FILE", type=Path, help=".csv, .jsonl or .parquet file of texts")
+    output = "file for the rows with their predictions, in one of these formats (default: FILE.predictions)"
+    parser.add_argument("--output", metavar="FILE", type=Path, help=output)
+    columns = "one text column, or two separated by a comma (default: those of the run, or text)"
+    parser.add_argument("--text-columns", metavar="NAMES", help=columns)
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -344,6 +364,7 @@ _COMMANDS = {
     "check": _Command("Verify the token store of a recipe and print its statistics", _check),
     "pretrain": _Command("Pretrain a model, or resume its run, and export it", _pretrain),
     "finetune": _Command("Fine-tune a pretrained encoder on a task dataset", _finetune),
+    "predict": _Command("Predict the labels of a file of texts with a fine-tuned model", _predict, _add_predict),
     "glue": _Command("Fine-tune and score a model or the checkpoints of a run on GLUE", _glue),
     "blimp": _Command("Score a model or the checkpoints of a run on BLiMP, without fine-tuning", _blimp, _add_blimp),
     "export": _Command("Export a run as a Hugging Face folder, or a folder to another format", _export, _add_export),

@@ -93,7 +93,8 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     model = load_classifier(name, num_labels=num_outputs, problem_type=settings.problem_type, seed=recipe.seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "recipe.yaml")
-    summary = summarize_data(data, tokenizer, max_input_length(model, recipe.train.max_seq_len))
+    max_length = max_input_length(model, recipe.train.max_seq_len)
+    summary = summarize_data(data, tokenizer, max_length)
     counts = f"{len(data.train):,} training examples, {len(data.validation):,} validation examples"
     for line in (f"{name}: {counts}", *summary_lines(summary, len(data.validation))):
         print_line(console, line)
@@ -107,7 +108,7 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     console.print("Fine-tuning from pretrained weights ...")
     fit = _fit(model, tokenizer, data, settings, console)
 
-    export_classifier(model, tokenizer, data, folder / "hf")
+    export_classifier(model, tokenizer, data, folder / "hf", max_length)
 
     is_classifier = data.label_set.problem_type != REGRESSION
     metrics = {

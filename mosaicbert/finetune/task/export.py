@@ -19,7 +19,7 @@ _MAX_DIFFERENCE = 1e-4  # of logits that are both computed on the CPU, relative 
 
 
 def export_classifier(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskDataset, folder: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: TaskDataset, folder: Path, max_length: int
 ) -> None:
     """Write a fine-tuned classifier and its tokenizer as a Hugging Face folder.
 
@@ -28,6 +28,7 @@ def export_classifier(
         tokenizer: Tokenizer of the model.
         data: Dataset that the model was trained on. It provides class names and probe inputs.
         folder: Path of the folder; an existing folder is replaced.
+        max_length: Number of tokens at which the examples were truncated, and at which the tokenizer will truncate.
 
     Raises:
         TrainingFault: If the logits of the written folder differ from those of the model.
@@ -41,6 +42,7 @@ def export_classifier(
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: index for index, name in enumerate(names)}
     model.save_pretrained(partial)
+    tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(partial)
     _check_logits(model, partial, tokenizer, data.validation)
     replace_folder(partial, folder)

@@ -98,8 +98,8 @@ def prediction_lines(label_set: LabelSet, examples: Examples, logits: Tensor, sp
     for row, texts in enumerate(zip(*examples.texts, strict=True)):
         line: dict[str, Any] = {"split": split, "texts": list(texts)}
         if examples.labels is not None:
-            line["label"] = _class_names(label_set, examples.labels[row])
-        line["predicted"] = _class_names(label_set, predictions[row])
+            line["label"] = class_names(label_set, examples.labels[row])
+        line["predicted"] = class_names(label_set, predictions[row])
         if label_set.problem_type != REGRESSION:
             pairs = zip(label_set.names, probabilities[row], strict=True)
             line["probabilities"] = {name: round(value, 6) for name, value in pairs}
@@ -168,7 +168,13 @@ def label_arrays(label_set: LabelSet, examples: Examples, logits: Tensor) -> tup
     return np.array(examples.labels), predict_labels(label_set.problem_type, logits).numpy()
 
 
-def _class_names(label_set: LabelSet, label: Any) -> Any:
+def class_names(label_set: LabelSet, label: Any) -> Any:
+    """Return the class, the list of classes or the number of a label.
+
+    Args:
+        label_set: Problem type and class names.
+        label: Class index, multi-hot label or number.
+    """
     if label_set.problem_type == REGRESSION:
         return label
     if label_set.problem_type == SINGLE_LABEL:
