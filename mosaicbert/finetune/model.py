@@ -99,26 +99,36 @@ def with_random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     return type(model)(model.config)
 
 
-def scale_output(model: PreTrainedModel, scale: float, offset: float) -> None:
-    """Change the output layer of a regression so that the model returns `scale * output + offset`.
+def find_output_layer(model: PreTrainedModel) -> nn.Linear:
+    """Return the output layer of a regression: the only linear layer with one output.
 
     Args:
-        model: Classifier with one output, which is changed in place.
-        scale: Factor of the output.
-        offset: Added to the scaled output.
+        model: Classifier with one output.
 
     Raises:
-        ConfigError: If the model does not have one linear layer with one output and a bias.
+        ConfigError: If the model does not have exactly one such layer.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1]
-    if len(layers) != 1 or layers[0].bias is None:  # pyright: ignore[reportUnnecessaryComparison]
+    if len(layers) != 1:
         raise ConfigError(
-            f"{type(model).__name__} must have one linear layer with one output and a bias for a regression, got "
-            f"{len(layers)} layers. Choose another encoder."
+            f"{type(model).__name__} must have one linear layer with one output for a regression, got {len(layers)}. "
+            "Choose another encoder."
         )
+    return layers[0]
+
+
+def scale_output(layer: nn.Linear, scale: float, offset: float) -> None:
+    """Change an output layer in place so that it returns `scale * output + offset`.
+
+    Args:
+        layer: Output layer.
+        scale: Factor of the output.
+        offset: Added to the scaled output; 0 if the layer has no bias.
+    """
     with torch.no_grad():
-        layers[0].weight.mul_(scale)
-        layers[0].bias.mul_(scale).add_(offset)
+        layer.weight.mul_(scale)
+        if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            layer.bias.mul_(scale).add_(offset)
 
 
 def pad_token_id_of(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -9,7 +9,14 @@ from transformers import BertForMaskedLM, XLMConfig, XLMForSequenceClassificatio
 
 from mosaicbert.config import ConfigError
 from mosaicbert.finetune.metrics import REGRESSION, SINGLE_LABEL
-from mosaicbert.finetune.model import is_unpadded, load_classifier, max_input_length, save_encoder
+from mosaicbert.finetune.model import (
+    find_output_layer,
+    is_unpadded,
+    load_classifier,
+    max_input_length,
+    save_encoder,
+    scale_output,
+)
 from mosaicbert.model.modeling import MosaicBertForSequenceClassification
 from mosaicbert.model.pretrained import load_pretrained_tokenizer
 from tests.finetune.encoders import load_test_classifier
@@ -155,3 +162,21 @@ def test_an_existing_classifier_of_xlm_is_replaced(tmp_path):
 def test_position_embeddings_limit_the_input_length(mosaicbert_folder, bert_folder):
     assert max_input_length(load_test_classifier(bert_folder), 256) == 48
     assert max_input_length(load_test_classifier(mosaicbert_folder), 256) == 256
+
+
+@pytest.mark.parametrize("fixture", _FOLDERS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_output_of_a_regression_is_scaled(fixture, has_bias, request):
+    model = load_test_classifier(request.getfixturevalue(fixture), num_labels=1, problem_type=REGRESSION).eval()
+    inputs = {"input_ids": torch.tensor([[2, 9, 10, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.int64)}
+    layer = find_output_layer(model)
+    if not has_bias:
+        layer.bias = None
+    expected = 300.0 * model(**inputs).logits + (7.0 if has_bias else 0.0)
+    scale_output(layer, 300.0, 7.0 if has_bias else 0.0)
+    torch.testing.assert_close(model(**inputs).logits, expected)
+
+
+def test_a_model_with_several_outputs_has_no_output_layer_of_a_regression(mosaicbert_folder):
+    with pytest.raises(ConfigError, match="must have one linear layer with one output for a regression, got 0"):
+        find_output_layer(load_test_classifier(mosaicbert_folder))

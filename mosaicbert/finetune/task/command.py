@@ -20,7 +20,13 @@ from mosaicbert.console import print_line
 from mosaicbert.environment import describe_environment
 from mosaicbert.filesystem import write_file
 from mosaicbert.finetune.metrics import REGRESSION
-from mosaicbert.finetune.model import load_classifier, max_input_length, scale_output, with_random_weights
+from mosaicbert.finetune.model import (
+    find_output_layer,
+    load_classifier,
+    max_input_length,
+    scale_output,
+    with_random_weights,
+)
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset, read_task_dataset
 from mosaicbert.finetune.task.export import export_classifier
@@ -191,11 +197,13 @@ def _fit(
     evaluation_sets = [data.validation] if data.predict is None else [data.validation, data.predict]
     start_time = time.monotonic()
     train, mean, scale = data.train, 0.0, 1.0
-    if settings.problem_type == REGRESSION:
-        train, mean, scale = _standardize(data.train)
+    output_layer = find_output_layer(model) if settings.problem_type == REGRESSION else None
+    if output_layer is not None:
+        has_bias = output_layer.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
+        train, mean, scale = _standardize(data.train, with_mean=has_bias)
     logits = fine_tune(model, tokenizer, train, evaluation_sets, settings, lambda line: print_line(console, line))
-    if settings.problem_type == REGRESSION:
-        scale_output(model, scale, mean)
+    if output_layer is not None:
+        scale_output(output_layer, scale, mean)
         logits = [values * scale + mean for values in logits]
     return _FitResult(
         validation_logits=logits[0],
@@ -204,14 +212,15 @@ def _fit(
     )
 
 
-def _standardize(examples: Examples) -> tuple[Examples, float, float]:
+def _standardize(examples: Examples, *, with_mean: bool) -> tuple[Examples, float, float]:
     """Return examples whose labels have the mean 0 and the standard deviation 1, with the mean and the deviation.
 
-    A new output layer returns values near zero, and learns labels of a different scale slowly or not at all.
+    A new output layer returns values near zero, and learns labels of a different scale slowly or not at all. Without
+    `with_mean`, for an output layer without a bias, the mean of the squared labels becomes 1 instead.
     """
     labels = np.array(examples.labels, dtype=np.float64)
-    mean, deviation = float(labels.mean()), float(labels.std())
-    scale = deviation if deviation > 0 else 1.0  # of equal labels
+    mean = float(labels.mean()) if with_mean else 0.0
+    scale = float(np.sqrt(np.mean((labels - mean) ** 2))) or 1.0  # 0 for equal labels
     return replace(examples, labels=((labels - mean) / scale).tolist()), mean, scale
 
 
