@@ -62,6 +62,7 @@ class FinetuneConfig:
     weight_decay: Annotated[float, within("[0, 1)")] = 5.0e-6  # decoupled: p *= 1 - weight_decay * lr / peak_lr
     max_seq_len: Annotated[int, at_least(4)] = 256  # tokens per example
     precision: Literal["bf16", "fp32", "auto"] = "bf16"
+    dropout: Annotated[float | None, within("[0, 1)")] = None  # None: that of the model's configuration
     compare_with_random_weights: bool = False  # also fine-tune the same model from random weights
     pooling: Literal["mean", "cls"] = "mean"  # of sentence embeddings
 
@@ -77,3 +78,11 @@ class FinetuneRecipe(RunRecipe):
     model: str  # run folder, Hugging Face folder, or name on the Hub
     data: TaskDataConfig
     train: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data.kind in EMBEDDING_KINDS and self.train.dropout is not None:
+            raise ConfigError(
+                f"`train.dropout` must be null for `data.kind={self.data.kind}`, got {self.train.dropout}. Set the "
+                "dropout in config.json of the model."
+            )

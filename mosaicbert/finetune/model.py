@@ -71,8 +71,8 @@ def load_classifier(
 def _dropout_options(name: str, config: dict[str, Any], dropout: float) -> dict[str, float]:
     if "hidden_dropout_prob" not in config:
         raise ConfigError(
-            f"`glue.dropout` must be null for {name}, whose configuration has no `hidden_dropout_prob`, got {dropout}. "
-            "Set the dropout in its config.json."
+            f"`dropout` must be null for {name}, whose configuration has no `hidden_dropout_prob`, got {dropout}. Set "
+            "the dropout in its config.json."
         )
     fields = ("hidden_dropout_prob", "classifier_dropout")  # the second one overrides the first for some encoders
     return {field: dropout for field in fields if config.get(field) is not None}

@@ -117,3 +117,8 @@ def test_a_model_that_does_not_exist_is_one_line(tmp_path, capsys):
         main(["finetune", "pairs", *overrides, f"runs_folder={tmp_path}/runs"])
     assert exit_info.value.code == 2
     assert "no-such-model" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_dropout_other_than_that_of_the_model_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"`train\.dropout` must be null for `data\.kind=pairs`, got 0\.1"):
+        make_recipe("model", tmp_path, "pairs", make_pairs(2), dropout=0.1)

@@ -90,7 +90,7 @@ def test_dropout_can_be_changed(fixture, request):
 def test_dropout_of_an_encoder_with_other_names_is_an_error(tmp_path):
     sizes = {"emb_dim": 8, "n_layers": 1, "n_heads": 1}
     XLMForSequenceClassification(XLMConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"`glue.dropout` must be null for .* no `hidden_dropout_prob`, got 0.1"):
+    with pytest.raises(ConfigError, match=r"`dropout` must be null for .* no `hidden_dropout_prob`, got 0.1"):
         load_classifier(str(tmp_path), num_labels=2, problem_type=SINGLE_LABEL, seed=19, dropout=0.1)
 
 

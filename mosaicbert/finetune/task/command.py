@@ -96,7 +96,13 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     data = read_task_dataset(recipe.data)
     tokenizer = load_pretrained_tokenizer(name)
     num_outputs = data.label_set.num_outputs
-    model = load_classifier(name, num_labels=num_outputs, problem_type=settings.problem_type, seed=recipe.seed)
+    model = load_classifier(
+        name,
+        num_labels=num_outputs,
+        problem_type=settings.problem_type,
+        seed=recipe.seed,
+        dropout=recipe.train.dropout,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "recipe.yaml")
     max_length = max_input_length(model, recipe.train.max_seq_len)

@@ -174,6 +174,13 @@ def test_a_multi_label_task_with_text_pairs_is_fine_tuned(finished, tmp_path):
     }
 
 
+def test_the_dropout_is_that_of_the_recipe(finished, tmp_path):
+    data = TaskDataConfig(train=_write(tmp_path / "train.csv", _rows(20)))
+    recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=1, dropout=0.25)
+    config = json.loads((finetune(recipe, Console(quiet=True)) / "hf" / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == 0.25
+
+
 def test_scores_of_the_positive_class_show_that_a_rare_class_is_not_found(finished, tmp_path):
     labels = ["fraud" if index % 20 == 0 else "legit" for index in range(60)]
     rows = [{"text": f"returns the value {index}", "label": label} for index, label in enumerate(labels)]
