@@ -150,12 +150,16 @@ def test_the_differences_of_blimp_after_30_minutes_are_computed_from_the_records
         assert p_value == ("< 0.001" if test.p_value < 0.001 else f"{test.p_value:.2g}")
 
 
+def _blimp_records():
+    return [line for line in _record("pareto-cpu-120min", "scores") if line["task"].startswith("blimp/")]
+
+
 _LONG_RUNS = {"MosaicBERT": "mosaicbert-cpu-120min", "BERT": "bert-cpu-120min"}
 
 
 def test_the_tables_of_120_minutes_agree_with_the_records():
     accuracies = {}
-    for line in _record("pareto-cpu-120min", "scores"):
+    for line in _blimp_records():
         phenomenon = line["task"].removeprefix("blimp/").replace("_", " ")
         accuracies.setdefault(Path(line["run"]).name, {})[phenomenon] = [*line["metrics"].values()]
     pretraining = {Path(line["run"]).name: line for line in _record("pareto-cpu-120min", "pretraining")}
@@ -182,6 +186,54 @@ def test_the_difference_of_blimp_after_120_minutes_is_computed_from_the_records(
     test = compare(recipe, *_LONG_RUNS.values(), console)["blimp"].test
     low, high = test.interval
     assert f"The difference in BLiMP is {test.difference:+.2f} points [{low:+.2f}, {high:+.2f}]" in _PAGE
+
+
+_PRIMARY = ("mnli", "qqp", "qnli", "sst2")
+
+
+def test_the_table_of_the_protocol_agrees_with_the_records():
+    names = {run: model for model, run in _LONG_RUNS.items()} | {
+        "mosaicbert-cpu-untrained": "MosaicBERT, random weights"
+    }
+    rows = {}
+    for line in _record("pareto-cpu-120min", "tuning"):
+        key = (names[line["run"]], f"{line['train_examples']:,}", f"{line['dropout']:g}", f"{line['peak_lr']:g}")
+        value = line["metrics"].get("accuracy_matched", line["metrics"].get("accuracy"))
+        rows.setdefault(key, {})[line["task"]] = f"{100 * value:.1f}"
+    expected = [[*key, scores["mnli"], scores.get("sst2", "-")] for key, scores in rows.items()]
+    assert _rows(_section("A run on two cores"), "model to tune") == expected
+
+
+def test_the_table_of_glue_after_120_minutes_agrees_with_the_records():
+    scores = {}
+    for line in _record("pareto-cpu-120min", "scores"):
+        if line["task"] in _PRIMARY:
+            metrics = {"mnli": lambda values: values["accuracy_matched"]}.get(line["task"], _fraction)(line["metrics"])
+            scores.setdefault(Path(line["run"]).name, {}).setdefault(line["task"], []).append(100 * metrics)
+    runs = [*_LONG_RUNS.items(), ("MosaicBERT, random weights", "mosaicbert-cpu-untrained")]
+    expected = [
+        [
+            model,
+            str(len(scores[run]["mnli"])),
+            *(f"{statistics.fmean(scores[run][task]):.1f}" for task in _PRIMARY),
+            f"{statistics.fmean(statistics.fmean(scores[run][task]) for task in _PRIMARY):.1f}",
+        ]
+        for model, run in runs
+    ]
+    assert _rows(_section("A run on two cores"), "model with GLUE") == expected
+
+
+def _fraction(metrics):
+    return statistics.fmean(metrics.values())
+
+
+def test_the_difference_of_glue_after_120_minutes_is_computed_from_the_records(console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _restore("pareto-cpu-120min")
+    recipe = load_recipe(_ROOT / "recipes" / "pareto" / "pareto-cpu.yaml", [], ParetoRecipe)
+    test = compare(recipe, *_LONG_RUNS.values(), console)["mean"].test
+    low, high = test.interval
+    assert f"The difference of the means is {test.difference:+.2f} points [{low:+.2f}, {high:+.2f}]" in _PAGE
 
 
 def _restore(folder):
