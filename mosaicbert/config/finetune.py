@@ -63,6 +63,7 @@ class FinetuneConfig:
     max_seq_len: Annotated[int, at_least(4)] = 256  # tokens per example
     precision: Literal["bf16", "fp32", "auto"] = "bf16"
     dropout: Annotated[float | None, within("[0, 1)")] = None  # None: that of the model's configuration
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare classes count as much as frequent ones
     compare_with_random_weights: bool = False  # also fine-tune the same model from random weights
     pooling: Literal["mean", "cls"] = "mean"  # of sentence embeddings
 
@@ -81,6 +82,11 @@ class FinetuneRecipe(RunRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train.class_weights != "none" and self.data.kind not in ("single_label", "multi_label"):
+            raise ConfigError(
+                f"`train.class_weights` must be none for `data.kind={self.data.kind}`, got {self.train.class_weights}. "
+                "Remove the key."
+            )
         if self.data.kind in EMBEDDING_KINDS and self.train.dropout is not None:
             raise ConfigError(
                 f"`train.dropout` must be null for `data.kind={self.data.kind}`, got {self.train.dropout}. Set the "

@@ -1,5 +1,6 @@
 """Composer model wrapper of a classifier: forward pass and loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +19,19 @@ class ClassifierComposerModel(ComposerModel):
         model: Classifier returned by `load_classifier`.
         problem_type: Hugging Face problem type.
         cpu_autocast: Dtype of matrix products on the CPU, where Composer supports only fp32.
+        class_weights: Weight of each class in the loss; of multi-hot labels, that of its positive examples. None for
+            equal weights.
     """
 
-    def __init__(self, model: PreTrainedModel, problem_type: str, cpu_autocast: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        problem_type: str,
+        cpu_autocast: torch.dtype,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
         self.model = model
         self.problem_type = problem_type
         self.cpu_autocast = cpu_autocast
@@ -36,6 +46,7 @@ class ClassifierComposerModel(ComposerModel):
         logits, labels = outputs.float(), batch["labels"]
         if self.problem_type == REGRESSION:
             return F.mse_loss(logits[:, 0], labels.float())
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.problem_type == MULTI_LABEL:
-            return F.binary_cross_entropy_with_logits(logits, labels)
-        return F.cross_entropy(logits, labels)
+            return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+        return F.cross_entropy(logits, labels, weights)

@@ -38,6 +38,7 @@ class FinetuneSettings:
         shuffle: True to shuffle the training data in each epoch.
         max_seq_len: Maximum number of tokens of an example.
         precision: Dtype of matrix products.
+        class_weights: Weight of each class in the loss, see `ClassifierComposerModel`; None for equal weights.
     """
 
     protocol: Protocol
@@ -46,6 +47,7 @@ class FinetuneSettings:
     shuffle: bool
     max_seq_len: int
     precision: torch.dtype
+    class_weights: tuple[float, ...] | None = None
 
 
 class _LearningRateScheduler(Callback):
@@ -129,7 +131,7 @@ def fine_tune(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         trainer = Trainer(
-            model=ClassifierComposerModel(model, settings.problem_type, cpu_autocast=settings.precision),
+            model=ClassifierComposerModel(model, settings.problem_type, settings.precision, settings.class_weights),
             train_dataloader=_data_spec(loader),
             max_duration=f"{len(loader)}ba",
             optimizers=build_optimizer(model, optimizer),

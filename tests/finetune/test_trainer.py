@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from mosaicbert.config.glue import Protocol
-from mosaicbert.finetune.metrics import SINGLE_LABEL
+from mosaicbert.finetune.composer_model import ClassifierComposerModel
+from mosaicbert.finetune.metrics import MULTI_LABEL, SINGLE_LABEL
 from mosaicbert.finetune.model import max_input_length, save_encoder
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.trainer import FinetuneSettings, fine_tune
@@ -79,3 +80,20 @@ def test_fine_tuning_learns_a_simple_task_and_is_bit_reproducible(fixture, reque
     assert all(torch.equal(*pair) for pair in zip(logits, run(), strict=True))
     assert not torch.equal(logits[0], run(shuffle=False)[0])
     assert not torch.equal(logits[0], run(seed=8364)[0])
+
+
+def test_class_weights_change_the_loss(mosaicbert_folder):
+    logits = torch.tensor([[2.0, 0.0], [0.5, 1.0], [1.0, 1.0]])
+    model = load_test_classifier(mosaicbert_folder)
+    weights = (0.5, 3.0)
+    single = ClassifierComposerModel(model, SINGLE_LABEL, torch.float32, weights)
+    labels = torch.tensor([0, 1, 1])
+    losses = [float(torch.logsumexp(row, 0) - row[label]) for row, label in zip(logits, labels, strict=True)]
+    expected = (0.5 * losses[0] + 3.0 * (losses[1] + losses[2])) / 6.5
+    assert float(single.loss(logits, {"labels": labels})) == pytest.approx(expected)
+    several = ClassifierComposerModel(model, MULTI_LABEL, torch.float32, weights)
+    multi_hot = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    factors = torch.where(multi_hot > 0, torch.tensor(weights), 1.0)
+    signed = torch.where(multi_hot > 0, logits, -logits)
+    expected = float((factors * torch.log1p(torch.exp(-signed))).mean())
+    assert float(several.loss(logits, {"labels": multi_hot})) == pytest.approx(expected)

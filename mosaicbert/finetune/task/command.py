@@ -30,7 +30,7 @@ from mosaicbert.finetune.model import (
 from mosaicbert.finetune.tables import Examples
 from mosaicbert.finetune.task.dataset import TaskDataset, read_task_dataset
 from mosaicbert.finetune.task.export import export_classifier
-from mosaicbert.finetune.task.labels import PROBLEM_TYPES
+from mosaicbert.finetune.task.labels import PROBLEM_TYPES, balanced_weights
 from mosaicbert.finetune.task.plots import draw_predictions
 from mosaicbert.finetune.task.report import (
     class_scores,
@@ -94,6 +94,8 @@ def finetune(recipe: FinetuneRecipe, console: Console) -> Path:
     name = newest_model(recipe.model)
     settings = _fine_tuning_settings(recipe.train, PROBLEM_TYPES[recipe.data.kind], recipe.seed)
     data = read_task_dataset(recipe.data)
+    if recipe.train.class_weights == "balanced":
+        settings = replace(settings, class_weights=balanced_weights(data.label_set, data.train.labels or []))
     tokenizer = load_pretrained_tokenizer(name)
     num_outputs = data.label_set.num_outputs
     model = load_classifier(

@@ -2,6 +2,7 @@
 
 import ast
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +115,24 @@ class LabelSet:
             else:
                 encoded.append([int(name in names) for name in self.names])
         return encoded
+
+
+def balanced_weights(label_set: LabelSet, labels: Sequence[Label]) -> tuple[float, ...]:
+    """Compute weights with which each class contributes equally to the loss.
+
+    With N examples, L classes and n of a class, the weight is N / (L n). The weight of the positive examples of a
+    multi-hot label is (N - n) / n. A class without examples has the weight 1.
+
+    Args:
+        label_set: Problem type and class names of a classification.
+        labels: Labels of the training examples.
+    """
+    if label_set.problem_type == MULTI_LABEL:
+        counts = [sum(column) for column in zip(*(label for label in labels if isinstance(label, list)), strict=True)]
+        return tuple((len(labels) - count) / count if count else 1.0 for count in counts)
+    by_class = Counter(int(label) for label in labels if not isinstance(label, list))
+    size = len(label_set.names)
+    return tuple(len(labels) / (size * by_class[index]) if by_class[index] else 1.0 for index in range(size))
 
 
 def _is_multi_hot(column: Sequence[Any]) -> bool:

@@ -174,6 +174,25 @@ def test_a_multi_label_task_with_text_pairs_is_fine_tuned(finished, tmp_path):
     }
 
 
+def test_balanced_weights_raise_the_probability_of_a_rare_class(finished, tmp_path):
+    # The texts do not tell the class, so the probabilities become those of the classes in the loss: 0.1 and 0.5.
+    rows = [{"text": f"returns the value {index}", "label": index % 10 == 0} for index in range(60)]
+    path = _write(tmp_path / "train.jsonl", rows)
+    probabilities = {}
+    for weights in ("none", "balanced"):
+        data = TaskDataConfig(train=path, validation=path)
+        recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=4, peak_lr=3e-3, class_weights=weights)
+        folder = finetune(replace(recipe, run_name=weights), Console(quiet=True))
+        probabilities[weights] = np.mean([line["probabilities"]["true"] for line in _lines(folder)])
+    assert probabilities["none"] + 0.1 < probabilities["balanced"]
+
+
+def test_class_weights_of_numbers_are_an_error(tmp_path):
+    data = TaskDataConfig(train="train.csv", kind="regression")
+    with pytest.raises(ConfigError, match=r"`train\.class_weights` must be none for `data\.kind=regression`"):
+        _recipe("model", tmp_path, data, class_weights="balanced")
+
+
 def test_the_dropout_is_that_of_the_recipe(finished, tmp_path):
     data = TaskDataConfig(train=_write(tmp_path / "train.csv", _rows(20)))
     recipe = _recipe(finished[1].hugging_face, tmp_path, data, epochs=1, dropout=0.25)

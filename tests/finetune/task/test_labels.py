@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mosaicbert.config import ConfigError
 from mosaicbert.finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from mosaicbert.finetune.task.labels import LabelSet
+from mosaicbert.finetune.task.labels import LabelSet, balanced_weights
 
 _NAME = st.text(st.characters(exclude_characters=";|,/[]", exclude_categories=["Cs", "Z", "C"]), min_size=1, max_size=6)
 
@@ -120,3 +120,11 @@ def test_a_class_without_training_examples_is_rejected(kind, cell):
     label_set = LabelSet.from_column(kind, ["a", "b"], "train.csv")
     with pytest.raises(ConfigError, match=r"v\.csv, row 1, must be a class of the training examples, got 'c'"):
         label_set.encode([cell], "v.csv")
+
+
+def test_balanced_weights_make_the_classes_equal():
+    single = LabelSet(problem_type=SINGLE_LABEL, names=("a", "b", "c"))
+    assert balanced_weights(single, [0, 0, 0, 1]) == pytest.approx((4 / 9, 4 / 3, 1.0))
+    several = LabelSet(problem_type=MULTI_LABEL, names=("a", "b"))
+    assert balanced_weights(several, [[1, 0], [0, 0], [0, 0], [1, 0]]) == pytest.approx((1.0, 1.0))
+    assert balanced_weights(several, [[1, 1], [0, 1], [0, 1], [0, 0]]) == pytest.approx((3.0, 1 / 3))
